@@ -12,6 +12,7 @@ dinov2/models/vision_transformer.py and dinov2/layers/.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, overload
@@ -78,11 +79,36 @@ class Tokens:
         return cls(x_BSD[:, 0], x_BSD[:, 1 : 1 + num_registers], x_BSD[:, 1 + num_registers :])
 
 
-class DinoVisionTransformer(nn.Module):
-    """A ViT that gives normed CLS, register and patch tokens for normalised RGB images of any size divisible by the patch size."""
+class Backbone(nn.Module, ABC):
+    """What the rest of the project needs to know of any ViT, ours or another library's.
 
-    mean = IMAGENET_MEAN
-    std = IMAGENET_STD
+    Attributes:
+        embed_dim: width D of a token.
+        depth: number of blocks.
+        patch_size: side of a patch in pixels; image sides are multiples of it.
+        num_registers: register tokens R.
+        mean: of the RGB channels the model was trained with, for pixels in 0..1.
+        std: likewise the standard deviation.
+    """
+
+    embed_dim: int
+    depth: int
+    patch_size: int
+    num_registers: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tokens:
+        """Final tokens of images (B, 3, H, W) float, RGB, normalised with `mean` and `std`."""
+
+    @abstractmethod
+    def intermediate_layers(self, images: Tensor, layers: Sequence[int], *, norm: bool = True) -> list[Tokens]:
+        """Tokens after the given blocks (0 is the first), by default after the final norm, for images as in `forward`."""
+
+
+class DinoVisionTransformer(Backbone):
+    """A ViT that gives normed CLS, register and patch tokens for normalised RGB images of any size divisible by the patch size."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -117,8 +143,10 @@ class DinoVisionTransformer(nn.Module):
 
     @overload
     def forward(self, images: Tensor, masks: Tensor | None = None) -> Tokens: ...
+
     @overload
     def forward(self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> list[Tokens]: ...
+
     def forward(self, images: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor | None] | None = None) -> Tokens | list[Tokens]:
         """Final tokens of one batch, or of several crop sizes whose linear layers then run as one.
 

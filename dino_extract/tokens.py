@@ -58,7 +58,10 @@ class TokenSpec:
             ConfigError: register tokens are asked of a backbone that has none.
         """
         if "registers" in self.kinds and num_registers == 0:
-            raise ConfigError("`--tokens registers` needs a model with register tokens, this one has none", hint="use a `-reg` model such as `--model vits14-reg`")
+            raise ConfigError(
+                "`--tokens registers` needs a model with register tokens, this one has none",
+                hint="use a `-reg` model such as `--model vits14-reg`",
+            )
         shape_of: dict[TokenKind, tuple[int, ...]] = {
             "cls": (embed_dim,),
             "patch": (*grid, embed_dim),
