@@ -1,0 +1,357 @@
+"""From SOURCE arguments to a sorted manifest of images, and from one entry of it to the bytes of that image."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_extract.archive import Member, clean_key, read_tar_index
+from dino_extract.errors import DecodeError, SourceError
+from dino_extract.status import Status
+from dino_extract.suffixes import IMAGE_SUFFIXES, UNREADABLE_ARCHIVES, is_hidden, reason_to_skip
+
+MAX_FILE_BYTES = 512 * 2**20  # no photograph is larger; a wrong file should not fill the memory
+
+
+class ImageError(DecodeError):
+    """One image that cannot be used: the status of its row and the text beside it (stage, error, message)."""
+
+    def __init__(self, status: Status, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class ImageRef(NamedTuple):
+    """Where the bytes of one image lie."""
+
+    path: bytes  # absolute path of the file, or of the tar that holds it
+    offset: int  # first byte inside a tar; -1 for a file of its own
+    size: int  # bytes
+    key: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """All images of a run, sorted by the bytes of their keys.
+
+    `root` and a key are enough to find an image again (see `resolve`).
+    """
+
+    root: bytes  # absolute: the one folder or tar that was given, else the working directory
+    sources: tuple[bytes, ...]  # as given, made absolute; `-` stands for a list on stdin
+    keys: list[bytes]
+    file_size: NDArray[np.int64]  # (N,) bytes
+    file_mtime_ns: NDArray[np.int64]  # (N,)
+    containers: tuple[bytes, ...]  # absolute paths of tars
+    container: NDArray[np.int32]  # (N,) index into `containers`, -1 for a file of its own
+    offset: NDArray[np.int64]  # (N,) first byte inside its container, -1 for a file of its own
+    skipped: dict[str, int] = field(default_factory=dict)  # reason -> how many were left out
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, row: int) -> ImageRef:
+        key, container = self.keys[row], int(self.container[row])
+        path = os.path.join(self.root, key) if container < 0 else self.containers[container]
+        return ImageRef(path, int(self.offset[row]), int(self.file_size[row]), key)
+
+
+def find_images(sources: Sequence[str | bytes], *, suffixes: Sequence[str] = (), stdin: BinaryIO | None = None) -> Manifest:
+    """The images of all sources as one sorted manifest.
+
+    Keys are relative to the source where it is one folder or one tar; else they are the paths as typed, and members of a tar follow
+    its path (`shards/000.tar/cat.jpg`). An image that is reached twice is listed once.
+
+    Args:
+        sources: folders, files, quoted globs, `.tar` files, `-` (one path per line on stdin) or `-0` (paths ended by NUL).
+        suffixes: take exactly these from folders, globs and tars (`.heic`), instead of everything that may be an image.
+        stdin: where `-` and `-0` read from, binary.
+
+    Raises:
+        SourceError: a source is missing, of a kind that is not read, or there is no image at all.
+    """
+    if not sources:
+        raise SourceError("no source given", hint="name a folder of images, for example `dino-extract embed photos/`")
+    typed = [os.fsencode(source) for source in sources]
+    finder = _Finder(tuple(suffix.lower() if suffix.startswith(".") else f".{suffix.lower()}" for suffix in suffixes))
+    root = os.getcwdb()
+    if len(typed) == 1 and typed[0] not in (b"-", b"-0") and (os.path.isdir(typed[0]) or _is_tar(typed[0])):
+        root = _absolute(typed[0])
+        finder.add_path(root, b"")
+    else:
+        for source in typed:
+            if source in (b"-", b"-0"):
+                finder.add_list(_read_list(stdin, b"\n" if source == b"-" else b"\0"))
+            else:
+                finder.add_source(source)
+        finder.drop_same_files(root)
+    if not finder.keys:
+        looked_for = ", ".join(finder.suffixes or IMAGE_SUFFIXES[:5])
+        left_out = "".join(f", skipped {count:,} {reason}" for reason, count in finder.skipped.most_common(3))
+        raise SourceError(
+            f"`{' '.join(map(printable, typed))}` contains no image file (looked for {looked_for}{left_out})",
+            hint="add a suffix with `--suffix .heic`",
+        )
+    absolute = tuple(source if source in (b"-", b"-0") else _absolute(source) for source in typed)
+    return finder.manifest(root, absolute)
+
+
+class _Finder:
+    """Collects images in the order they are met; columns are arrays because there may be millions."""
+
+    def __init__(self, suffixes: tuple[str, ...]) -> None:
+        self.suffixes = suffixes
+        self.keys: list[bytes] = []
+        self.sizes, self.mtimes, self.offsets, self.container = array("q"), array("q"), array("q"), array("i")
+        self.containers: list[bytes] = []
+        self.skipped: Counter[str] = Counter()
+
+    def add_source(self, source: bytes) -> None:
+        """One typed source; an existing path wins over the same text read as a glob."""
+        if os.path.lexists(source) or not glob.has_magic(source):
+            self.add_path(source, clean_key(source))
+            return
+        matches = sorted(glob.iglob(source, recursive=True))
+        if not matches:
+            raise SourceError(f"`{printable(source)}` matches no file")
+        for match in matches:
+            if os.path.isdir(match) or _is_tar(match) or self._is_wanted(os.path.basename(match)):
+                self.add_path(match, clean_key(match))
+
+    def add_list(self, paths: Iterable[bytes]) -> None:
+        """Every path of a list; what is missing gets a row that will fail, so that one lost file does not end the run."""
+        num_listed = num_missing = 0
+        for path in paths:
+            num_listed += 1
+            if os.path.lexists(path):
+                self.add_path(path, clean_key(path))
+            else:
+                num_missing += 1
+                self._add(clean_key(path), 0, 0)
+        if num_listed and num_missing == num_listed:
+            raise SourceError(
+                f"none of the {num_listed:,} listed paths exists", hint="paths in a list are relative to the working directory"
+            )
+
+    def add_path(self, path: bytes, key: bytes) -> None:
+        """A folder, a tar, or one file; its keys start with `key`."""
+        try:
+            info = os.stat(path)
+            if stat.S_ISDIR(info.st_mode):
+                os.scandir(path).close()  # a forbidden sub-folder is noted and passed over, a forbidden source is an error
+        except OSError as error:
+            raise SourceError(f"`{printable(path)}` cannot be read: {error.strerror}") from error
+        if stat.S_ISDIR(info.st_mode):
+            self._add_folder(path, key)
+        elif not stat.S_ISREG(info.st_mode):
+            raise SourceError(f"`{printable(path)}` is neither a folder nor a regular file")
+        elif _is_tar(path):
+            self._add_tar(path, key)
+        elif path.lower().endswith(tuple(map(str.encode, UNREADABLE_ARCHIVES))):
+            raise SourceError(
+                f"`{printable(path)}` is an archive that cannot be read in place", hint="give a `.tar` without compression, or a folder"
+            )
+        else:
+            self._add(key, info.st_size, info.st_mtime_ns)
+
+    def drop_same_files(self, root: bytes) -> None:
+        """Keep the first of several keys that name the same file (`a.jpg` and `/photos/a.jpg`)."""
+        seen: dict[bytes, None] = {}
+        keep = []
+        for row, key in enumerate(self.keys):
+            name = os.path.normpath(os.path.join(root, key)) if key.startswith(b"/") or b".." in key else os.path.join(root, key)
+            if name not in seen:
+                seen[name] = None
+                keep.append(row)
+        if len(keep) < len(self.keys):
+            self.keys = [self.keys[row] for row in keep]
+            for name_of_column in ("sizes", "mtimes", "offsets", "container"):
+                column = getattr(self, name_of_column)
+                setattr(self, name_of_column, array(column.typecode, (column[row] for row in keep)))
+
+    def manifest(self, root: bytes, sources: tuple[bytes, ...]) -> Manifest:
+        """Everything found, in the order of the keys."""
+        order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
+        rows = np.array(order, np.int64)
+        return Manifest(
+            root,
+            sources,
+            [self.keys[row] for row in order],
+            file_size=np.frombuffer(self.sizes, np.int64)[rows],
+            file_mtime_ns=np.frombuffer(self.mtimes, np.int64)[rows],
+            containers=tuple(self.containers),
+            container=np.frombuffer(self.container, np.int32)[rows],
+            offset=np.frombuffer(self.offsets, np.int64)[rows],
+            skipped=dict(self.skipped),
+        )
+
+    def _add(self, key: bytes, size: int, mtime_ns: int, container: int = -1, offset: int = -1) -> None:
+        self.keys.append(key)
+        self.sizes.append(size)
+        self.mtimes.append(mtime_ns)
+        self.container.append(container)
+        self.offsets.append(offset)
+
+    def _is_wanted(self, name: bytes) -> bool:
+        """Whether a file of this name is taken from a folder; counts it where it is not."""
+        reason = reason_to_skip(name, self.suffixes)
+        if reason is not None:
+            self.skipped[reason] += 1
+        return reason is None
+
+    def _add_tar(self, path: bytes, key: bytes) -> None:
+        index = read_tar_index(path)
+        self.skipped.update(index.skipped)
+        container = len(self.containers)
+        self.containers.append(_absolute(path))
+        prefix = key + b"/" if key else b""
+        for name, member in index.members.items():
+            *folders, base = name.split(b"/")
+            if any(map(is_hidden, folders)):
+                self.skipped["hidden"] += 1
+            elif self._is_wanted(base):
+                self._add(prefix + name, member.size, member.mtime_ns, container, member.offset)
+
+    def _add_folder(self, path: bytes, key: bytes) -> None:
+        """Walk real folders first and symlinked ones after them, each folder once: no loop, and the same keys on every run."""
+        seen: set[tuple[int, int]] = set()
+        waiting = [(path, key)]
+        while waiting:
+            links: list[tuple[bytes, bytes]] = []
+            for folder, folder_key in sorted(waiting):
+                self._walk(folder, folder_key, seen, links)
+            waiting = links
+
+    def _walk(self, path: bytes, key: bytes, seen: set[tuple[int, int]], links: list[tuple[bytes, bytes]]) -> None:
+        stack = [(path, key)]
+        while stack:
+            folder, folder_key = stack.pop()
+            prefix = folder_key + b"/" if folder_key else b""
+            try:
+                info = os.stat(folder)
+                if (info.st_dev, info.st_ino) in seen:
+                    continue
+                seen.add((info.st_dev, info.st_ino))
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        self._add_entry(entry, prefix + entry.name, stack, links)
+            except OSError as error:
+                self.skipped[f"folder `{printable(folder)}` ({error.strerror})"] += 1
+
+    def _add_entry(self, entry: os.DirEntry[bytes], key: bytes, stack: list[tuple[bytes, bytes]], links: list[tuple[bytes, bytes]]) -> None:
+        if entry.is_dir():
+            if is_hidden(entry.name):
+                self.skipped["hidden folder"] += 1
+            else:
+                (links if entry.is_symlink() else stack).append((entry.path, key))
+        elif self._is_wanted(entry.name):
+            try:
+                info = entry.stat()
+            except OSError:
+                self.skipped["broken link or vanished file"] += 1
+                return
+            if stat.S_ISREG(info.st_mode):
+                self._add(key, info.st_size, info.st_mtime_ns)
+            else:
+                self.skipped["special file"] += 1
+
+
+def resolve(root: bytes, key: bytes) -> ImageRef:
+    """Where the image of a stored key is now, inside a tar too.
+
+    Args:
+        root: the manifest's root, absolute.
+        key: the image's key in that manifest.
+
+    Raises:
+        SourceError: there is no such file or member.
+    """
+    path = os.path.join(root, key)
+    if os.path.isfile(path):
+        return ImageRef(path, -1, os.stat(path).st_size, key)
+    head, member_name = (root, key) if _is_tar(root) else _split_at_tar(path)
+    member: Member | None = read_tar_index(head).members.get(member_name) if head else None
+    if member is None:
+        raise SourceError(f"`{printable(key)}` is no longer in `{printable(root)}`")
+    return ImageRef(head, member.offset, member.size, key)
+
+
+def _split_at_tar(path: bytes) -> tuple[bytes, bytes]:
+    end = path.lower().find(b".tar/")
+    while end >= 0:
+        head, tail = path[: end + 4], path[end + 5 :]
+        if os.path.isfile(head):
+            return head, tail
+        end = path.lower().find(b".tar/", end + 1)
+    return b"", b""
+
+
+def read_image_bytes(ref: ImageRef, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of one image; never waits on a FIFO or device and never reads more than `max_bytes`.
+
+    Raises:
+        ImageError: the file has gone (VANISHED), is too large (TOO_LARGE), or cannot be read (UNREADABLE).
+    """
+    try:
+        descriptor = os.open(ref.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without O_NONBLOCK a FIFO would wait for ever
+        try:
+            info = os.fstat(descriptor)
+            if not stat.S_ISREG(info.st_mode):
+                raise ImageError(Status.UNREADABLE, "read: not a regular file")
+            size = ref.size if ref.offset >= 0 else info.st_size
+            if size > max_bytes:
+                raise ImageError(Status.TOO_LARGE, f"read: {size:,} bytes, more than {max_bytes:,}")
+            return b"".join(_read_range(descriptor, max(ref.offset, 0), size))
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise ImageError(Status.VANISHED, "read: the file has gone") from None
+    except OSError as error:
+        raise ImageError(Status.UNREADABLE, f"read: {type(error).__name__}: {error.strerror}") from error
+
+
+def _read_range(descriptor: int, offset: int, size: int) -> Iterator[bytes]:
+    while size > 0:
+        part = os.pread(descriptor, size, offset)
+        if not part:  # the file has shrunk: the decoder will say what is wrong with the rest
+            return
+        yield part
+        offset, size = offset + len(part), size - len(part)
+
+
+def _read_list(stdin: BinaryIO | None, separator: bytes) -> Iterator[bytes]:
+    if stdin is None:
+        raise SourceError(
+            "a list of paths on stdin was asked for, but there is no stdin",
+            hint="for example `find photos -name '*.jpg' | dino-extract embed -`",
+        )
+    rest = b""
+    while block := stdin.read(1 << 20):
+        *paths, rest = (rest + block).split(separator)
+        yield from filter(None, (path.removesuffix(b"\r") if separator == b"\n" else path for path in paths))
+    if last := rest.removesuffix(b"\r") if separator == b"\n" else rest:
+        yield last
+
+
+def _is_tar(path: bytes) -> bool:
+    return path.lower().endswith(b".tar") and os.path.isfile(path)
+
+
+def _absolute(path: bytes) -> bytes:
+    path = clean_key(os.path.join(os.getcwdb(), path))
+    return os.path.realpath(path) if b".." in path.split(b"/") else path
+
+
+def printable(path: bytes) -> str:
+    """The path as text that is safe on a terminal: control characters and bytes that are not UTF-8 are escaped."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,0 +1,48 @@
+"""Which files of a folder are images, judged by name alone."""
+
+from __future__ import annotations
+
+import os
+
+
+def _suffixes(text: str) -> tuple[str, ...]:
+    return tuple(f".{word}" for word in text.split())
+
+
+# Named in messages; what is taken is everything but NOT_IMAGE_SUFFIXES.
+IMAGE_SUFFIXES = _suffixes("jpg jpeg png webp tif tiff bmp gif avif jp2 tga ppm pgm pbm psd ico dds qoi pcx sgi im mpo")
+
+# What certainly is no image is left out of a folder. Anything else, a name without suffix included, is tried and gets a row, so that
+# an image under an odd name is never lost without a trace.
+NOT_IMAGE_SUFFIXES = frozenset(
+    _suffixes(
+        "txt md rst csv tsv json jsonl ndjson xml yaml yml toml ini cfg html htm css log lst srt vtt sha256 md5 "
+        "py pyc ipynb sh bat js ts c h cpp hpp java rs go r m pl rb php sql exe dll so dylib o a jar "
+        "zip tar gz tgz bz2 tbz xz txz zst 7z rar lz4 whl iso dmg "
+        "mp4 mov avi mkv webm mpg mpeg m4v wmv flv mp3 wav flac ogg aac m4a opus "
+        "pdf doc docx xls xlsx ppt pptx odt ods odp rtf epub tex bib "
+        "npy npz pt pth ckpt safetensors onnx pkl pickle joblib h5 hdf5 hdf parquet arrow feather lmdb mdb tfrecord "
+        "rec idx db sqlite sqlite3 bin dat tmp part lock bak"
+    )
+)
+UNREADABLE_ARCHIVES = _suffixes("tgz gz tbz bz2 txz xz zst zip 7z rar lz4")
+JUNK_NAMES = frozenset([b"Thumbs.db", b"desktop.ini", b"__MACOSX"])  # left behind by file managers
+
+
+def is_hidden(name: bytes) -> bool:
+    """Whether a file or folder name is one that people do not see."""
+    return name.startswith(b".") or name in JUNK_NAMES
+
+
+def reason_to_skip(name: bytes, suffixes: tuple[str, ...]) -> str | None:
+    """Why a file of a folder is left out (`hidden`, or its suffix), or None where it is taken.
+
+    Args:
+        name: the file's name without its folder.
+        suffixes: take exactly these, lower case; empty: everything that may be an image.
+    """
+    if is_hidden(name):
+        return "hidden"
+    suffix = os.path.splitext(name)[1].lower().decode("ascii", "replace")
+    is_wanted = suffix in suffixes if suffixes else suffix not in NOT_IMAGE_SUFFIXES
+    return None if is_wanted else suffix or "no suffix"
