@@ -1,0 +1,88 @@
+"""Sums, maxima and rows over the processes of a run; with group None each is the identity."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, distributed
+
+Group = distributed.ProcessGroup | None
+
+
+def world() -> Group:
+    """The group of all ranks, or None where this is the only process."""
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        return distributed.group.WORLD
+    return None
+
+
+def rank() -> int:
+    """This process's number among all of the run, from 0."""
+    return distributed.get_rank() if world() is not None else 0
+
+
+def world_size() -> int:
+    """How many processes the run has."""
+    return distributed.get_world_size() if world() is not None else 1
+
+
+def start(device: torch.device) -> None:
+    """Join the processes that `torchrun` started, if it started this one."""
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def sum_over_ranks(value: Tensor, group: Group) -> Tensor:
+    """The sum of `value` over the ranks, on each of them; a new tensor."""
+    if group is None:
+        return value
+    total = value.clone()
+    distributed.all_reduce(total, op=distributed.ReduceOp.SUM, group=group)
+    return total
+
+
+def max_over_ranks(value: Tensor, group: Group) -> Tensor:
+    """The largest `value` of all ranks, on each of them; a new tensor."""
+    if group is None:
+        return value
+    largest = value.clone()
+    distributed.all_reduce(largest, op=distributed.ReduceOp.MAX, group=group)
+    return largest
+
+
+def all_gather_rows(rows: Tensor, group: Group) -> tuple[Tensor, int]:
+    """The rows of all ranks in rank order, differentiable, and the index of this rank's first row.
+
+    Args:
+        rows: (R, ...) float, the same R on every rank.
+        group: ranks to gather from.
+    """
+    if group is None:
+        return rows, 0
+    gathered: Tensor = _GatherRows.apply(rows, group)
+    return gathered, distributed.get_rank(group) * len(rows)
+
+
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows end to end; the gradient of a row is the sum over ranks of what each made of it."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor, group: distributed.ProcessGroup) -> Tensor:
+        ctx.group, ctx.count = group, len(rows)  # type: ignore[attr-defined]
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size(group))]
+        distributed.all_gather(parts, rows.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        group, count = ctx.group, ctx.count  # type: ignore[attr-defined]
+        total = sum_over_ranks(grads[0].contiguous(), group)
+        first = distributed.get_rank(group) * count
+        return total[first : first + count], None

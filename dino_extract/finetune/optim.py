@@ -1,0 +1,104 @@
+"""Parameter groups, their learning rates, and gradient clipping.
+
+Source: official dinov2/utils/param_groups.py and dinov2/train/train.py.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dino_extract.finetune.config import OptimConfig
+from dino_extract.finetune.schedules import ScheduleValues
+
+_BEFORE_BLOCKS = ("pos_embed", "patch_embed", "mask_token", "cls_token", "register_tokens")
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """How one parameter departs from the scheduled learning rate and weight decay.
+
+    Args:
+        lr: factor of the learning rate.
+        weight_decay: factor of the weight decay, 0 or 1.
+        is_last_layer: whether the parameter belongs to the prototypes, which stay frozen at first.
+    """
+
+    lr: float
+    weight_decay: float
+    is_last_layer: bool
+
+
+def multipliers(name: str, depth: int, config: OptimConfig) -> Multipliers:
+    """The factors of the parameter called `name` in the student, such as `backbone.blocks.0.attn.qkv.weight`.
+
+    Biases, norms and LayerScale are not decayed; position embeddings, tokens and prototype gains are, as in the official code.
+
+    Args:
+        name: parameter name, starting with `backbone.` or with the name of a head.
+        depth: blocks of the backbone; each block further from the output multiplies the rate by `layerwise_decay` once more.
+        config: the decay and the multiplier of the patch embedding.
+    """
+    lr = config.layerwise_decay ** (depth + 1 - _layer_id(name, depth)) if name.startswith("backbone.") else 1.0
+    if "patch_embed" in name:
+        lr *= config.patch_embed_lr_mult
+    is_undecayed = name.endswith(".bias") or "norm" in name or "gamma" in name
+    return Multipliers(lr, 0.0 if is_undecayed else 1.0, "last_layer" in name)
+
+
+def param_groups(network: nn.Module, depth: int, config: OptimConfig) -> list[dict[str, object]]:
+    """Parameter groups for AdamW, one for each distinct set of multipliers, in a fixed order.
+
+    Each group has `params`, `names` and `multipliers`; parameters with `requires_grad` off are included, so that a frozen part can be
+    released without touching the optimizer's state.
+    """
+    groups: dict[Multipliers, dict[str, object]] = {}
+    for name, parameter in network.named_parameters():
+        factors = multipliers(name, depth, config)
+        group = groups.setdefault(factors, {"params": [], "names": [], "multipliers": factors})
+        group["params"].append(parameter)  # type: ignore[attr-defined]
+        group["names"].append(name)  # type: ignore[attr-defined]
+    return list(groups.values())
+
+
+def build_optimizer(network: nn.Module, depth: int, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over `param_groups`; rates and decay are set at each step by `apply_schedule`."""
+    groups = param_groups(network, depth, config)
+    factors = [group.pop("multipliers") for group in groups]
+    names = [group.pop("names") for group in groups]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.adamw_beta1, config.adamw_beta2))
+    for group, factor, name in zip(optimizer.param_groups, factors, names, strict=True):
+        group["multipliers"], group["names"] = factor, name
+    return optimizer
+
+
+def apply_schedule(optimizer: torch.optim.Optimizer, values: ScheduleValues) -> None:
+    """Set each group's learning rate and weight decay for the coming step."""
+    for group in optimizer.param_groups:
+        factors: Multipliers = group["multipliers"]
+        group["lr"] = (values.last_layer_lr if factors.is_last_layer else values.lr) * factors.lr
+        group["weight_decay"] = values.weight_decay * factors.weight_decay
+
+
+def clip_grad_per_submodule(network: nn.Module, clip_grad: float) -> dict[str, Tensor]:
+    """Scale the gradients of the backbone and of each head, separately, to a norm of at most `clip_grad`; their norms before.
+
+    Returns:
+        () float32 for each direct child of `network` that has a gradient.
+    """
+    norms = {}
+    for name, module in network.named_children():
+        parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
+        if parameters:
+            norms[name] = nn.utils.clip_grad_norm_(parameters, clip_grad)
+    return norms
+
+
+def _layer_id(name: str, depth: int) -> int:
+    if any(part in name for part in _BEFORE_BLOCKS):
+        return 0
+    block = re.search(r"\.blocks\.(\d+)\.", name)
+    return int(block.group(1)) + 1 if block else depth + 1

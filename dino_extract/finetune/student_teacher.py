@@ -1,0 +1,155 @@
+"""The student, and the teacher that is its moving average.
+
+Dimension key: B images in the batch, G = 2 global crops and L local crops of each, D embedding width, N patches, K prototypes, M masked
+patches in the batch. Batches of crops are laid crop by crop: row g * B + b is crop g of image b.
+
+Source: DINOv2 (arXiv 2304.07193) Sec. 4-5; official dinov2/train/ssl_meta_arch.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
+from dino_extract.finetune.config import ObjectiveConfig
+from dino_extract.finetune.heads import DINOHead
+
+NUM_GLOBAL_CROPS = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The crops and masks of one step on one rank.
+
+    Args:
+        global_crops: (G * B, 3, H, W) float32, normalised RGB.
+        local_crops: (L * B, 3, H, W) float32, normalised RGB; L may be 0.
+        masks: (G * B, N) bool, True at the patches hidden from the student.
+        mask_indices: (M,) int64, positions of the hidden patches in the flattened masks.
+    """
+
+    global_crops: Tensor
+    local_crops: Tensor
+    masks: Tensor
+    mask_indices: Tensor
+
+    @classmethod
+    def make(cls, global_crops: Tensor, local_crops: Tensor, masks: Tensor) -> Batch:
+        """A batch whose mask positions are found on the host, before anything moves to a GPU and would have to wait for it."""
+        return cls(global_crops, local_crops, masks, masks.flatten().nonzero().squeeze(1))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        parts = (self.global_crops, self.local_crops, self.masks, self.mask_indices)
+        return Batch(*(part.to(device, non_blocking=True) for part in parts))
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """What the losses see of the student.
+
+    Args:
+        global_cls: (G, B, D) CLS tokens of the masked global crops, before the head.
+        global_logits: (G, B, K) their scores.
+        local_logits: (L, B, K) scores of the local crops' CLS tokens.
+        masked_logits: (M, K) scores of the masked patches.
+        global_patches: (G, B, N, D) patch tokens, before the head.
+    """
+
+    global_cls: Tensor
+    global_logits: Tensor
+    local_logits: Tensor
+    masked_logits: Tensor
+    global_patches: Tensor
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What the targets are made of.
+
+    Args:
+        cls_logits: (G, B, K) scores of the CLS tokens of the whole global crops.
+        masked_logits: (M, K) scores of the patches that the student does not see.
+    """
+
+    cls_logits: Tensor
+    masked_logits: Tensor
+
+
+class Network(nn.Module):
+    """A backbone with its heads; parameter names are `backbone.*`, `dino_head.*` and, with untied heads, `ibot_head.*`."""
+
+    def __init__(self, backbone: BackboneConfig, objective: ObjectiveConfig) -> None:
+        super().__init__()
+        self.backbone = DinoVisionTransformer(backbone)
+        self.dino_head = DINOHead(backbone.embed_dim, objective.dino_head)
+        if objective.ibot_head is not None:
+            self.ibot_head = DINOHead(backbone.embed_dim, objective.ibot_head)
+        self.has_ibot_head = objective.ibot_head is not None
+
+    def forward(self, batch: Batch) -> StudentOutput:
+        """The student's view: global crops with hidden patches, and local crops, in one pass through the backbone."""
+        crops: list[Tensor] = [batch.global_crops]
+        masks: list[Tensor | None] = [batch.masks]
+        if len(batch.local_crops):
+            crops, masks = [*crops, batch.local_crops], [*masks, None]
+        tokens = self.backbone(crops, masks)
+        global_tokens = tokens[0]
+        patches_MD = global_tokens.patches.flatten(0, 1)[batch.mask_indices]
+        cls_TD = torch.cat([part.cls for part in tokens])
+        cls_logits, masked_logits = self._score(cls_TD, patches_MD)
+        images = len(batch.global_crops) // NUM_GLOBAL_CROPS
+        logits = cls_logits.unflatten(0, (-1, images))
+        return StudentOutput(
+            global_cls=global_tokens.cls.unflatten(0, (NUM_GLOBAL_CROPS, images)),
+            global_logits=logits[:NUM_GLOBAL_CROPS],
+            local_logits=logits[NUM_GLOBAL_CROPS:],
+            masked_logits=masked_logits,
+            global_patches=global_tokens.patches.unflatten(0, (NUM_GLOBAL_CROPS, images)),
+        )
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> TeacherOutput:
+        """The teacher's view: whole global crops, and their tokens at the places hidden from the student."""
+        tokens = self.backbone(batch.global_crops)
+        cls_logits, masked_logits = self._score(tokens.cls, tokens.patches.flatten(0, 1)[batch.mask_indices])
+        return TeacherOutput(cls_logits.unflatten(0, (NUM_GLOBAL_CROPS, -1)), masked_logits)
+
+    def _score(self, cls_TD: Tensor, patches_MD: Tensor) -> tuple[Tensor, Tensor]:
+        if self.has_ibot_head:
+            return self.dino_head(cls_TD), self.ibot_head(patches_MD)
+        cls_TK, masked_MK = self.dino_head(torch.cat([cls_TD, patches_MD])).split([len(cls_TD), len(patches_MD)])
+        return cls_TK, masked_MK
+
+
+class StudentTeacher:
+    """A student to train and its teacher, with the same start weights.
+
+    Args:
+        backbone: shape of both; only the student drops paths.
+        objective: which heads they have.
+    """
+
+    def __init__(self, backbone: BackboneConfig, objective: ObjectiveConfig) -> None:
+        self.student = Network(backbone, objective)
+        self.teacher = Network(replace(backbone, drop_path=0.0), objective)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.teacher.eval()
+
+    def to(self, device: torch.device | str) -> StudentTeacher:
+        """Both networks moved to `device`."""
+        self.student.to(device)
+        self.teacher.to(device)
+        return self
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Move every teacher weight towards the student's: teacher = momentum * teacher + (1 - momentum) * student."""
+        teacher: list[Tensor] = [*self.teacher.parameters()]
+        student: list[Tensor] = [*self.student.parameters()]
+        torch._foreach_mul_(teacher, momentum)
+        torch._foreach_add_(teacher, student, alpha=1 - momentum)

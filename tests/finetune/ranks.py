@@ -1,0 +1,93 @@
+"""What each of two processes does in the tests, in a module that a fresh process can import."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+from dino_extract.finetune.distributed import Group, all_gather_rows, sum_over_ranks, world
+from dino_extract.finetune.losses import Center, koleo_loss, sinkhorn_knopp
+from dino_extract.finetune.student_teacher import Batch
+from tests.finetune import golden
+
+Work = Callable[[int], dict[str, Tensor]]
+
+
+def in_two_processes(work: Work, folder: Path) -> list[dict[str, Tensor]]:
+    """What `work(rank)` gave on each of two gloo processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(_entry, (work, port, folder), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _entry(rank: int, work: Work, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.save(work(rank), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def rows() -> Tensor:
+    """Seven rows that two ranks share unevenly."""
+    return torch.randn(7, 12, generator=torch.Generator().manual_seed(0)) * 0.3
+
+
+def sinkhorn_of_uneven_parts(rank: int) -> dict[str, Tensor]:
+    """Sinkhorn and centre update of rows 0-1 on rank 0 and 2-6 on rank 1."""
+    part = rows()[:2] if rank == 0 else rows()[2:]
+    center = Center(12)
+    center.update(part, world())
+    return {"targets": sinkhorn_knopp(part, 0.05, 3, world()), "center": center.value}
+
+
+def koleo_of_halves(rank: int) -> dict[str, Tensor]:
+    """KoLeo of rows 0-2 or 3-5, with neighbours among all six."""
+    part = rows()[rank * 3 : rank * 3 + 3].clone().requires_grad_()
+    loss = koleo_loss(part, group=world())
+    (loss / 2).backward()  # the gradient of the mean over ranks
+    assert part.grad is not None
+    return {"loss": sum_over_ranks(loss.detach(), world()) / 2, "grad": part.grad}
+
+
+def gathered_rows(rank: int) -> dict[str, Tensor]:
+    """All rows, and where this rank's begin."""
+    everyone, first = all_gather_rows(torch.full((2, 1), float(rank)), world())
+    return {"rows": everyone, "first": torch.tensor(first)}
+
+
+def four_images(tensors: dict[str, Tensor], images: slice) -> Batch:
+    """Some of four images: the three of golden step 0 and the first of step 1."""
+    parts = []
+    for name in ("global_crops", "local_crops", "masks"):
+        first, second = (tensors[f"step{step}.collated_{name}"].unflatten(0, (-1, 3)) for step in range(2))
+        parts.append(torch.cat([first, second[:, :1]], dim=1)[:, images].flatten(0, 1))
+    return Batch.make(*parts)
+
+
+def one_step(variant: str, images: slice, group: Group) -> dict[str, Tensor]:
+    """Losses, gradients and teacher of one step on some of four images."""
+    spec, tensors = golden.read(golden.GOLDEN / f"train_step_{variant}.safetensors")
+    step = golden.training_step(spec, tensors, group)
+    losses = step.backward(four_images(tensors, images), 0.04)
+    result = {f"loss.{name}": loss.detach() for name, loss in losses.official().items()}
+    result |= {
+        f"grad.{name}": parameter.grad.clone() for name, parameter in step.models.student.named_parameters() if parameter.grad is not None
+    }
+    step.update(golden.values(spec, 0))
+    return result | {f"teacher.{name}": weight for name, weight in step.models.teacher.state_dict().items()}
+
+
+def half_of_a_sinkhorn_step(rank: int) -> dict[str, Tensor]:
+    """One step with untied heads and Sinkhorn-Knopp on two of four images."""
+    return one_step("sinkhorn_separate_heads", slice(2 * rank, 2 * rank + 2), world())
+
+
+def half_of_a_centering_step(rank: int) -> dict[str, Tensor]:
+    """One step with a tied head and centring on two of four images."""
+    return one_step("centering_shared_head", slice(2 * rank, 2 * rank + 2), world())
