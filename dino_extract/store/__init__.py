@@ -1,0 +1,36 @@
+"""Embeddings in an HDF5 file that no crash can hurt, and back; the only part of the package that knows HDF5.
+
+`open_writer` begins or continues a file, `open_store` reads one, `verify_store` finds damage. docs/file-format.md has the format.
+"""
+
+from __future__ import annotations
+
+from dino_extract.status import Status
+from dino_extract.store.disk import ensure_space
+from dino_extract.store.layout import FORMAT, Layout, RowDataset, RowTable, part_path_of
+from dino_extract.store.lock import StoreWarning
+from dino_extract.store.opening import open_writer
+from dino_extract.store.reader import Failure, Store, open_store
+from dino_extract.store.selection import RaggedRows, Rows
+from dino_extract.store.verifying import VerifyReport, verify_store
+from dino_extract.store.writer import Writer
+
+__all__ = [
+    "FORMAT",
+    "Failure",
+    "Layout",
+    "RaggedRows",
+    "RowDataset",
+    "RowTable",
+    "Rows",
+    "Status",
+    "Store",
+    "StoreWarning",
+    "VerifyReport",
+    "Writer",
+    "ensure_space",
+    "open_store",
+    "open_writer",
+    "part_path_of",
+    "verify_store",
+]

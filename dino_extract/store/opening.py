@@ -1,0 +1,214 @@
+"""How a run begins: a new file, one that goes on after an interruption, or an update of a finished one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_extract.errors import StoreError
+from dino_extract.store import disk
+from dino_extract.store.donor import Donor, check_same, differences
+from dino_extract.store.layout import Layout, RowTable, Skeleton, build_skeleton, part_path_of
+from dino_extract.store.lock import StoreWarning, WriterLock
+from dino_extract.store.plan import Plan, make_plan
+from dino_extract.store.rows import RowArea, row_areas, row_blocks, runs
+from dino_extract.store.writer import OpenPart, Writer, identity_of
+
+
+def open_writer(
+    path: str | os.PathLike[str],
+    rows: RowTable,
+    layout: Layout,
+    *,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    prune: bool = False,
+) -> Writer:
+    """Begin, continue or update the HDF5 file at `path`: the writer's `pending` says which rows are missing.
+
+    Rows of earlier runs are kept if they were made with the same settings, their image has the same size and time, and their
+    checksum is right. Rows whose image is no longer in `rows` are kept too.
+
+    Args:
+        path: the finished file to be.
+        rows: the images to embed.
+        layout: datasets, attributes, and which of these must agree with earlier work.
+        overwrite: replace a finished file of any kind, when the new one is complete. An interrupted run with the same settings is
+            still continued, so that an overwriting command can be repeated after a crash like any other.
+        retry_failed: compute failed rows again, and look for damaged rows in a finished file.
+        prune: drop rows whose image is not in `rows`.
+
+    Raises:
+        StoreBusyError: another process is writing this file.
+        StoreError: a file made with other settings or by another program stands there, or the disk refuses.
+    """
+    path = os.fspath(path)
+    rows.check(layout)
+    lock = WriterLock(path + ".lock", guards=path)
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(lock.release)
+        with disk.explained(f"write `{path}`"), contextlib.ExitStack() as donors_open:
+            remove_leftovers(path)
+            donors = _open_donors(path, layout, overwrite=overwrite)
+            for donor in donors:
+                donors_open.callback(donor.close)
+            plan = _plan(path, rows, donors, retry_failed=retry_failed, prune=prune)
+            if len(donors) == 1 and donors[0].path == path and plan.is_all_of(donors[0], 0):
+                writer = Writer(path, plan.table, layout, plan.pending, lock, None)
+            else:
+                writer = Writer(path, plan.table, layout, plan.pending, lock, _open_part(path, plan, donors, layout))
+        on_failure.pop_all()
+    return writer
+
+
+def remove_leftovers(path: str) -> None:
+    """Remove temporary files of runs that died while they laid out the file; call it only under the lock."""
+    folder, name = os.path.split(part_path_of(path) + ".new.")
+    for entry in os.listdir(folder or "."):
+        if entry.startswith(name) and entry[len(name) :].isdigit():
+            os.unlink(os.path.join(folder, entry))
+
+
+def _open_donors(path: str, layout: Layout, *, overwrite: bool) -> list[Donor]:
+    """The run in progress and the finished file, as far as they exist and may be used."""
+    if os.path.isdir(path):
+        raise StoreError(f"`{path}` is a folder, expected a file", hint="choose another file with `-o`")
+    donors: list[Donor] = []
+    try:
+        for candidate in (part_path_of(path), path):
+            if not os.path.lexists(candidate) or (overwrite and candidate == path):
+                continue
+            donor = _open_donor(candidate, overwrite=overwrite)
+            if donor is None:
+                continue
+            donors.append(donor)
+            if overwrite and differences(donor.header, layout):
+                donors.pop().close()
+            elif not overwrite:
+                check_same(donor, layout)
+    except BaseException:
+        for donor in donors:
+            donor.close()
+        raise
+    return donors
+
+
+def _open_donor(path: str, *, overwrite: bool) -> Donor | None:
+    try:
+        return Donor(path)
+    except StoreError as error:
+        if overwrite:
+            return None  # not a store, or damaged: set aside, as asked
+        raise StoreError(error.message, hint=error.hint or "`--overwrite` replaces it, `-o` chooses another file") from error
+
+
+def _plan(path: str, rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, prune: bool) -> Plan:
+    # A finished file was checked when it was published, so "nothing to do" needs no reading of all its rows.
+    is_trusted = len(donors) == 1 and donors[0].path == path and not retry_failed
+    plan = make_plan(rows, donors, retry_failed=retry_failed, prune=prune)
+    if is_trusted and plan.is_all_of(donors[0], 0):
+        return plan
+    for donor in donors:
+        if donor.path != path:
+            disk.forget_cache(donor.fd)  # what a failing disk did not keep must not be taken from memory
+        donor.verify()
+    plan = make_plan(rows, donors, retry_failed=retry_failed, prune=prune)
+    if plan.lost:
+        first = os.fsdecode(plan.lost[0])
+        message = f"{len(plan.lost)} damaged rows of `{path}` are dropped, because their images are gone; the first is `{first}`"
+        warnings.warn(message, StoreWarning, stacklevel=3)
+    return plan
+
+
+def _open_part(path: str, plan: Plan, donors: Sequence[Donor], layout: Layout) -> OpenPart:
+    skeleton = build_skeleton(layout, plan.table)
+    areas = row_areas(layout.row_datasets, skeleton.extents, plan.table.patch_offsets())
+    part_path = part_path_of(path)
+    part = next((donor for donor in donors if donor.path == part_path), None)
+    if part is not None and _is_same_file(skeleton, plan, part):
+        fd = _continue_part(part_path, skeleton, part, plan.pending)
+    else:
+        fd = _begin_part(part_path, skeleton, plan, donors, areas)
+    return OpenPart(fd, areas, skeleton.extents["row_crc"], identity_of(path))
+
+
+def _is_same_file(skeleton: Skeleton, plan: Plan, part: Donor) -> bool:
+    """Whether the run in progress is exactly the file to be, apart from rows; the part is always donor 0."""
+    same_bytes = (skeleton.layout_crc, skeleton.nbytes, skeleton.extents) == (
+        part.header.layout_crc,
+        part.header.nbytes,
+        part.header.extents,
+    )
+    return same_bytes and bool((plan.source <= 0).all())
+
+
+def _continue_part(part_path: str, skeleton: Skeleton, part: Donor, pending: NDArray[np.int64]) -> int:
+    fd = os.open(part_path, os.O_RDWR)
+    try:
+        stale = pending[part.crcs[pending] != 0]  # torn rows, and failed ones that are tried again
+        for row in stale.tolist():
+            disk.write_all(fd, b"\0\0\0\0", skeleton.extents["row_crc"].offset + 4 * row)
+        _reserve(fd, part_path, skeleton)
+        disk.sync_data(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _begin_part(part_path: str, skeleton: Skeleton, plan: Plan, donors: Sequence[Donor], areas: Sequence[RowArea]) -> int:
+    """Lay out a new part under a name of its own, with all rows that can be kept, and only then let it take the place of the old one."""
+    new_path = f"{part_path}.new.{os.getpid()}"
+    fd = os.open(new_path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        os.ftruncate(fd, skeleton.nbytes)
+        _reserve(fd, new_path, skeleton)
+        for offset, page in skeleton.content.written():
+            disk.write_all(fd, page, offset)
+        for number, donor in enumerate(donors):
+            _copy_rows(fd, skeleton, areas, donor, np.flatnonzero(plan.source == number), plan.source_row)
+        disk.sync_file(fd)
+        disk.rename(new_path, part_path)
+    except BaseException:
+        os.close(fd)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new_path)
+        raise
+    return fd
+
+
+def _reserve(fd: int, name: str, skeleton: Skeleton) -> None:
+    """Have the disk set aside room for all rows, so that a full disk shows now and not in the middle of the run."""
+    place = os.fstatvfs(fd)
+    held = os.fstat(fd).st_blocks * 512
+    try:
+        for dataset, extent in skeleton.extents.items():
+            if dataset != "error":  # stays a hole: a text is rare
+                disk.reserve(fd, extent.offset, extent.nbytes)
+    except OSError as error:
+        reason = disk.store_error(error, f"reserve room for `{name}`")
+        free = place.f_bavail * place.f_frsize
+        missing = skeleton.nbytes - skeleton.extents["error"].nbytes - held
+        raise StoreError(f"{reason.message} (needs {missing:,} bytes, the disk has {free:,} free)", hint=reason.hint) from error
+
+
+def _copy_rows(
+    fd: int, skeleton: Skeleton, areas: Sequence[RowArea], donor: Donor, targets: NDArray[np.int64], source_row: NDArray[np.int64]
+) -> None:
+    """Copy rows, already checked, with their checksums, in stretches as long as they are neighbours in both files."""
+    origins = source_row[targets]
+    crc_offset = skeleton.extents["row_crc"].offset
+    for first, last in runs(targets, origins):
+        target, origin = int(targets[first]), int(origins[first])
+        for begin, end in row_blocks(donor.header.areas, last - first, start=origin):
+            for ours, theirs in zip(areas, donor.header.areas, strict=True):
+                content = disk.read_exactly(donor.fd, *reversed(theirs.span(begin, end)))
+                if ours.name != "error" or content.strip(b"\0"):
+                    disk.write_all(fd, content, ours.span(target + begin - origin, target + end - origin)[0])
+        crcs = donor.crcs[origin : origin + last - first].astype("<u4")
+        disk.write_all(fd, crcs, crc_offset + 4 * target)

@@ -1,0 +1,109 @@
+"""Which rows a file will have, and which of them are copied from earlier work instead of computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_extract.store.donor import Donor
+from dino_extract.store.layout import RowTable
+
+NOBODY = -1  # in `Plan.source`: the row has to be computed
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The rows of the file to be, each with where it comes from.
+
+    Args:
+        table: the images asked for, and those of earlier work that are kept, in one sorted table.
+        source: (N,) number of the donor that has the row, or `NOBODY`.
+        source_row: (N,) its row there.
+        lost: keys of rows that are damaged and whose images are gone, so that nobody can compute them again.
+    """
+
+    table: RowTable
+    source: NDArray[np.int64]
+    source_row: NDArray[np.int64]
+    lost: tuple[bytes, ...]
+
+    @property
+    def pending(self) -> NDArray[np.int64]:
+        """Row numbers to compute, ascending."""
+        return np.flatnonzero(self.source == NOBODY)
+
+    def is_all_of(self, donor: Donor, number: int) -> bool:
+        """Whether the file to be has exactly the rows of one donor and nothing is left to compute."""
+        same_rows = len(self.table) == len(donor) and bool((self.source_row == np.arange(len(donor))).all())
+        return same_rows and bool((self.source == number).all())
+
+
+def make_plan(rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, prune: bool) -> Plan:
+    """Merge the images asked for with earlier work.
+
+    Args:
+        rows: what the source holds now.
+        donors: earlier work, the one to be preferred first.
+        retry_failed: compute rows again that failed.
+        prune: drop rows whose images are not in `rows`, instead of keeping them.
+    """
+    index_of = {key: row for row, key in enumerate(rows.keys)}
+    source = np.full(len(rows), NOBODY, np.int64)
+    source_row = np.full(len(rows), NOBODY, np.int64)
+    kept: dict[bytes, tuple[int, int]] = {}
+    lost: set[bytes] = set()
+    for number, donor in enumerate(donors):
+        target = np.array([index_of.get(key, NOBODY) for key in donor.header.keys], np.int64)
+        is_listed = target != NOBODY
+        take = is_listed & donor.reusable(retry_failed=retry_failed)
+        take[take] &= _is_unchanged(rows, target[take], donor, np.flatnonzero(take))
+        take[take] &= source[target[take]] == NOBODY
+        source[target[take]], source_row[target[take]] = number, np.flatnonzero(take)
+        if not prune:
+            for row in np.flatnonzero(~is_listed).tolist():
+                key = donor.header.keys[row]
+                if donor.usable[row]:
+                    kept.setdefault(key, (number, row))
+                elif donor.crcs[row]:
+                    lost.add(key)
+    return _merged(rows, donors, source, source_row, kept, tuple(sorted(lost - kept.keys())))
+
+
+def _is_unchanged(rows: RowTable, wanted: NDArray[np.int64], donor: Donor, held: NDArray[np.int64]) -> NDArray[np.bool_]:
+    header = donor.header
+    same = (rows.file_size[wanted] == header.file_size[held]) & (rows.file_mtime_ns[wanted] == header.file_mtime_ns[held])
+    if rows.grid_size is not None and header.grid_size is not None:
+        same &= (rows.grid_size[wanted] == header.grid_size[held]).all(axis=1)
+    return np.asarray(same)
+
+
+def _merged(
+    rows: RowTable,
+    donors: Sequence[Donor],
+    source: NDArray[np.int64],
+    source_row: NDArray[np.int64],
+    kept: dict[bytes, tuple[int, int]],
+    lost: tuple[bytes, ...],
+) -> Plan:
+    if not kept:
+        return Plan(rows, source, source_row, lost)
+    keys = [*rows.keys, *kept]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    origins = [(donors[number].header, row) for number, row in kept.values()]
+    table = RowTable(
+        keys=[keys[i] for i in order],
+        file_size=np.append(rows.file_size, [header.file_size[row] for header, row in origins])[order].astype(np.int64),
+        file_mtime_ns=np.append(rows.file_mtime_ns, [header.file_mtime_ns[row] for header, row in origins])[order].astype(np.int64),
+        grid_size=None
+        if rows.grid_size is None
+        else _with_grids(rows.grid_size, [header.grid_size[row] for header, row in origins if header.grid_size is not None])[order],
+    )
+    places = np.array(list(kept.values()), np.int64)
+    return Plan(table, np.append(source, places[:, 0])[order], np.append(source_row, places[:, 1])[order], lost)
+
+
+def _with_grids(grid_size: NDArray[np.int32], more: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    return np.concatenate([grid_size, np.array(more, np.int32).reshape(-1, 2)])

@@ -1,0 +1,173 @@
+"""Rows of one dataset, read from the file when they are indexed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+_BLOCK_NBYTES = 64 << 20  # bytes of one block
+_GAP_NBYTES = 64 << 10  # reading this much too much costs no more than one more call
+
+Index = int | slice | Sequence[int] | NDArray[Any]
+
+
+def _positions(index: Index, num_rows: int) -> NDArray[np.int64]:
+    """The row numbers an index stands for.
+
+    Raises:
+        IndexError: a number is out of range, or a mask has another length.
+    """
+    if isinstance(index, slice):
+        return np.arange(num_rows)[index]
+    wanted = np.asarray(index)
+    if wanted.dtype == bool:
+        if wanted.shape != (num_rows,):
+            raise IndexError(f"a mask for {num_rows} rows has shape {wanted.shape}")
+        return np.flatnonzero(wanted)
+    if wanted.size == 0:
+        return np.zeros(0, np.int64)
+    if wanted.dtype.kind not in "iu" or wanted.ndim != 1:
+        raise IndexError(f"rows are indexed by a number, a slice, a list of numbers or a mask, got {index!r}")
+    if wanted.min() < -num_rows or wanted.max() >= num_rows:
+        raise IndexError(f"row {wanted.min() if wanted.min() < -num_rows else wanted.max()} is outside the {num_rows} rows")
+    return np.where(wanted < 0, wanted + num_rows, wanted).astype(np.int64)
+
+
+def _position(index: Any, num_rows: int) -> int:
+    return int(_positions([operator.index(index)], num_rows)[0])
+
+
+class Rows:
+    """The rows of a dataset that belong to embedded images, as a lazy array.
+
+    `rows[3]`, `rows[10:20]`, `rows[[5, 2]]`, `rows[mask]`, `np.asarray(rows)` and `rows.blocks()` read what they name and no more.
+
+    Args:
+        dataset: (N, ...) in the file.
+        rows: (n,) int64 ascending row numbers that are shown.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, rows: NDArray[np.int64]) -> None:
+        self._dataset = dataset
+        self._rows = rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape as an array."""
+        return (len(self._rows), *self._dataset.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type as stored."""
+        dtype: np.dtype[Any] = self._dataset.dtype
+        return dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Index) -> NDArray[Any]:
+        if isinstance(index, int | np.integer):
+            row: NDArray[Any] = self._read(np.array([_position(index, len(self))]))[0]
+            return row
+        return self._read(_positions(index, len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("rows are in a file: they cannot be had as an array without a copy")
+        return np.asarray(self[:], self.dtype if dtype is None else dtype)
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        for _, block in self.blocks():
+            yield from block
+
+    def blocks(self, num_rows: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
+        """All rows in pieces of `num_rows` (64 MB if left out), as (number of the first row, array)."""
+        step = num_rows or max(1, _BLOCK_NBYTES // max(1, self.nbytes // max(1, len(self))))
+        for first in range(0, len(self), step):
+            yield first, self[first : first + step]
+
+    def __repr__(self) -> str:
+        return f"<Rows {self._dataset.name}: shape {self.shape}, {self.dtype}>"
+
+    def _read(self, positions: NDArray[np.int64]) -> NDArray[Any]:
+        rows = self._rows[positions]
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        order = np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        row_nbytes = max(1, found.nbytes // max(1, len(rows)))
+        for first, last in _stretches(ascending, 1 + _GAP_NBYTES // row_nbytes, max(1, _BLOCK_NBYTES // row_nbytes)):
+            start, end = int(ascending[first]), int(ascending[last - 1]) + 1
+            found[order[first:last]] = self._dataset[start:end][ascending[first:last] - start]
+        return found
+
+
+def _stretches(ascending: NDArray[np.int64], max_gap: int, max_rows: int) -> Iterator[tuple[int, int]]:
+    """Cut ascending row numbers into (first, last) positions, each worth reading in one go."""
+    edges = [0, *(np.flatnonzero(np.diff(ascending) > max_gap) + 1).tolist(), len(ascending)]
+    for begin, end in pairwise(edges):
+        while begin < end:
+            last = int(np.searchsorted(ascending[begin:end], ascending[begin] + max_rows)) + begin
+            yield begin, last
+            begin = last
+
+
+class RaggedRows:
+    """Patch tokens of images with patch grids of different sizes, one array per image.
+
+    Args:
+        dataset: (T, D) flat patches in the file.
+        rows: (n,) int64 ascending row numbers that are shown.
+        offsets: (N + 1,) int64 first patch of each row.
+        grid_size: (N, 2) int32 patch grid (h, w) of each row.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, rows: NDArray[np.int64], offsets: NDArray[np.int64], grid_size: NDArray[np.int32]) -> None:
+        self._dataset, self._rows, self._offsets, self._grid_size = dataset, rows, offsets, grid_size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type as stored."""
+        dtype: np.dtype[Any] = self._dataset.dtype
+        return dtype
+
+    @property
+    def grid_size(self) -> NDArray[np.int32]:
+        """(n, 2) int32 patch grid (h, w) of each image."""
+        return self._grid_size[self._rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        """(h, w, D) patch tokens of one image."""
+        row = self._rows[_position(index, len(self))]
+        flat = self._dataset[int(self._offsets[row]) : int(self._offsets[row + 1])]
+        grid: NDArray[Any] = np.asarray(flat).reshape(*self._grid_size[row], *self._dataset.shape[1:])
+        return grid
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self[position] for position in range(len(self)))
+
+    def blocks(self, num_rows: int = 64) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+        """All rows in pieces of `num_rows` images, as (number of the first row, arrays)."""
+        for first in range(0, len(self), num_rows):
+            yield first, [self[position] for position in range(first, min(first + num_rows, len(self)))]
+
+    def __repr__(self) -> str:
+        return f"<RaggedRows {self._dataset.name}: {len(self):,} images, {self.dtype}>"
