@@ -229,6 +229,7 @@ class _Draft:
         placement.set_layout(h5py.h5d.CONTIGUOUS)
         placement.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         placement.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        placement.set_obj_track_times(False)  # HDF5 would write the clock into the file
         links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
         links.set_create_intermediate_group(True)
         space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)

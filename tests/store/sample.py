@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
+
 from dino_extract.status import Status
 from dino_extract.store import Layout, RowDataset, RowTable, Writer
 
