@@ -1,0 +1,189 @@
+"""From an upright RGB picture to the pixels a model sees: which part of it, how large, and the record of that in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dino_extract.decode import MAX_PIXELS, AlphaPolicy
+from dino_extract.errors import ConfigError
+from dino_extract.source import MAX_FILE_BYTES
+
+SizePolicy = Literal["crop", "squash", "pad", "native"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, 0..1
+IMAGENET_STD = (0.229, 0.224, 0.225)
+RESIZE_OF_CROP = (256, 224)  # the official evaluation resizes the shorter side to 256 and crops 224
+TALL = 2  # height : width from which Pillow 13 resizes rows first
+WORTH_CROPPING = 0.8  # copying less than this share of the rows is cheaper than resizing the columns of all of them
+MAX_ASPECT = 8  # `native`: at most this many times longer than wide, else one scan line would fill the memory with patches
+
+_RULES: dict[SizePolicy, str] = {
+    "crop": "shorter side to round(size * 256 / 224), centre crop of size",
+    "squash": "resize to size, aspect ratio not kept",
+    "pad": "longer side to size, centred on the mean colour",
+    "native": "shorter side to size, longer side in proportion, rounded to the patch size, at most 8 times the shorter",
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What is done to every image between its file and the model.
+
+    The defaults are the official DINOv2 evaluation transform (Pillow, bicubic, shorter side 256, centre crop 224) on upright images.
+
+    Args:
+        policy: `crop` the centre; `squash` everything into the size; `pad` to the size; `native` aspect ratio, which gives ragged grids.
+        height: pixels, a multiple of `patch`; the shorter side for `native`.
+        width: pixels, a multiple of `patch`.
+        patch: side of the model's patches in pixels.
+        alpha: what shows through transparency (see `decode_image`).
+        fast_decode: decode large JPEGs at 1/2, 1/4 or 1/8 before resizing, never below twice the size: faster, not exact.
+        max_pixels: images with more are refused.
+        max_bytes: files with more are refused.
+        mean: of the RGB channels, 0..1, subtracted by the model.
+        std: of the RGB channels, 0..1.
+
+    Raises:
+        ConfigError: a size that is no multiple of the patch size, or a limit below 1.
+    """
+
+    policy: SizePolicy = "crop"
+    height: int = 224
+    width: int = 224
+    patch: int = 14
+    alpha: AlphaPolicy = "drop"
+    fast_decode: bool = False
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_FILE_BYTES
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("preprocess", self.policy, get_args(SizePolicy)), ("alpha", self.alpha, get_args(AlphaPolicy))):
+            if value not in choices:
+                raise ConfigError(f"`--{name}` takes {', '.join(choices)}, got `{value}`")
+        for side in (self.height, self.width):
+            if side < self.patch or side % self.patch:
+                below = max(side // self.patch, 1) * self.patch
+                raise ConfigError(
+                    f"image size {side} is not a multiple of the patch size {self.patch}",
+                    hint=f"the nearest sizes are `--size {below}` and `--size {below + self.patch}`",
+                )
+        if self.policy == "native" and self.height != self.width:
+            raise ConfigError(
+                f"`--preprocess native` takes one number, the shorter side, got {self.height}x{self.width}", hint=f"`--size {self.height}`"
+            )
+        if self.max_pixels < 1 or self.max_bytes < 1:
+            raise ConfigError(f"limits must be at least 1, got {self.max_pixels} pixels and {self.max_bytes} bytes")
+
+    @property
+    def output_shape(self) -> tuple[int, int] | None:
+        """(height, width) of what the model sees; None for `native`, where it depends on the image."""
+        return None if self.policy == "native" else (self.height, self.width)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(h, w) patches of every image; None for `native`."""
+        return None if self.policy == "native" else (self.height // self.patch, self.width // self.patch)
+
+    def as_record(self) -> dict[str, Any]:
+        """Everything that decides the pixels, as JSON for the file; `from_record` reads it back."""
+        options: dict[str, Any] = asdict(self)
+        options["mean"], options["std"] = list(self.mean), list(self.std)
+        return {**options, "resize": _RULES[self.policy], "interpolation": "bicubic, Pillow", "orientation": "exif applied"}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Preprocess:
+        """The preprocessing that a file was made with."""
+        options = {field.name: record[field.name] for field in fields(cls)}
+        return cls(**{**options, "mean": tuple(options["mean"]), "std": tuple(options["std"])})
+
+    def native_grid(self, height: int, width: int) -> tuple[int, int]:
+        """The patch grid (h, w) that `native` gives an image of this upright size in pixels."""
+        short, long = sorted((height, width))
+        across = self.height // self.patch
+        along = max(across, min((2 * self.height * long + self.patch * short) // (2 * self.patch * short), MAX_ASPECT * across))
+        return (along, across) if height > width else (across, along)
+
+    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that an image of this upright size is resized to, before a crop and before padding."""
+        if self.policy == "squash":
+            return self.height, self.width
+        if self.policy == "native":
+            h, w = self.native_grid(height, width)
+            return h * self.patch, w * self.patch
+        if self.policy == "pad":
+            scale = min(self.height / height, self.width / width)
+            return min(max(round(height * scale), 1), self.height), min(max(round(width * scale), 1), self.width)
+        large, small = RESIZE_OF_CROP
+        full_height, full_width = round(self.height * large / small), round(self.width * large / small)
+        if full_height * width <= full_width * height:  # the width decides; torchvision cuts the other side to int()
+            return int(full_width * height / width), full_width
+        return full_height, int(full_height * width / height)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) from `224` or `224x336` (height x width).
+
+    Raises:
+        ConfigError: anything else.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError(
+            f"`--size` takes a number of pixels or HEIGHTxWIDTH, got `{text}`", hint="for example `--size 224` or `--size 224x336`"
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def preprocess_picture(picture: Image.Image, options: Preprocess) -> Image.Image:
+    """The pixels that the model sees, from an upright RGB Pillow image."""
+    shape = options.resized_shape(picture.height, picture.width)
+    if options.policy == "crop":
+        return _resize_and_crop(picture, shape, (options.height, options.width))
+    pixels = picture.resize(shape[::-1], Image.Resampling.BICUBIC)
+    if options.policy != "pad":
+        return pixels
+    canvas = Image.new("RGB", (options.width, options.height), tuple(round(255 * value) for value in options.mean))
+    canvas.paste(pixels, ((options.width - shape[1]) // 2, (options.height - shape[0]) // 2))
+    return canvas
+
+
+def _resize_and_crop(picture: Image.Image, full: tuple[int, int], crop: tuple[int, int]) -> Image.Image:
+    """The centre `crop` of the picture resized to `full`, without computing what is cropped away.
+
+    Pillow resizes columns first and rows second, rounding to 8 bits between; from version 13 on it changes the order where that is
+    cheaper, and then single pixels differ by up to 24 grey levels. To give what resize and crop one after the other give, the order is
+    fixed here by two calls. Only tall pictures that get smaller are resized as a whole: for them Pillow changes the order itself.
+    """
+    top, left = round((full[0] - crop[0]) / 2.0), round((full[1] - crop[1]) / 2.0)  # half to even, as torchvision's CenterCrop
+    if picture.height > TALL * picture.width and full[1] < picture.width:
+        return picture.resize(full[::-1], Image.Resampling.BICUBIC).crop((left, top, left + crop[1], top + crop[0]))
+    scale_x, scale_y = picture.width / full[1], picture.height / full[0]  # pixels of the picture per pixel of the result
+    box_top, box_bottom = top * scale_y, (top + crop[0]) * scale_y
+    margin = 2 * max(scale_y, 1.0) + 1  # the bicubic kernel reaches two result pixels, or two picture pixels where it enlarges
+    first, last = max(int(box_top - margin), 0), min(int(box_bottom + margin) + 1, picture.height)
+    if last - first < WORTH_CROPPING * picture.height:
+        picture = picture.crop((0, first, picture.width, last))
+    else:
+        first = 0
+    columns = picture.resize(
+        (crop[1], picture.height), Image.Resampling.BICUBIC, box=(left * scale_x, 0, (left + crop[1]) * scale_x, picture.height)
+    )
+    return columns.resize(crop[::-1], Image.Resampling.BICUBIC, box=(0, box_top - first, crop[1], box_bottom - first))
+
+
+def preprocess(image: NDArray[np.uint8], options: Preprocess) -> NDArray[np.uint8]:
+    """The pixels that the model sees, (h, w, 3) uint8 RGB.
+
+    Args:
+        image: (H, W, 3) uint8, RGB, upright.
+        options: size, policy and patch size.
+    """
+    return np.asarray(preprocess_picture(Image.fromarray(image), options))
