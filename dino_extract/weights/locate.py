@@ -1,0 +1,122 @@
+"""Where the weights of a model are on this machine: bundled, our cache, the repository, the torch hub and Hugging Face caches.
+
+Needs no torch, so that a missing model is reported at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+from dino_extract.errors import WeightsError
+from dino_extract.weights.registry import Checkpoint, Mirror, weights_folder
+
+PlaceKind = Literal["bundled", "cache", "repository", "torch hub", "hugging face"]
+
+BLOB_NAME = re.compile(r"[0-9a-f]{64}")  # Hugging Face names large files by their SHA-256
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place where the weights of a model may be.
+
+    Args:
+        sha256: hashes of which the file must have one; empty where none is known, and for our own conversions, whose header
+            tells the hash of the file they were made from and a digest of the tensors.
+    """
+
+    kind: PlaceKind
+    path: Path
+    sha256: tuple[str, ...] = ()
+
+
+def cache_folder() -> Path:
+    """The folder of downloaded weights, `DINO_EXTRACT_CACHE` or the one that the system provides for caches."""
+    chosen = os.environ.get("DINO_EXTRACT_CACHE")
+    return (Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("dino-extract")) / "weights"
+
+
+def cached_path(name: str) -> Path:
+    """Where our own conversion of the weights with this canonical name is or would be."""
+    return cache_folder() / f"{name}.safetensors"
+
+
+def is_offline(asked: bool = False) -> bool:
+    """Whether nothing may be downloaded: asked for, or `DINO_EXTRACT_OFFLINE` is set to anything but 0."""
+    return asked or os.environ.get("DINO_EXTRACT_OFFLINE", "0") not in ("", "0")
+
+
+def places(checkpoint: Checkpoint) -> Iterator[Place]:
+    """All places where the weights of a model are looked for, in order, whether they are there or not."""
+    released = (checkpoint.sha256,) if checkpoint.sha256 else ()
+    if checkpoint.bundled_file:
+        yield Place("bundled", weights_folder() / checkpoint.bundled_file, released)
+    yield Place("cache", cached_path(checkpoint.name))
+    if checkpoint.released_file:
+        yield Place("repository", weights_folder() / checkpoint.released_file, released)
+        yield Place("torch hub", _torch_hub_folder() / checkpoint.released_file, released)
+    for mirror in checkpoint.mirrors:
+        yield _hugging_face_place(mirror)
+
+
+def present_places(checkpoint: Checkpoint) -> list[Place]:
+    """The places of a model where there is a file."""
+    return [place for place in places(checkpoint) if place.path.is_file()]
+
+
+def missing_error(checkpoint: Checkpoint, reason: str, unusable: list[str] | None = None) -> WeightsError:
+    """The error that says which file is missing, how to know it, and where it was looked for.
+
+    Args:
+        checkpoint: a model of the table.
+        reason: why it was not downloaded.
+        unusable: what was found and why it cannot be used.
+    """
+    looked = [f"  {place.kind}: `{place.path}`" for place in places(checkpoint)]
+    found = [f"  not usable: {text}" for text in unusable or []]
+    if checkpoint.url is None:
+        message = f"there are no weights for `{checkpoint.name}`; looked for them in"
+        return WeightsError(
+            "\n".join([message, *looked, *found]),
+            hint="give a file with `--weights PATH`, or untrained weights with `--random-weights SEED`",
+        )
+    message = (
+        f"the weights of `{checkpoint.name}` are not on this machine and {reason}: `{checkpoint.released_file}`, "
+        f"{checkpoint.size_bytes:,} bytes, SHA-256 {checkpoint.sha256}, from {checkpoint.url}; looked for them in"
+    )
+    hint = (
+        f"`dino-extract weights pull {checkpoint.name}` where there is a network, or copy that file to "
+        f"`{_torch_hub_folder() / str(checkpoint.released_file)}`, or name any copy of it with `--weights PATH`"
+    )
+    return WeightsError("\n".join([message, *looked, *found]), hint=hint)
+
+
+def _torch_hub_folder() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return Path(os.environ.get("TORCH_HOME", cache / "torch")).expanduser() / "hub" / "checkpoints"
+
+
+def _hugging_face_folder() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    home = Path(os.environ.get("HF_HOME", cache / "huggingface")).expanduser()
+    return Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub").expanduser()
+
+
+def _hugging_face_place(mirror: Mirror) -> Place:
+    """The file of the revision that `main` points to, else of any revision that is there."""
+    repository = _hugging_face_folder() / f"models--{mirror.repository.replace('/', '--')}"
+    main = repository / "refs" / "main"
+    revision = main.read_text(encoding="utf-8").strip() if main.is_file() else "*"
+    path = repository / "snapshots" / revision / mirror.file
+    if not path.is_file():
+        path = min((repository / "snapshots").glob(f"*/{mirror.file}"), default=path)
+    if mirror.sha256:
+        return Place("hugging face", path, (mirror.sha256,))
+    blob = path.resolve().name
+    return Place("hugging face", path, (blob,) if BLOB_NAME.fullmatch(blob) else ())

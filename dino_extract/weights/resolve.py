@@ -1,0 +1,73 @@
+"""From what the user asks for to the weights file to read, downloading it where it is missing. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dino_extract.errors import WeightsError
+from dino_extract.weights.cache import UnreachableError, fetch
+from dino_extract.weights.checksum import file_sha256
+from dino_extract.weights.download import CONNECT_TIMEOUT_S, Progress
+from dino_extract.weights.locate import cached_path, is_offline, missing_error, places
+from dino_extract.weights.registry import Checkpoint
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A checked file with the weights of a model of the table.
+
+    Args:
+        source: where it was found, for the user.
+        sha256: of the file; None for our own conversion in the cache, whose header tells the hash of the released file.
+    """
+
+    path: Path
+    source: str
+    sha256: str | None
+
+
+def resolve_weights(
+    checkpoint: Checkpoint,
+    *,
+    offline: bool = False,
+    progress: Progress | None = None,
+    waiting: Callable[[], None] | None = None,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+) -> WeightsFile:
+    """The weights of a model of the table: those on this machine, else downloaded into the cache.
+
+    A file whose hash is not the released one is passed over, and named if nothing else is found.
+
+    Args:
+        checkpoint: a model of the table.
+        offline: never download; `DINO_EXTRACT_OFFLINE` does the same.
+        progress: called with the bytes there and in all while downloading.
+        waiting: called once if another process is downloading the same weights.
+        connect_timeout_s: after which a server counts as unreachable.
+
+    Raises:
+        WeightsError: they are not on this machine and cannot be downloaded; the message says where they were looked for.
+    """
+    unusable = []
+    for place in places(checkpoint):
+        if not place.path.is_file():
+            continue
+        if place.kind == "cache":
+            return WeightsFile(place.path, "cache", None)
+        sha256 = file_sha256(place.path)
+        if not place.sha256 or sha256 in place.sha256:
+            return WeightsFile(place.path, place.kind, sha256)
+        unusable.append(f"`{place.path}` has SHA-256 {sha256}, expected {' or '.join(place.sha256)}")
+    if checkpoint.url is None:
+        raise missing_error(checkpoint, "there is no place to download them from", unusable)
+    if is_offline(offline):
+        raise missing_error(checkpoint, "downloading is off", unusable)
+    try:
+        fetch(checkpoint, progress=progress, waiting=waiting, connect_timeout_s=connect_timeout_s)
+    except UnreachableError as error:
+        raise missing_error(checkpoint, error.message, unusable) from error
+    except WeightsError as error:
+        raise missing_error(checkpoint, f"could not be downloaded ({error.message})", unusable) from error
+    return WeightsFile(cached_path(checkpoint.name), "cache, downloaded just now", None)
