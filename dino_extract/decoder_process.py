@@ -1,0 +1,321 @@
+"""Both ends of one decoder process: a child that reads, decodes and resizes images, so that a crash costs one image and not the run.
+
+The child is a fresh interpreter and not a fork, and it needs no `if __name__ == "__main__"` in the user's script. Requests are JSON lines;
+a reply is one JSON line followed by the raw pixels. Nothing is pickled: a hostile image may have taken the child over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_extract.decode import MAX_ERROR_CHARS, open_upright, read_image_size
+from dino_extract.errors import DecodeError
+from dino_extract.preprocess import MAX_ASPECT, Preprocess, preprocess_picture
+from dino_extract.source import ImageError, ImageRef, read_image_bytes
+from dino_extract.status import Status
+
+MEMORY_BYTES = 2 * 2**30  # what one image may take; 100 megapixels need about 1 GB
+TIMEOUT_S = 30.0  # the slowest honest images (100 megapixels, progressive) take about 5 s
+START_TIMEOUT_S = 120.0  # interpreter and imports, from a cold network disk
+PIPE_BYTES = 2**20  # a whole reply fits, so that the child can go on while the parent is busy
+MAX_HEADER_BYTES = 2**14
+_SLICE_S = 1.0  # how long one wait may take before it is counted against the deadline
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+# -I keeps the working directory (it may be the image folder) and PYTHON* variables out; the module path is the parent's, word for word.
+_COMMAND = "import sys; sys.path[:] = sys.argv[2:]; from dino_extract.decoder_process import main; main(sys.argv[1])"
+# Without these glibc and Pillow give large blocks back after each image and the kernel zeroes them again for the next: 25-40 % of the time.
+_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20),
+    "PILLOW_BLOCKS_MAX": "8",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+class DecoderDiedError(Exception):
+    """The child is gone or not to be trusted any more; the text says how."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of one image.
+
+    `pixels` is (h, w, 3) uint8 where the status is OK, else None. `image_size` is the upright (height, width) of the original in
+    pixels, (0, 0) where it is not known.
+    """
+
+    status: Status
+    error: str
+    pixels: NDArray[np.uint8] | None
+    image_size: tuple[int, int]
+    read_s: float
+    decode_s: float
+
+
+class DecoderProcess:
+    """A running child. Not for several threads, except `kill`.
+
+    Args:
+        options: what the child makes of each image.
+        memory_bytes: address space it may take beyond what it starts with.
+
+    Raises:
+        DecodeError: the child does not start.
+    """
+
+    def __init__(self, options: Preprocess, *, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._options = options
+        settings = json.dumps({"preprocess": options.as_record(), "memory_bytes": memory_bytes, "parent": os.getpid()})
+        path = [os.path.abspath(entry) for entry in sys.path]
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _COMMAND, settings, *path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env={**os.environ, **_ENVIRONMENT},
+        )
+        assert self._process.stdin and self._process.stdout and self._process.stderr, "pipes were asked for"
+        self._requests, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
+        with contextlib.suppress(OSError, AttributeError):  # only speed: the pipe keeps its size where the kernel or user limit says no
+            fcntl.fcntl(self._replies, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._poll = select.poll()
+        self._poll.register(self._replies, select.POLLIN)
+        self._buffer = b""
+        self._size_only: deque[bool] = deque()  # of the open requests
+
+    def wait_until_ready(self) -> None:
+        """Return when the child has imported all it needs.
+
+        Raises:
+            DecodeError: it has ended instead; the message holds the last line it wrote.
+        """
+        assert self._process.stderr
+        try:
+            self._read_header(_Deadline(START_TIMEOUT_S))
+        except DecoderDiedError as error:
+            self.kill()
+            lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+            raise DecodeError(f"the decoder process does not start: {lines[-1] if lines else error}") from error
+
+    def send(self, ref: ImageRef, *, is_size_only: bool = False) -> None:
+        """Ask for one image, or only for its size. At most two requests may be open: more could fill the pipe and block both ends."""
+        request = {"path": _text(ref.path), "offset": ref.offset, "size": ref.size, "key": _text(ref.key), "size_only": is_size_only}
+        line = json.dumps(request).encode() + b"\n"
+        self._size_only.append(is_size_only)
+        with contextlib.suppress(BrokenPipeError):  # the child is dead: `receive` finds out and says how
+            while line:
+                line = line[os.write(self._requests, line) :]
+
+    def receive(self, timeout_s: float = TIMEOUT_S, *, into: NDArray[np.uint8] | None = None) -> Reply:
+        """The reply to the oldest open request.
+
+        Args:
+            timeout_s: how long the child may take for it.
+            into: (h, w, 3) uint8, contiguous, for the pixels; without it they come in an array of their own.
+
+        Raises:
+            DecoderDiedError: the child has died, hangs, or has answered what makes no sense.
+        """
+        deadline = _Deadline(timeout_s)
+        header = self._read_header(deadline)
+        has_pixels = not self._size_only.popleft()
+        try:
+            status, error = Status(header["status"]), str(header["error"])[:MAX_ERROR_CHARS]
+            height, width = (int(side) for side in header["image_size"])
+            times = float(header["read_s"]), float(header["decode_s"])
+            shape = None if header["shape"] is None else tuple(int(side) for side in header["shape"])
+        except (KeyError, TypeError, ValueError) as problem:
+            raise DecoderDiedError("decoder answered nonsense") from problem
+        if (shape is not None) != (has_pixels and status == Status.OK):
+            raise DecoderDiedError("decoder answered nonsense")
+        if shape is None:
+            return Reply(status, error, None, (height, width), *times)
+        if not self._is_expected(shape) or (into is not None and into.shape != shape):
+            raise DecoderDiedError("decoder answered nonsense")
+        pixels = np.empty(shape, np.uint8) if into is None else into
+        self._read_exactly(pixels.data.cast("B"), deadline)
+        return Reply(status, error, pixels, (height, width), *times)
+
+    def kill(self) -> None:
+        """End the child at once; may be called from another thread, and twice."""
+        self._process.kill()
+
+    def close(self, wait_s: float = 0.0) -> str:
+        """End the child, free its pipes, and say how it had ended, for example `decoder crashed (signal 11)`.
+
+        Args:
+            wait_s: how long a child that has closed its pipe may take to end by itself, so that its own exit status is seen.
+        """
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(wait_s)
+        self._process.kill()
+        code = self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            pipe.close()
+        return f"decoder crashed (signal {-code})" if code < 0 else f"decoder ended with code {code}"
+
+    def _is_expected(self, shape: tuple[int, ...]) -> bool:
+        if self._options.output_shape is not None:
+            return shape == (*self._options.output_shape, 3)
+        side, patch = self._options.height, self._options.patch
+        return (
+            len(shape) == 3
+            and shape[2] == 3
+            and min(shape[:2]) == side
+            and max(shape[:2]) <= MAX_ASPECT * side
+            and all(length % patch == 0 for length in shape[:2])
+        )
+
+    def _read_header(self, deadline: _Deadline) -> dict[str, Any]:
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > MAX_HEADER_BYTES:
+                raise DecoderDiedError("decoder answered nonsense")
+            self._wait(deadline)
+            part = os.read(self._replies, MAX_HEADER_BYTES)
+            if not part:
+                raise DecoderDiedError("")
+            self._buffer += part
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        try:
+            header = json.loads(line)
+        except ValueError as error:
+            raise DecoderDiedError("decoder answered nonsense") from error
+        if not isinstance(header, dict):
+            raise DecoderDiedError("decoder answered nonsense")
+        return header
+
+    def _read_exactly(self, target: memoryview, deadline: _Deadline) -> None:
+        have = min(len(self._buffer), len(target))
+        target[:have] = self._buffer[:have]
+        self._buffer = self._buffer[have:]
+        while have < len(target):
+            self._wait(deadline)
+            count = os.readv(self._replies, [target[have:]])
+            if not count:
+                raise DecoderDiedError("")
+            have += count
+
+    def _wait(self, deadline: _Deadline) -> None:
+        while True:
+            start = time.monotonic()
+            if self._poll.poll(1000 * min(_SLICE_S, deadline.left_s)):
+                return
+            deadline.left_s -= min(time.monotonic() - start, 2 * _SLICE_S)
+            if deadline.left_s <= 0:
+                raise DecoderDiedError(f"timed out after {deadline.total_s:g} s")
+
+
+class _Deadline:
+    """Seconds left for one image. Counted in short waits, so that a run stopped with Ctrl-Z and continued has lost two seconds at most."""
+
+    def __init__(self, total_s: float) -> None:
+        self.total_s = self.left_s = total_s
+
+
+def main(settings_json: str) -> None:
+    """Run the child: answer requests until stdin ends, which it does when the parent is gone, however it went."""
+    settings = json.loads(settings_json)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; what to do about it is the parent's business
+    requests, replies = _take_over_pipes()
+    _die_with_parent(settings["parent"])
+    _limit_resources(settings["memory_bytes"])
+    options = Preprocess.from_record(settings["preprocess"])
+    try:
+        _write(replies, {"ready": True})
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # from here on nobody reads it: C libraries talk about damaged files
+        for line in requests:
+            request = json.loads(line)
+            ref = ImageRef(_bytes(request["path"]), request["offset"], request["size"], _bytes(request["key"]))
+            _answer(replies, ref, options, is_size_only=request["size_only"])
+    except BrokenPipeError:
+        os._exit(0)  # the parent is gone, and flushing at exit would only fail again
+
+
+def _answer(replies: BinaryIO, ref: ImageRef, options: Preprocess, *, is_size_only: bool) -> None:
+    start = middle = time.perf_counter()
+    header: dict[str, Any] = {"status": int(Status.OK), "error": "", "shape": None, "image_size": (0, 0)}
+    pixels = b""
+    try:
+        content = read_image_bytes(ref, max_bytes=options.max_bytes)
+        middle = time.perf_counter()
+        if is_size_only:
+            header["image_size"] = read_image_size(content, max_pixels=options.max_pixels)
+        else:
+            pixels = _decode(content, options, header)
+    except MemoryError:
+        header.update(status=int(Status.CRASHED), error="decode: out of memory", shape=None)
+    except ImageError as error:
+        header.update(status=int(error.status), error=error.message[:MAX_ERROR_CHARS], shape=None)
+    header["read_s"] = middle - start
+    header["decode_s"] = time.perf_counter() - middle
+    _write(replies, header, pixels)
+
+
+def _decode(content: bytes, options: Preprocess, header: dict[str, Any]) -> bytes:
+    reduce_to = (options.height, options.width) if options.fast_decode else None
+    picture, image_size = open_upright(content, max_pixels=options.max_pixels, alpha=options.alpha, reduce_to=reduce_to)
+    picture = preprocess_picture(picture, options)
+    header.update(shape=(picture.height, picture.width, 3), image_size=image_size)
+    return picture.tobytes()
+
+
+def _take_over_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """The pipes on descriptors nobody else knows; a library that prints to stdout reaches nobody instead of the protocol."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
+    return requests, replies
+
+
+def _die_with_parent(parent: int) -> None:
+    """A parent that is killed takes the child along, even while that decodes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(0)
+
+
+def _limit_resources(memory_bytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # a decoder writes no files
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as file:
+            limit = int(file.read().split()[0]) * resource.getpagesize() + memory_bytes
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)  # a batch system may have set less already
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _write(replies: BinaryIO, header: dict[str, Any], pixels: bytes = b"") -> None:
+    replies.write(json.dumps(header).encode() + b"\n")
+    replies.write(pixels)
+    replies.flush()
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")  # not os.fsdecode: the child must not depend on its locale
+
+
+def _bytes(path: str) -> bytes:
+    return path.encode("utf-8", "surrogateescape")
