@@ -25,7 +25,7 @@ from dino_extract.status import Status
 from dino_extract.store import Layout, RowDataset, RowTable, committer, open_writer, verify_store
 
 LAYOUT = Layout((RowDataset("features", (96,), "float32"), RowDataset("patch_features", (2, 2, 24), "float16")), {"model": "x"}, ("model",))
-NUM_ROWS = 600
+NUM_ROWS = 1000
 BATCH = 8
 
 
@@ -111,7 +111,8 @@ def crash_until_finished(folder: Path, sizes: list[int], rng: random.Random, exp
         log_path = folder / f"log{step}"
         while True:
             pid = run_child(path, num_rows, log_path)
-            time.sleep(rng.uniform(0, 0.12))
+            # half of the moments while the file is opened, half while rows are written
+            time.sleep(rng.uniform(0, 0.01) if rng.random() < 0.5 else rng.uniform(0, 0.1))
             os.kill(pid, signal.SIGKILL)
             status = os.waitpid(pid, 0)[1]
             part = Path(f"{path}.part")

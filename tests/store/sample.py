@@ -33,7 +33,7 @@ def table(keys: list[bytes] | int, *, mtime_ns: int = 7, is_ragged: bool = False
 
 def fate(key: bytes) -> Status:
     """What becomes of an image: one in seven cannot be read."""
-    return Status.UNREADABLE if zlib.crc32(key) % 7 == 0 else Status.OK
+    return Status.UNREADABLE if zlib.crc32(key) % 7 == 3 else Status.OK
 
 
 def row_values(key: bytes, layout: Layout, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -94,6 +94,7 @@ def test_rows_are_committed_without_being_asked(tmp_path: Path) -> None:
 
 def test_leaving_early_keeps_what_was_handed_over(tmp_path: Path) -> None:
     """An exception inside the block commits the rows before it, and the next run has only the rest to do."""
+
     def interrupted_run() -> None:
         with open_writer(tmp_path / "out.h5", table(20), LAYOUT) as writer:
             fill(writer, limit=8)
@@ -209,7 +210,7 @@ def test_row_that_rots_before_the_end_is_not_published(tmp_path: Path) -> None:
         fill(writer)
         writer.flush()
         flip_bit(Path(writer.part_path), "features", 3)
-        with pytest.raises(StoreError, match="1 rows of .* do not read back as they were written, the first is `images/00003.jpg`"):
+        with pytest.raises(StoreError, match=r"1 rows of .* do not read back as they were written, the first is `images/00003.jpg`"):
             writer.finish()
 
     with open_writer(tmp_path / "out.h5", table(20), LAYOUT) as again:

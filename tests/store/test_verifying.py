@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import h5py
+import pytest
+
+from dino_extract.errors import StoreError
+from dino_extract.store import Layout, open_writer, verify_store
+from tests.store.sample import LAYOUT, RAGGED, fill, table
+
+
+@pytest.fixture(scope="module", params=["even", "ragged"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a finished store of 40 rows."""
+    layout: Layout = LAYOUT if request.param == "even" else RAGGED
+    path = tmp_path_factory.mktemp("store") / "out.h5"
+    with open_writer(path, table(40, is_ragged=layout.is_ragged), layout) as writer:
+        fill(writer, layout)
+        writer.finish()
+    return path.read_bytes()
+
+
+def row_of_byte(path: Path, position: int) -> int | None:
+    """The row that owns a byte of the file, found with plain h5py; None outside the rows."""
+    with h5py.File(path, "r") as file:
+        for name in ("features", "layers/9/patch_features", "patch_features", "image_size", "status", "error", "row_crc"):
+            if name not in file:
+                continue
+            dataset = file[name]
+            inside = position - dataset.id.get_offset()
+            if not 0 <= inside < dataset.id.get_storage_size():
+                continue
+            item = int(inside // (dataset.dtype.itemsize * max(1, dataset[:1].size)))
+            is_ragged = name == "patch_features" and "patch_offsets" in file
+            return int((file["patch_offsets"][:] <= item).sum()) - 1 if is_ragged else item
+    return None
+
+
+def check_flip(folder: Path, finished: bytes, position: int, bit: int) -> None:
+    """Flip one bit, and assert that `verify_store` finds it, in the right place."""
+    intact, damaged = folder / "intact.h5", folder / "damaged.h5"
+    if not intact.exists():
+        intact.write_bytes(finished)
+    content = bytearray(finished)
+    content[position] ^= 1 << bit
+    damaged.write_bytes(content)
+    row = row_of_byte(intact, position)
+
+    report = verify_store(damaged)
+
+    assert not report.is_intact, f"bit {bit} of byte {position} went unnoticed"
+    if row is None:
+        assert report.header_damage, f"byte {position} is outside the rows"
+    else:
+        assert report.header_damage is None, f"byte {position} belongs to row {row}"
+        assert report.damaged_rows == ((row, f"images/{row:05}.jpg"),)
+
+
+def test_intact_file_passes(tmp_path: Path, finished: bytes) -> None:
+    """A file as it was written has nothing to report."""
+    (tmp_path / "out.h5").write_bytes(finished)
+
+    report = verify_store(tmp_path / "out.h5")
+
+    assert report.is_intact
+    assert (report.num_rows, report.num_uncommitted) == (40, 0)
+
+
+def test_flipped_bits_are_found_and_located(tmp_path: Path, finished: bytes) -> None:
+    """Any one flipped bit is found: in a row, the row is named; elsewhere, the header is."""
+    rng = random.Random(0)
+
+    for _ in range(200):
+        check_flip(tmp_path, finished, rng.randrange(len(finished)), rng.randrange(8))
+
+
+@pytest.mark.slow
+def test_every_byte_is_covered(tmp_path: Path, finished: bytes) -> None:
+    """One flipped bit in each byte of the file, one after the other, is always found."""
+    rng = random.Random(1)
+
+    for position in range(len(finished)):
+        check_flip(tmp_path, finished, position, rng.randrange(8))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda content: content + b"\0", lambda content: content[:-1], lambda content: content[: len(content) // 2]]
+)
+def test_other_size_is_damage(tmp_path: Path, finished: bytes, change: object) -> None:
+    """A file that has lost or gained bytes at its end is not intact."""
+    (tmp_path / "out.h5").write_bytes(change(finished))  # type: ignore[operator]
+
+    assert verify_store(tmp_path / "out.h5").header_damage
+
+
+def test_interrupted_run_reports_missing_rows(tmp_path: Path) -> None:
+    """A part file is intact, with the rows that are not written yet counted."""
+    with open_writer(tmp_path / "out.h5", table(20), LAYOUT) as writer:
+        fill(writer, limit=8)
+
+    report = verify_store(tmp_path / "out.h5.part")
+
+    assert report.is_intact
+    assert report.num_uncommitted == 12
+
+
+def test_file_without_checksums_is_refused(tmp_path: Path) -> None:
+    """An HDF5 file of somebody else is an error, not a damaged store."""
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["features"] = [1.0]
+
+    with pytest.raises(StoreError, match="did not make it"):
+        verify_store(tmp_path / "other.h5")
+
+
+def test_missing_file_is_an_error(tmp_path: Path) -> None:
+    """A path that leads nowhere is said to lead nowhere."""
+    with pytest.raises(StoreError, match="no such file or folder"):
+        verify_store(tmp_path / "none.h5")
