@@ -106,3 +106,38 @@ class ScheduleConfig:
     teacher_temp: float = 0.07
     warmup_teacher_temp_steps: int = 37_500
     freeze_last_layer_steps: int = 1_250
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """How crops are cut and what the student and the teacher see of them.
+
+    Args:
+        global_crops_size: side in pixels, a multiple of the patch size.
+        local_crops_size: side in pixels, a multiple of the patch size.
+        local_crops_number: local crops of each image; 0 leaves them out.
+        global_crops_scale: range of the share of the image's area.
+        local_crops_scale: the same for local crops.
+        blur: `nominal` blurs the first global crop always, the second with probability 0.1 and local ones with 0.5, as the papers say.
+            `released` is what the released weights were trained with: the official code hands the probability of keeping a crop
+            sharp to a function that expects the opposite, so the first global crop is never blurred and the second one with
+            probability 0.9.
+        mask_sample_probability: share of the global crops that have hidden patches.
+        mask_ratio_min_max: range of the share of hidden patches in those.
+        decode_size: side in pixels of the square that images are decoded to before they are cropped; 0 is twice the global size.
+    """
+
+    global_crops_size: int = 224
+    local_crops_size: int = 98
+    local_crops_number: int = 8
+    global_crops_scale: tuple[float, float] = (0.32, 1.0)
+    local_crops_scale: tuple[float, float] = (0.05, 0.32)
+    blur: Literal["nominal", "released"] = "nominal"
+    mask_sample_probability: float = 0.5
+    mask_ratio_min_max: tuple[float, float] = (0.1, 0.5)
+    decode_size: int = 0
+
+    @property
+    def decoded_side(self) -> int:
+        """Side in pixels of a decoded image."""
+        return self.decode_size or 2 * self.global_crops_size
