@@ -1,0 +1,100 @@
+"""Batches on a GPU: one CUDA graph for the whole network, copies in and out beside it.
+
+The order of work on the three streams is kept by events alone, so the host only waits when it takes a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dino_extract.engine.network import Network
+
+MAX_GRAPHS = 8  # image sizes with a graph of their own, each holds its buffers; further sizes run without
+WARM_UP_RUNS = 3  # before a capture, so that libraries have made their plans
+
+
+class CudaPipeline:
+    """Runs a network on a GPU over batches of fixed size, several of which may be under way.
+
+    Args:
+        network: runs one batch on the device.
+        device: a CUDA device.
+        batch_size: images in one batch; smaller ones are padded.
+    """
+
+    def __init__(self, network: Network, *, device: torch.device, batch_size: int) -> None:
+        self._network = network
+        self._device = device
+        self._batch_size = batch_size
+        self._programs: dict[tuple[int, ...], Network] = {}
+        with torch.cuda.device(device):
+            self._copy_in, self._compute, self._copy_out = (torch.cuda.Stream() for _ in range(3))
+
+    def submit(self, pixels: np.ndarray) -> Callable[[], dict[str, np.ndarray]]:
+        """Start on pixels (B, H, W, 3) uint8, B at most the batch size; the returned function waits for the result."""
+        count = len(pixels)
+        # Pinned blocks come from torch's cache, which keeps each until the copies that use it are done.
+        staged = torch.zeros(self._batch_size, *pixels.shape[1:], dtype=torch.uint8, pin_memory=True)
+        staged[:count] = torch.from_numpy(pixels)
+        program = self._program(tuple(staged.shape))
+        with torch.cuda.stream(self._copy_in):
+            on_device = staged.to(self._device, non_blocking=True)
+        self._compute.wait_stream(self._copy_in)
+        with torch.cuda.stream(self._compute):
+            on_device.record_stream(self._compute)
+            outputs = program(on_device)
+        self._copy_out.wait_stream(self._compute)
+        host = {}
+        with torch.cuda.stream(self._copy_out):
+            for name, rows in outputs.items():
+                rows.record_stream(self._copy_out)
+                host[name] = torch.empty(count, *rows.shape[1:], dtype=rows.dtype, pin_memory=True)
+                host[name].copy_(rows[:count], non_blocking=True)
+            done = torch.cuda.Event()
+            done.record(self._copy_out)
+
+        def result() -> dict[str, np.ndarray]:
+            done.synchronize()
+            return {name: rows.numpy() for name, rows in host.items()}
+
+        return result
+
+    def _program(self, shape: tuple[int, ...]) -> Network:
+        if shape not in self._programs:
+            if len(self._programs) >= MAX_GRAPHS:
+                return self._network
+            with torch.cuda.device(self._device):
+                self._programs[shape] = CapturedNetwork(self._network, shape, self._compute)
+        return self._programs[shape]
+
+
+class CapturedNetwork:
+    """A network for one shape of pixels as a CUDA graph: one launch for a batch.
+
+    Args:
+        network: what to capture.
+        shape: of the pixels, (B, H, W, 3).
+        stream: on which it is captured and will run.
+    """
+
+    def __init__(self, network: Network, shape: tuple[int, ...], stream: torch.cuda.Stream) -> None:
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            self._pixels = torch.zeros(shape, dtype=torch.uint8, device=stream.device)
+            for _ in range(WARM_UP_RUNS):
+                network(self._pixels)
+            stream.synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            # Other threads may allocate pinned memory meanwhile, which the default mode forbids.
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                self._outputs = network(self._pixels)
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
+        """As in `Network`; the result is a copy, as the graph's own outputs are overwritten by its next run."""
+        self._pixels.copy_(pixels)
+        self._graph.replay()
+        return {name: rows.clone() for name, rows in self._outputs.items()}

@@ -1,0 +1,83 @@
+"""Where and in which precision a job runs, and how many images go into one batch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from dino_extract.backbone import Backbone
+from dino_extract.errors import ConfigError
+
+ComputeDtype = Literal["float32", "bfloat16"]
+StoreDtype = Literal["float16", "float32"]
+
+# Tokens x width of one stream's batch that stay in a core's share of the cache: 16 images of ViT-S at 224 pixels.
+STREAM_ELEMENTS = 16 * 257 * 384
+# Likewise for a GPU, large enough to fill its matrix units: 256 images of ViT-S at 224 pixels.
+CUDA_BATCH_ELEMENTS = 256 * 257 * 384
+MAX_STREAM_BATCH = 16
+MAX_CUDA_BATCH = 256
+
+
+def choose_device(device: str) -> torch.device:
+    """The torch device of `--device`: `auto` is the first CUDA GPU, or the CPU.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device `{device}` cannot be used: {reason}", hint="`dino-extract doctor` lists what this machine has"
+        ) from error
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> ComputeDtype:
+    """The compute dtype of `--dtype`: `auto` is bfloat16 where the hardware multiplies it fast, else float32.
+
+    Raises:
+        ConfigError: the dtype is none of auto, float32 and bfloat16.
+    """
+    if dtype == "float32":
+        return "float32"
+    if dtype == "bfloat16":
+        return "bfloat16"
+    if dtype != "auto":
+        raise ConfigError(f"`--dtype` takes auto, float32 or bfloat16, got `{dtype}`")
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if device.type == "cpu" and cpu_multiplies_bfloat16() else "float32"
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has matrix instructions for bfloat16: AVX512_BF16 or AMX. Without them it emulates, slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def choose_batch_size(backbone: Backbone, size: tuple[int, int], device: torch.device, num_images: int) -> int:
+    """A batch size that keeps this device busy without filling its memory: on a CPU, an equal part for each of its streams.
+
+    Args:
+        backbone: the model.
+        size: image height and width in pixels.
+        device: where the model runs.
+        num_images: images of the whole job; a small job gets no larger batch than it has images.
+    """
+    num_tokens = 1 + backbone.num_registers + (size[0] // backbone.patch_size) * (size[1] // backbone.patch_size)
+    elements = num_tokens * backbone.embed_dim
+    if device.type == "cuda":
+        return max(1, min(power_of_two(CUDA_BATCH_ELEMENTS // elements), MAX_CUDA_BATCH, num_images))
+    streams = torch.get_num_threads()
+    return max(1, min(streams * min(power_of_two(STREAM_ELEMENTS // elements), MAX_STREAM_BATCH), num_images))
+
+
+def power_of_two(count: int) -> int:
+    """The largest power of two that is at most `count`, and at least 1."""
+    return 1 << max(0, count.bit_length() - 1)

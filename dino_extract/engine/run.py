@@ -1,0 +1,162 @@
+"""The backbone made ready for inference: uint8 pixels in, arrays in storage dtype out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dino_extract.backbone import Backbone, DinoVisionTransformer
+from dino_extract.engine.cpu import fastest_attention, fastest_linear
+from dino_extract.engine.cuda import CudaPipeline
+from dino_extract.engine.lean import LeanTransformer, PlainLinear, attend_fused
+from dino_extract.engine.network import AnyTokens, LayerTokens, LeanTokens, TokenNetwork, needs_patches
+from dino_extract.engine.plan import ComputeDtype, StoreDtype
+from dino_extract.engine.streams import Streams
+from dino_extract.tokens import TokenSpec
+
+Arrays = dict[str, np.ndarray]
+
+
+class Runner(Protocol):
+    """Carries out batches on a device, several at a time."""
+
+    def submit(self, pixels: np.ndarray) -> Callable[[], Arrays]:
+        """Start on pixels (B, H, W, 3) uint8; the returned function waits for the arrays."""
+
+
+class Engine:
+    """Runs a backbone over fixed-size batches of pixels.
+
+    Args:
+        backbone: the model, in eval mode with float32 weights. The engine holds its own copy of the weights in `dtype`.
+        spec: the tokens to keep.
+        device: where to run.
+        dtype: of the matrix products; the final norm and the mean of patches stay in float32.
+        store_dtype: of the returned arrays.
+        batch_size: every batch is padded to this many images, so that the same kernels run whatever the batch holds.
+        release: free the weights of `backbone` as they are taken over, so that memory never holds two copies; it cannot be used
+            afterwards.
+        compiled: let torch.compile fuse what is left between the matrix products; pays on a GPU from some 10,000 images on.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: TokenSpec,
+        *,
+        device: torch.device,
+        dtype: ComputeDtype,
+        store_dtype: StoreDtype = "float16",
+        batch_size: int,
+        release: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        self.spec = spec
+        self.device = device
+        self.batch_size = batch_size
+        layer_tokens = fast_tokens(backbone, spec, device=device, dtype=getattr(torch, dtype), release=release)
+        self._network = TokenNetwork(
+            torch.compile(layer_tokens) if compiled else layer_tokens,
+            spec,
+            depth=backbone.depth,
+            patch_size=backbone.patch_size,
+            store_dtype=getattr(torch, store_dtype),
+        )
+        self._num_threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._runner = self._make_runner()
+
+    def __call__(self, pixels: np.ndarray) -> Arrays:
+        """Token arrays by dataset name, each (B, ...) in storage dtype.
+
+        Args:
+            pixels: (B, H, W, 3) uint8, RGB, 0..255; any B.
+        """
+        return self.submit(pixels).result()
+
+    def submit(self, pixels: np.ndarray) -> Batch:
+        """Start on a batch without waiting for it; keep a few under way and the device never waits for the host.
+
+        Args:
+            pixels: as in a call; they must stay as they are until the result has been taken.
+        """
+        return Batch(self, pixels)
+
+    def _start(self, pixels: np.ndarray) -> list[Callable[[], Arrays]]:
+        starts = range(0, len(pixels), self.batch_size)
+        return [self._runner.submit(pixels[start : start + self.batch_size]) for start in starts]
+
+    def _shrink(self, failed_size: int, error: torch.cuda.OutOfMemoryError) -> None:
+        """Halve the batch, unless another batch under way has done so already."""
+        if self.batch_size != failed_size:
+            return
+        if failed_size == 1:
+            raise error
+        self.batch_size //= 2
+        del self._runner  # before the next one, so that its memory is free
+        torch.cuda.empty_cache()
+        self._runner = self._make_runner()
+
+    def _make_runner(self) -> Runner:
+        if self.device.type == "cuda":
+            return CudaPipeline(self._network, device=self.device, batch_size=self.batch_size)
+        return Streams(self._network, device=self.device, batch_size=self.batch_size, num_threads=self._num_threads)
+
+
+class Batch:
+    """A batch under way in an engine, in parts where it is larger than the engine's batches.
+
+    Args:
+        engine: runs it.
+        pixels: (B, H, W, 3) uint8.
+    """
+
+    def __init__(self, engine: Engine, pixels: np.ndarray) -> None:
+        assert len(pixels), "expected at least one image, got none"
+        self._engine = engine
+        self._pixels = pixels
+        self._begin()
+
+    def result(self) -> Arrays:
+        """Token arrays by dataset name, as from a call of the engine; waits until they are there."""
+        while True:
+            try:
+                parts = [part() for part in self._parts]
+                break
+            except torch.cuda.OutOfMemoryError as error:
+                self._engine._shrink(self._size, error)
+                self._begin()
+        return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _begin(self) -> None:
+        while True:
+            self._size = self._engine.batch_size
+            try:
+                self._parts = self._engine._start(self._pixels)
+                return
+            except torch.cuda.OutOfMemoryError as error:
+                self._engine._shrink(self._size, error)
+
+
+def fast_tokens(backbone: Backbone, spec: TokenSpec, *, device: torch.device, dtype: torch.dtype, release: bool) -> LayerTokens:
+    """The model in the form that is fastest on the device: folded for our own network, as it is for any other."""
+    if not isinstance(backbone, DinoVisionTransformer):
+        return AnyTokens(backbone, device=device, dtype=dtype)
+
+    def plain_linear(weight: Tensor, bias: Tensor) -> PlainLinear:
+        return PlainLinear(weight.to(device, dtype), bias.to(device, dtype))
+
+    with torch.inference_mode():
+        transformer = LeanTransformer(
+            backbone,
+            device=device,
+            dtype=dtype,
+            make_linear=fastest_linear(dtype) if device.type == "cpu" else plain_linear,
+            attend=fastest_attention(dtype) if device.type == "cpu" else attend_fused,
+            prefix_only=not needs_patches(spec),
+            release=release,
+        )
+    return LeanTokens(transformer, backbone.num_registers)

@@ -1,0 +1,73 @@
+"""On a GPU the engine gives the backbone's tokens, batch after batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
+from dino_extract.engine import ComputeDtype, Engine
+from dino_extract.tokens import TokenSpec
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
+
+CUDA = torch.device("cuda", 0)
+
+
+def make_backbone() -> DinoVisionTransformer:
+    """A small backbone with random weights."""
+    torch.manual_seed(0)
+    return DinoVisionTransformer(BackboneConfig(embed_dim=128, depth=3, num_heads=2, image_size=70, layer_scale_init=0.5)).eval()
+
+
+def make_pixels(count: int, seed: int = 0) -> np.ndarray:
+    """Random images (count, 56, 70, 3) uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (count, 56, 70, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-4)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_tokens_equal_those_of_the_cpu(dtype: ComputeDtype, tolerance: float, compiled: bool) -> None:
+    """Tokens from the captured graph have the direction of those from the CPU in float32."""
+    spec = TokenSpec(("cls", "patch"), (0,))
+    pixels = make_pixels(5)
+    want = Engine(make_backbone(), spec, device=torch.device("cpu"), dtype="float32", store_dtype="float32", batch_size=4)(pixels)
+
+    engine = Engine(make_backbone(), spec, device=CUDA, dtype=dtype, store_dtype="float32", batch_size=4, compiled=compiled)
+    got = engine(pixels)
+
+    for name, rows in got.items():
+        cosine = torch.cosine_similarity(torch.from_numpy(rows), torch.from_numpy(want[name]), dim=-1)
+        assert cosine.min() >= 1 - tolerance, name
+
+
+def test_batches_under_way_do_not_mix() -> None:
+    """Ten batches submitted at once give what each gives alone."""
+    engine = Engine(make_backbone(), TokenSpec(("cls",)), device=CUDA, dtype="bfloat16", batch_size=4)
+    batches = [make_pixels(4, seed) for seed in range(10)]
+    alone = [engine(pixels)["features"] for pixels in batches]
+
+    together = [batch.result()["features"] for batch in [engine.submit(pixels) for pixels in batches]]
+
+    for got, want in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_batch_beyond_the_memory_is_halved_until_it_fits() -> None:
+    """With little memory left to this process a far too large batch still gives its rows."""
+    backbone = make_backbone()
+    spec = TokenSpec(("cls",))
+    pixels = make_pixels(64)
+    want = Engine(backbone, spec, device=CUDA, dtype="float32", batch_size=4)(pixels)["features"]
+    total = torch.cuda.get_device_properties(CUDA).total_memory
+
+    torch.cuda.set_per_process_memory_fraction(256 * 2**20 / total)
+    try:
+        engine = Engine(backbone, spec, device=CUDA, dtype="float32", batch_size=2**15)
+        got = engine(pixels)["features"]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+    assert engine.batch_size < 2**15
+    np.testing.assert_allclose(got, want, atol=1e-3)
