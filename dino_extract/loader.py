@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dino_extract.decoder_process import MEMORY_BYTES, TIMEOUT_S, DecoderDiedError, DecoderProcess, Reply
 from dino_extract.preprocess import Preprocess
-from dino_extract.source import ImageRef
+from dino_extract.source import ImageRef, Manifest
 from dino_extract.status import Status
 
 MAX_WORKERS = 16  # beyond this the parent's share of the work, not decoding, sets the pace
@@ -84,7 +84,7 @@ class Loader:
         rows: which images, in this order.
         preprocess: what is made of each.
         batch_size: images per batch; the last batch may be shorter.
-        num_workers: decoder processes; default: one for each available processor, at most 16.
+        num_workers: decoder processes; 0: one for each available processor, at most 16.
         prefetch_batches: batches decoded ahead of the consumer, which bounds the memory.
         timeout_s: what one image may take to read and decode.
         memory_bytes: what one image may take in memory.
@@ -101,13 +101,13 @@ class Loader:
         preprocess: Preprocess,
         *,
         batch_size: int = 32,
-        num_workers: int | None = None,
+        num_workers: int = 0,
         prefetch_batches: int = 4,
         timeout_s: float = TIMEOUT_S,
         memory_bytes: int = MEMORY_BYTES,
         sizes_only: bool = False,
     ) -> None:
-        if batch_size < 1 or prefetch_batches < 1 or (num_workers is not None and num_workers < 1):
+        if batch_size < 1 or prefetch_batches < 1 or num_workers < 0:
             raise ValueError(
                 f"batch_size {batch_size}, prefetch_batches {prefetch_batches} and num_workers {num_workers} must be at least 1"
             )
@@ -290,3 +290,27 @@ class Loader:
             slot.num_missing -= 1
             if slot.num_missing == 0:
                 self._changed.notify_all()
+
+
+def scan_image_sizes(
+    images: Manifest, preprocess: Preprocess, *, num_workers: int = 0, timeout_s: float = TIMEOUT_S, memory_bytes: int = MEMORY_BYTES
+) -> NDArray[np.int32]:
+    """The upright (height, width) of every image from its header, (N, 2) int32 in pixels; 0 where it cannot be read.
+
+    Arguments as for `Loader`; `preprocess` gives the limits.
+    """
+    sizes = np.zeros((len(images), 2), np.int32)
+    rows = np.arange(len(images))
+    with Loader(
+        images,
+        rows,
+        preprocess,
+        batch_size=256,
+        num_workers=num_workers,
+        timeout_s=timeout_s,
+        memory_bytes=memory_bytes,
+        sizes_only=True,
+    ) as loader:
+        for batch in loader:
+            sizes[batch.rows] = batch.image_size
+    return sizes

@@ -136,7 +136,7 @@ class _Finder:
                 self.add_path(path, clean_key(path))
             else:
                 num_missing += 1
-                self._add(clean_key(path), 0, 0)
+                self.add(clean_key(path), 0, 0)
         if num_listed and num_missing == num_listed:
             raise SourceError(
                 f"none of the {num_listed:,} listed paths exists", hint="paths in a list are relative to the working directory"
@@ -161,7 +161,7 @@ class _Finder:
                 f"`{printable(path)}` is an archive that cannot be read in place", hint="give a `.tar` without compression, or a folder"
             )
         else:
-            self._add(key, info.st_size, info.st_mtime_ns)
+            self.add(key, info.st_size, info.st_mtime_ns)
 
     def drop_same_files(self, root: bytes) -> None:
         """Keep the first of several keys that name the same file (`a.jpg` and `/photos/a.jpg`)."""
@@ -194,7 +194,8 @@ class _Finder:
             skipped=dict(self.skipped),
         )
 
-    def _add(self, key: bytes, size: int, mtime_ns: int, container: int = -1, offset: int = -1) -> None:
+    def add(self, key: bytes, size: int, mtime_ns: int, container: int = -1, offset: int = -1) -> None:
+        """One image, as the columns of a `Manifest` have it."""
         self.keys.append(key)
         self.sizes.append(size)
         self.mtimes.append(mtime_ns)
@@ -219,7 +220,7 @@ class _Finder:
             if any(map(is_hidden, folders)):
                 self.skipped["hidden"] += 1
             elif self._is_wanted(base):
-                self._add(prefix + name, member.size, member.mtime_ns, container, member.offset)
+                self.add(prefix + name, member.size, member.mtime_ns, container, member.offset)
 
     def _add_folder(self, path: bytes, key: bytes) -> None:
         """Walk real folders first and symlinked ones after them, each folder once: no loop, and the same keys on every run."""
@@ -260,9 +261,25 @@ class _Finder:
                 self.skipped["broken link or vanished file"] += 1
                 return
             if stat.S_ISREG(info.st_mode):
-                self._add(key, info.st_size, info.st_mtime_ns)
+                self.add(key, info.st_size, info.st_mtime_ns)
             else:
                 self.skipped["special file"] += 1
+
+
+def manifest_of(root: bytes, refs: Iterable[ImageRef]) -> Manifest:
+    """The manifest of images that are known already, sorted by key; modification times are not looked up and are 0.
+
+    Args:
+        root: what the keys are relative to, absolute.
+        refs: at least one, from `resolve` or a manifest.
+    """
+    finder = _Finder(())
+    containers: dict[bytes, int] = {}
+    for ref in refs:
+        container = -1 if ref.offset < 0 else containers.setdefault(ref.path, len(containers))
+        finder.add(ref.key, ref.size, 0, container, ref.offset)
+    finder.containers.extend(containers)
+    return finder.manifest(root, (root,))
 
 
 def resolve(root: bytes, key: bytes) -> ImageRef:
@@ -283,6 +300,22 @@ def resolve(root: bytes, key: bytes) -> ImageRef:
     if member is None:
         raise SourceError(f"`{printable(key)}` is no longer in `{printable(root)}`")
     return ImageRef(head, member.offset, member.size, key)
+
+
+def manifest_of(root: bytes, images: Sequence[ImageRef]) -> Manifest:
+    """A manifest of images that `resolve` has found, in their order; times are not known and stand as 0."""
+    containers = tuple(sorted({image.path for image in images if image.offset >= 0}))
+    number_of = {path: number for number, path in enumerate(containers)}
+    return Manifest(
+        root=root,
+        sources=(root,),
+        keys=[image.key for image in images],
+        file_size=np.array([image.size for image in images], np.int64),
+        file_mtime_ns=np.zeros(len(images), np.int64),
+        containers=containers,
+        container=np.array([number_of[image.path] if image.offset >= 0 else -1 for image in images], np.int32),
+        offset=np.array([image.offset for image in images], np.int64),
+    )
 
 
 def _split_at_tar(path: bytes) -> tuple[bytes, bytes]:
