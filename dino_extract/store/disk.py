@@ -115,7 +115,7 @@ def sync_folder(path: str) -> None:
     """Return when the names in the folder of `path` would survive a power cut."""
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _fsync(fd)
+        _uninterrupted(_fsync, fd)
     except OSError as error:
         if error.errno not in UNSUPPORTED:  # some network file systems cannot sync a folder
             raise

@@ -108,8 +108,8 @@ def connect(path: str) -> h5py.File:
     """The same as `open_hdf5`, for a caller that closes the file itself."""
     with disk.explained(f"read `{path}`"):
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # the plain reason, before HDF5 wraps it
-        if os.path.isdir(path):
-            raise IsADirectoryError(21, "it is a folder")
+    if not os.path.isfile(path):
+        raise StoreError(f"`{path}` is not a file", hint="expected a file made by `dino-extract embed`")
     try:
         # No lock: a store is never changed in a way that hurts a reader, and NFS without locks would refuse.
         file = h5py.File(path, "r", locking=False)

@@ -166,7 +166,6 @@ def _begin_part(part_path: str, skeleton: Skeleton, plan: Plan, donors: Sequence
     new_path = f"{part_path}.new.{os.getpid()}"
     fd = os.open(new_path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        os.ftruncate(fd, skeleton.nbytes)
         _reserve(fd, new_path, skeleton)
         for offset, page in skeleton.content.written():
             disk.write_all(fd, page, offset)
@@ -187,6 +186,7 @@ def _reserve(fd: int, name: str, skeleton: Skeleton) -> None:
     place = os.fstatvfs(fd)
     held = os.fstat(fd).st_blocks * 512
     try:
+        os.ftruncate(fd, skeleton.nbytes)
         for dataset, extent in skeleton.extents.items():
             if dataset != "error":  # stays a hole: a text is rare
                 disk.reserve(fd, extent.offset, extent.nbytes)

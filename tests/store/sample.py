@@ -44,12 +44,18 @@ def row_values(key: bytes, layout: Layout, name: str, shape: tuple[int, ...]) ->
 
 
 def fill(
-    writer: Writer, layout: Layout = LAYOUT, *, batch: int = 5, limit: int | None = None, fate_of: Callable[[bytes], Status] = fate
+    writer: Writer,
+    layout: Layout = LAYOUT,
+    *,
+    batch: int = 5,
+    start: int = 0,
+    limit: int | None = None,
+    fate_of: Callable[[bytes], Status] = fate,
 ) -> list[bytes]:
-    """Compute pending rows in ascending order, `limit` of them at most, and give back their keys."""
-    pending = writer.pending[:limit]
-    for start in range(0, len(pending), batch):
-        write_rows(writer, pending[start : start + batch], layout, fate_of)
+    """Compute pending rows in ascending order, from number `start` to `limit`, and give back their keys."""
+    pending = writer.pending[start:limit]
+    for first in range(0, len(pending), batch):
+        write_rows(writer, pending[first : first + batch], layout, fate_of)
     return [writer.keys[row] for row in pending]
 
 
