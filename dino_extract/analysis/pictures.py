@@ -1,0 +1,135 @@
+"""The images behind the rows of a store, and pictures laid side by side."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dino_extract.decode import open_upright
+from dino_extract.errors import ConfigError, DinoExtractError, SourceError, StoreError
+from dino_extract.preprocess import Preprocess, preprocess_picture
+from dino_extract.source import printable, read_image_bytes, resolve
+from dino_extract.store import Store
+
+GAP_PX = 6  # white between pictures
+_NAME_CHARS = 80  # of a path that go into a file name, well below the 255 bytes of common file systems
+
+
+def display_name(path: str) -> str:
+    """A stored path as text that any file format and terminal takes: bytes that are not UTF-8 and control characters are escaped."""
+    return printable(os.fsencode(path))
+
+
+def file_stem(path: str) -> str:
+    """A stored path as a plain file name without folders, which no path can use to leave the output folder.
+
+    >>> file_stem("../cats/a b.jpg")
+    'cats__a_b.jpg'
+    """
+    parts = [part for part in display_name(path).split("/") if part not in ("", ".", "..")]
+    return re.sub(r"[^\w.=+-]", "_", "__".join(parts)).lstrip(".")[-_NAME_CHARS:] or "image"
+
+
+def choose_positions(store: Store, patterns: Sequence[str] = (), limit: int | None = None) -> list[int]:
+    """Positions of the embedded images that a command is about, ascending.
+
+    Args:
+        store: the file.
+        patterns: paths or shell patterns such as `cats/*`; none means all.
+        limit: at most this many, evenly spread.
+
+    Raises:
+        ConfigError: a pattern matches nothing.
+        StoreError: no image of the file was embedded.
+    """
+    if len(store) == 0:
+        raise StoreError(f"`{store.path}` holds no embedded image", hint=f"`dino-extract info --failures {store.path}` says why")
+    paths, chosen = store.paths, set[int]()
+    for pattern in patterns or ["*"]:
+        found = [position for position, path in enumerate(paths) if path == pattern or fnmatch.fnmatchcase(path, pattern)]
+        if not found:
+            message = f"no embedded image of `{store.path}` is called `{pattern}`"
+            raise ConfigError(message, hint=f"paths look like `{display_name(paths[0])}`, and `*` stands for anything")
+        chosen.update(found)
+    positions = sorted(chosen)
+    if limit is not None and len(positions) > limit:
+        positions = [positions[i] for i in np.linspace(0, len(positions) - 1, limit).round().astype(int).tolist()]
+    return positions
+
+
+def source_picture(store: Store, path: str, *, reduce_to: tuple[int, int] | None = None) -> Image.Image:
+    """The upright RGB picture that a row was made from, read from where it was when it was embedded.
+
+    Args:
+        store: the file.
+        path: as in `store.paths`.
+        reduce_to: (height, width) that is enough, for speed.
+
+    Raises:
+        SourceError: the image is no longer there.
+        DecodeError: it cannot be read any more.
+    """
+    if not store.attrs.get("root"):
+        raise SourceError(f"`{store.path}` does not say where its images are")
+    data = read_image_bytes(resolve(os.fsencode(str(store.attrs["root"])), os.fsencode(path)))
+    return open_upright(data, reduce_to=reduce_to)[0]
+
+
+def seen_picture(store: Store, path: str) -> Image.Image | None:
+    """The pixels that the model saw of a row, or None where the image cannot be had any more."""
+    try:
+        picture = source_picture(store, path)
+    except DinoExtractError:  # the picture only accompanies a result that does not need it
+        return None
+    return preprocess_picture(picture, Preprocess.from_record(json.loads(str(store.attrs["preprocessing"]))))
+
+
+def fit_within(picture: Image.Image, side_px: int) -> Image.Image:
+    """The picture scaled so that its longer side is `side_px`."""
+    scale = side_px / max(picture.size)
+    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BICUBIC)
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures in a row on white."""
+    return _lay_out(pictures, len(pictures), captions=None, margin=0)
+
+
+def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str] | None = None, *, columns: int | None = None) -> Image.Image:
+    """Pictures in rows and columns on white, with a caption under each if given; about 4:3 unless `columns` says otherwise."""
+    if columns is None:
+        width, height = (max(sizes) for sizes in zip(*(picture.size for picture in pictures), strict=True))
+        columns = min(len(pictures), max(1, round(math.sqrt(len(pictures) * 4 / 3 * height / width))))
+    return _lay_out(pictures, columns, captions, margin=GAP_PX)
+
+
+def _lay_out(pictures: Sequence[Image.Image], columns: int, captions: Sequence[str] | None, margin: int) -> Image.Image:
+    cell_w, cell_h = (max(sizes) for sizes in zip(*(picture.size for picture in pictures), strict=True))
+    font, caption_h = ImageFont.load_default(12), 18 if captions else 0
+    num_rows = math.ceil(len(pictures) / columns)
+    size = (columns * (cell_w + GAP_PX) - GAP_PX + 2 * margin, num_rows * (cell_h + caption_h + GAP_PX) - GAP_PX + 2 * margin)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, picture in enumerate(pictures):
+        left = margin + index % columns * (cell_w + GAP_PX)
+        top = margin + index // columns * (cell_h + caption_h + GAP_PX)
+        sheet.paste(picture, (left + (cell_w - picture.width) // 2, top + (cell_h - picture.height) // 2))
+        if captions:
+            draw.text((left + cell_w / 2, top + cell_h + 2), _shortened(captions[index], font, cell_w), "black", font, anchor="ma")
+    return sheet
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> str:
+    """The end of a text that fits a width; the end of a path says more than its start."""
+    if font.getlength(text) <= width_px:
+        return text
+    while text and font.getlength("..." + text) > width_px:
+        text = text[1:]
+    return "..." + text
