@@ -1,0 +1,152 @@
+"""Labels of embedded images: from the folders they lie in, from a CSV file, or from a dataset in an HDF5 file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_extract.errors import ConfigError, SourceError
+from dino_extract.status import Status
+from dino_extract.store import Store
+
+_HINT = "give labels with `--labels FILE.csv` (columns path,label), or choose the folder with `--label-depth`"
+
+
+def labels_of(store: Store, source: str | os.PathLike[str] | None = None, depth: int = 1) -> list[str]:
+    """(n,) the label of each embedded image; "" for an image without one.
+
+    Args:
+        store: the embedded images.
+        source: None for folder names; a CSV file with a path and a label per line; or `FILE.h5:DATASET`, one label per row of the store.
+        depth: with folder names, how many folders above the image: 1 is the folder it lies in.
+
+    Raises:
+        ConfigError: no image has a label, or the dataset has another number of rows.
+        SourceError: the file cannot be read.
+    """
+    text = None if source is None else os.fspath(source)
+    if text is None:
+        labels = folder_labels(store.paths, depth)
+    elif ".h5:" in text or ".hdf5:" in text:
+        path, _, dataset = text.rpartition(":")
+        labels = dataset_labels(store, path, dataset)
+    else:
+        labels = csv_labels(store.paths, text)
+    if not any(labels):
+        where = f"no folder {depth} above them" if text is None else f"no label in `{text}`"
+        raise ConfigError(f"no labels: the {len(labels):,} images of `{store.path}` have {where}", hint=_HINT)
+    return labels
+
+
+def folder_labels(paths: Sequence[str], depth: int = 1) -> list[str]:
+    """(n,) the name of the folder `depth` levels above each image, "" where there is none.
+
+    `folder_labels(["train/cat/1.jpg"])` is `["cat"]`; with `depth=2` it is `["train"]`.
+
+    Raises:
+        ConfigError: a depth below 1.
+    """
+    if depth < 1:
+        raise ConfigError(f"`--label-depth` counts folders above the image from 1, got {depth}")
+    folders = (path.split("/")[:-1] for path in paths)
+    return [parts[-depth] if len(parts) >= depth else "" for parts in folders]
+
+
+def csv_labels(paths: Sequence[str], csv_path: str) -> list[str]:
+    """(n,) the label that a CSV file gives each path, "" where it gives none.
+
+    The file has a header with the columns `path` and `label`, or no header and the path and label first.
+
+    Raises:
+        SourceError: it cannot be read, has no two columns, gives a path two labels, or names none of the paths.
+    """
+    try:
+        with open(csv_path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            lines = [line for line in csv.reader(file) if line]
+    except (OSError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SourceError(f"labels `{csv_path}` cannot be read: {reason}") from error
+    columns = (0, 1)
+    if lines and {"path", "label"} <= set(lines[0]):
+        columns = lines[0].index("path"), lines[0].index("label")
+        lines = lines[1:]
+    label_of: dict[str, str] = {}
+    for line in lines:
+        if len(line) <= max(columns):
+            raise SourceError(f"labels `{csv_path}` must have a path and a label in every line, got `{','.join(line)}`")
+        path, label = line[columns[0]], line[columns[1]].strip()
+        if label_of.setdefault(path, label) != label:
+            raise SourceError(f"labels `{csv_path}` give `{path}` two labels, `{label_of[path]}` and `{label}`")
+    labels = [label_of.get(path, "") for path in paths]
+    if not any(labels) and label_of:
+        theirs, ours = next(iter(label_of)), next(iter(paths), "")
+        raise SourceError(
+            f"labels `{csv_path}` name none of the embedded images: it has `{theirs}`, the file has `{ours}`",
+            hint="write paths as they stand in the dataset `/paths`, relative to the source",
+        )
+    return labels
+
+
+def dataset_labels(store: Store, path: str, dataset: str) -> list[str]:
+    """(n,) the labels in a dataset of an HDF5 file that has a row for each row of the store, failed images included.
+
+    Raises:
+        SourceError: the file or the dataset cannot be read.
+        ConfigError: another number of rows.
+    """
+    import h5py  # a file of the user's own making, not a store: no reader of ours fits
+
+    try:
+        with h5py.File(path, "r") as file:
+            values = np.asarray(file[dataset][()])
+    except (OSError, KeyError, TypeError) as error:
+        raise SourceError(f"labels `{path}:{dataset}` cannot be read: {error}") from error
+    if values.shape == (len(store.all_paths),):
+        values = values[store_rows(store)]
+    elif values.shape != (len(store),):
+        raise ConfigError(
+            f"labels `{path}:{dataset}` have shape {values.shape}, `{store.path}` has {len(store.all_paths):,} rows",
+            hint="one label for each row of `/paths`, in its order",
+        )
+    return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values.tolist()]
+
+
+def store_rows(store: Store) -> NDArray[np.int64]:
+    """(n,) int64 rows of the file that hold an embedded image."""
+    return np.flatnonzero(store.all_status == Status.OK).astype(np.int64)
+
+
+def encode(labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
+    """(n,) int64 position of each label in `classes`, -1 for "" and for labels that are not among them."""
+    code_of = {name: code for code, name in enumerate(classes)}
+    return np.array([code_of.get(label, -1) for label in labels], np.int64)
+
+
+def classes_of(labels: Sequence[str]) -> tuple[str, ...]:
+    """The different labels, sorted.
+
+    Raises:
+        ConfigError: fewer than two.
+    """
+    classes = tuple(sorted(set(labels) - {""}))
+    if len(classes) < 2:
+        count = sum(bool(label) for label in labels)
+        got = f"all {count:,} labelled images have the label `{classes[0]}`" if classes else "no image has a label"
+        raise ConfigError(f"classification needs two classes or more, but {got}", hint=_HINT)
+    return classes
+
+
+def require_known(labels: Sequence[str], classes: Sequence[str]) -> None:
+    """Check that a test set asks for nothing that training did not show.
+
+    Raises:
+        ConfigError: test labels that no training image has.
+    """
+    unknown = sorted(set(labels) - {""} - set(classes))
+    if unknown:
+        shown = ", ".join(f"`{name}`" for name in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        raise ConfigError(f"{len(unknown)} test labels occur in no training image: {shown}", hint=_HINT)

@@ -1,0 +1,108 @@
+"""How well predicted classes agree with true ones: accuracy, a table per class, and the confusion picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dino_extract.errors import ConfigError, SourceError
+
+_LABELLED_CLASSES = 40  # more names do not fit beside the picture
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One line of the per-class table.
+
+    Args:
+        name: the class.
+        images: test images of it.
+        recall: share of them that were recognised; NaN if there are none.
+        precision: share of right ones among the images taken for it; NaN if there are none.
+        mistaken_for: the class it is most often taken for wrongly, "" if never.
+    """
+
+    name: str
+    images: int
+    recall: float
+    precision: float
+    mistaken_for: str
+
+
+def top_accuracy(scores_BC: Tensor, codes_B: Tensor, top: int) -> int:
+    """How many of the true classes are among the `top` highest scores; equal scores rank in the order of the classes."""
+    ranked = scores_BC.sort(dim=1, descending=True, stable=True).indices[:, :top]
+    return int((ranked == codes_B[:, None]).any(dim=1).sum())
+
+
+def add_to_confusion(confusion_CC: NDArray[np.int64], true: NDArray[np.int64], predicted: NDArray[np.int64]) -> None:
+    """Count (true, predicted) pairs into the matrix, rows true, columns predicted."""
+    np.add.at(confusion_CC, (true, predicted), 1)
+
+
+def class_table(confusion_CC: NDArray[np.int64], classes: Sequence[str]) -> list[ClassScore]:
+    """Recall, precision and the commonest mistake of each class, in the order of the classes."""
+    right, images, taken = np.diag(confusion_CC), confusion_CC.sum(axis=1), confusion_CC.sum(axis=0)
+    mistakes = confusion_CC - np.diag(right)
+    table = []
+    for code, name in enumerate(classes):
+        worst = int(mistakes[code].argmax())
+        table.append(
+            ClassScore(
+                name,
+                int(images[code]),
+                float(right[code] / images[code]) if images[code] else float("nan"),
+                float(right[code] / taken[code]) if taken[code] else float("nan"),
+                classes[worst] if mistakes[code, worst] else "",
+            )
+        )
+    return table
+
+
+def table_text(table: Sequence[ClassScore]) -> str:
+    """The per-class table for a terminal, the worst recognised class first."""
+    width = max(len("class"), *(len(line.name) for line in table))
+    lines = [f"{'class':{width}}  images  recall  precision  mistaken for"]
+    for line in sorted(table, key=lambda line: (np.nan_to_num(line.recall, nan=2.0), line.name)):
+        recall, precision = (f"{value:.1%}" if value == value else "-" for value in (line.recall, line.precision))
+        lines.append(f"{line.name:{width}}  {line.images:6,}  {recall:>6}  {precision:>9}  {line.mistaken_for}".rstrip())
+    return "\n".join(lines)
+
+
+def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path: str | os.PathLike[str]) -> None:
+    """Write the confusion matrix as a picture: a row per true class, coloured by the share of its images.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+        SourceError: the picture cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure  # takes a second, and only this picture needs it
+    except ImportError as error:
+        raise ConfigError("the confusion picture needs matplotlib", hint="pip install 'dino-extract[analysis]'") from error
+    share = confusion_CC / np.maximum(confusion_CC.sum(axis=1, keepdims=True), 1)
+    num_classes = len(classes)
+    side = min(max(4.0, 0.3 * num_classes + 2.5), 16.0)  # inches
+    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    step = -(-num_classes // _LABELLED_CLASSES)
+    ticks = range(0, num_classes, step)
+    axes.set_xticks(ticks, [classes[tick] for tick in ticks], rotation=90)
+    axes.set_yticks(ticks, [classes[tick] for tick in ticks])
+    if num_classes <= 20:
+        for row, column in np.argwhere(confusion_CC > 0).tolist():
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{confusion_CC[row, column]}", ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"picture `{os.fspath(path)}` cannot be written: {error}") from error

@@ -1,0 +1,156 @@
+"""Stored vectors as the analyses take them: float32, checked, a block at a time, never all of a large file at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Union
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dino_extract.errors import ConfigError, StoreError
+from dino_extract.store import RaggedRows, Rows, Store, open_store
+
+BLOCK_ROWS = 8192  # 12 MB of ViT-S vectors in float32; larger blocks are not faster
+
+VectorSource = Union["Vectors", Rows, NDArray[Any]]
+StoreSource = Union[Store, str, "os.PathLike[str]"]
+
+# Attributes that say by which network vectors were made: only between equal ones do similarities mean anything.
+_MODEL_ATTRS = ("model", "weights_sha256")
+
+
+class Vectors:
+    """(n, D) vectors from one dataset, or from several side by side, that are read when they are indexed.
+
+    Args:
+        parts: (N, D_i) each, joined along D.
+        rows: (n,) int64 rows that are shown; all of them if left out.
+        name: what error messages call them, usually the path of the file.
+    """
+
+    def __init__(self, *parts: Rows | NDArray[Any], rows: NDArray[np.int64] | None = None, name: str = "the vectors") -> None:
+        assert parts and all(part.ndim == 2 and len(part) == len(parts[0]) for part in parts), "parts are (N, D) with one N"
+        self._parts = parts
+        self._rows = rows
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self._parts[0]) if self._rows is None else len(self._rows)
+
+    @property
+    def dim(self) -> int:
+        """Width D of one vector."""
+        return sum(int(part.shape[1]) for part in self._parts)
+
+    def take(self, rows: NDArray[np.int64]) -> Vectors:
+        """Some of the vectors, still unread."""
+        return Vectors(*self._parts, rows=rows if self._rows is None else self._rows[rows], name=self.name)
+
+    def __getitem__(self, index: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """(b, D) float32.
+
+        Raises:
+            StoreError: a value is NaN or infinite.
+        """
+        wanted = index if self._rows is None else self._rows[index]
+        block = np.concatenate([np.asarray(part[wanted], np.float32) for part in self._parts], axis=1)
+        is_bad = ~np.isfinite(block).all(axis=1)
+        if is_bad.any():
+            row = int(np.arange(len(self))[index][is_bad.argmax()])
+            raise StoreError(f"row {row} of {self.name} has NaN or infinite values", hint="leave such rows out before the analysis")
+        return block
+
+    def blocks(self, num_rows: int = BLOCK_ROWS) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """All vectors in pieces, as (number of the first row, (b, D) float32)."""
+        for first in range(0, len(self), num_rows):
+            yield first, self[first : first + num_rows]
+
+    def unit_blocks(self, num_rows: int = BLOCK_ROWS) -> Iterator[tuple[int, Tensor]]:
+        """All vectors in pieces, of length 1, as (number of the first row, (b, D) float32)."""
+        for first, block in self.blocks(num_rows):
+            yield first, unit(block)
+
+
+def unit(block: NDArray[np.float32]) -> Tensor:
+    """(b, D) float32 vectors of length 1; a vector of zeros stays zero, and so is like no other."""
+    return torch.nn.functional.normalize(torch.from_numpy(block), dim=1)
+
+
+def as_vectors(source: VectorSource, name: str = "the vectors") -> Vectors:
+    """Rows of a store or an array as `Vectors`.
+
+    Raises:
+        ConfigError: not one vector per row.
+    """
+    if isinstance(source, Vectors):
+        return source
+    if source.ndim != 2:
+        raise ConfigError(f"{name} must have shape (n, D), got {tuple(source.shape)}")
+    return Vectors(source, name=name)
+
+
+def stored_vectors(store: Store, *datasets: str) -> Vectors:
+    """The vectors of one dataset of a finished store, or of several side by side.
+
+    Raises:
+        StoreError: the store is unfinished or empty, or has no such dataset.
+        ConfigError: the dataset does not hold one vector per image.
+    """
+    store.require_complete()
+    if len(store) == 0:
+        raise StoreError(f"`{store.path}` has no embedded image")
+    parts = [store[dataset] for dataset in datasets or ("features",)]
+    for dataset, part in zip(datasets, parts, strict=False):
+        if isinstance(part, RaggedRows) or part.ndim != 2:
+            raise ConfigError(f"`{dataset}` of `{store.path}` has many vectors per image, expected one", hint="use `features`")
+    return Vectors(*[part for part in parts if isinstance(part, Rows)], name=f"`{store.path}`")
+
+
+@contextlib.contextmanager
+def opened(source: StoreSource) -> Iterator[Store]:
+    """A store given as itself or as a path; one that was opened here is closed again.
+
+    Raises:
+        StoreError: no such file, not a store, or damaged.
+    """
+    if isinstance(source, Store):
+        yield source
+    else:
+        with open_store(source) as store:
+            yield store
+
+
+def require_same_model(one: Store, other: Store) -> None:
+    """Check that vectors of two stores may be compared.
+
+    Raises:
+        StoreError: they were made by different networks.
+    """
+    for attr in _MODEL_ATTRS:
+        values = [str(store.attrs.get(attr, "unknown")) for store in (one, other)]
+        if values[0] != values[1]:
+            shown = " and ".join(f"`{value[:16]}`" for value in values)
+            raise StoreError(
+                f"`{one.path}` and `{other.path}` were made by different models ({attr} {shown}): their vectors cannot be compared",
+                hint="embed both with the same `--model` and `--weights`",
+            )
+
+
+def require_same_dim(one: Vectors, other: Vectors) -> None:
+    """Check that vectors have one width.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if one.dim != other.dim:
+        raise ConfigError(f"{one.name} has vectors of width {one.dim}, {other.name} of width {other.dim}")
+
+
+def rows_where(keep: Sequence[bool] | NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(n,) int64 positions that are true."""
+    return np.flatnonzero(np.asarray(keep, dtype=bool)).astype(np.int64)

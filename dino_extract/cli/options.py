@@ -1,0 +1,39 @@
+"""Options that several analysis commands share, each stated once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+Labels = Annotated[
+    str | None,
+    typer.Option("--labels", metavar="CSV|H5:DATASET", help="path,label lines, or one label per row; by default the folder names."),
+]
+LabelDepth = Annotated[int, typer.Option("--label-depth", help="Which folder above an image names its class; 1 is the nearest.")]
+Dataset = Annotated[str, typer.Option("--dataset", help="Which vectors of the file: features, mean_features, layers/11/features, ...")]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything drawn at random.")]
+Sheet = Annotated[str | None, typer.Option("--sheet", metavar="FILE.png", help="Draw the images found as a contact sheet.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """A result for machines, on stdout; NaN, which JSON does not have, becomes null."""
+    print(json.dumps(_plain(value), indent=2, ensure_ascii=True))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and value != value else value

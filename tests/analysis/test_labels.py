@@ -1,0 +1,119 @@
+"""Labels from folders, CSV files and datasets, and what is said where there are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from dino_extract.analysis.labels import classes_of, encode, folder_labels, labels_of, require_known
+from dino_extract.errors import ConfigError, SourceError
+from dino_extract.store import Store, open_store
+from tests.analysis.stores import write_store
+
+KEYS = ["train/cat/1.jpg", "train/cat/2.jpg", "train/dog/3.jpg"]
+
+
+def store_of(tmp_path: Path, keys: list[str] = KEYS, failed: tuple[int, ...] = ()) -> Store:
+    """A store of images with these keys."""
+    return open_store(write_store(tmp_path / "x.h5", keys, {"features": np.eye(len(keys), 4, dtype=np.float32)}, failed=failed))
+
+
+def test_the_folder_of_an_image_is_its_label(tmp_path: Path) -> None:
+    """By default the nearest folder names the class."""
+    assert labels_of(store_of(tmp_path)) == ["cat", "cat", "dog"]
+
+
+def test_depth_counts_folders_upwards() -> None:
+    """Depth 2 is the folder above the nearest one, and an image without it has no label."""
+    assert folder_labels(["a/b/c.jpg", "b/c.jpg", "c.jpg"], depth=2) == ["a", "", ""]
+
+
+def test_depth_zero_is_refused() -> None:
+    """There is no folder 0."""
+    with pytest.raises(ConfigError, match="counts folders above the image from 1, got 0"):
+        folder_labels(["a/b.jpg"], depth=0)
+
+
+@pytest.mark.parametrize("header", ["", "path,label\n"])
+def test_csv_labels_follow_paths(tmp_path: Path, header: str) -> None:
+    """A CSV file gives labels by path, in any order and with or without a header; an image it does not name has none."""
+    (tmp_path / "labels.csv").write_text(header + "train/dog/3.jpg,wolf\ntrain/cat/1.jpg,lynx\nother.jpg,fox\n")
+
+    assert labels_of(store_of(tmp_path), tmp_path / "labels.csv") == ["lynx", "", "wolf"]
+
+
+def test_csv_columns_are_found_by_name(tmp_path: Path) -> None:
+    """With a header, the columns may stand anywhere."""
+    (tmp_path / "labels.csv").write_text("label,size,path\nlynx,3,train/cat/1.jpg\n")
+
+    assert labels_of(store_of(tmp_path), tmp_path / "labels.csv") == ["lynx", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("other.jpg,fox\n", "name none of the embedded images: it has `other.jpg`, the file has `train/cat/1.jpg`"),
+        ("train/cat/1.jpg\n", "must have a path and a label in every line, got `train/cat/1.jpg`"),
+        ("train/cat/1.jpg,a\ntrain/cat/1.jpg,b\n", "give `train/cat/1.jpg` two labels, `a` and `b`"),
+    ],
+)
+def test_a_csv_that_does_not_fit_says_why(tmp_path: Path, text: str, message: str) -> None:
+    """A CSV file of other images, of one column, or that contradicts itself is an error."""
+    (tmp_path / "labels.csv").write_text(text)
+
+    with pytest.raises(SourceError, match=message):
+        labels_of(store_of(tmp_path), tmp_path / "labels.csv")
+
+
+def test_a_missing_csv_is_named(tmp_path: Path) -> None:
+    """The error gives the path and the reason."""
+    with pytest.raises(SourceError, match=r"labels `.*none.csv` cannot be read: No such file"):
+        labels_of(store_of(tmp_path), tmp_path / "none.csv")
+
+
+def test_dataset_labels_skip_failed_rows(tmp_path: Path) -> None:
+    """A dataset with a label for every row of the file gives those of the embedded images."""
+    with h5py.File(tmp_path / "labels.h5", "w") as file:
+        file["kind"] = np.array([7, 8, 9])
+
+    assert labels_of(store_of(tmp_path, failed=(1,)), f"{tmp_path}/labels.h5:kind") == ["7", "9"]
+
+
+def test_a_dataset_of_another_length_is_refused(tmp_path: Path) -> None:
+    """Labels that are not aligned with the rows are never guessed at."""
+    with h5py.File(tmp_path / "labels.h5", "w") as file:
+        file["kind"] = np.array([7, 8, 9, 10])
+
+    with pytest.raises(ConfigError, match=r"have shape \(4,\), `.*` has 3 rows"):
+        labels_of(store_of(tmp_path), f"{tmp_path}/labels.h5:kind")
+
+
+def test_images_without_a_folder_have_no_labels(tmp_path: Path) -> None:
+    """Without any label there is an error that says how to give some."""
+    with pytest.raises(ConfigError, match=r"no labels: the 2 images of .* have no folder 1 above them") as caught:
+        labels_of(store_of(tmp_path, ["a.jpg", "b.jpg"]))
+
+    assert "--labels FILE.csv" in str(caught.value.hint)
+
+
+def test_one_class_is_too_few() -> None:
+    """A single class is named in the error."""
+    with pytest.raises(ConfigError, match="all 2 labelled images have the label `cat`"):
+        classes_of(["cat", "", "cat"])
+
+
+def test_classes_are_sorted_and_encoded() -> None:
+    """Codes are positions among the sorted names, and no label is -1."""
+    classes = classes_of(["dog", "cat", ""])
+
+    assert classes == ("cat", "dog")
+    assert encode(["dog", "", "cat"], classes).tolist() == [1, -1, 0]
+
+
+def test_test_labels_unknown_to_training_are_named() -> None:
+    """A test class that training never saw is an error, not a row of wrong answers."""
+    with pytest.raises(ConfigError, match="1 test labels occur in no training image: `fox`"):
+        require_known(["cat", "fox", ""], ("cat", "dog"))

@@ -1,0 +1,54 @@
+"""The per-class table and the confusion picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_extract.analysis.scores import class_table, draw_confusion, table_text
+from dino_extract.errors import SourceError
+
+CONFUSION = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
+
+
+def test_recall_and_precision_equal_scikit_learn() -> None:
+    """The table agrees with scikit-learn's report on the same pairs."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    true, predicted = [0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 1]
+
+    table = class_table(CONFUSION, ["a", "b", "c"])
+
+    precision, recall, _, images = metrics.precision_recall_fscore_support(true, predicted)
+    assert [line.recall for line in table[:2]] == pytest.approx(recall)
+    assert [line.precision for line in table[:2]] == pytest.approx(precision)
+    assert [line.images for line in table[:2]] == images.tolist()
+
+
+def test_a_class_without_test_images_is_shown_as_such() -> None:
+    """Without an image there is no recall, and the line says so."""
+    text = table_text(class_table(CONFUSION, ["a", "b", "c"]))
+
+    assert text.splitlines()[1].split() == ["a", "4", "75.0%", "100.0%", "b"]
+    assert text.splitlines()[-1].split() == ["c", "0", "-", "-"]
+
+
+def test_the_confusion_picture_is_darkest_on_the_diagonal(tmp_path: Path) -> None:
+    """A perfect classifier's picture is dark on the diagonal and white beside it."""
+    pytest.importorskip("matplotlib")
+
+    draw_confusion(np.eye(30, dtype=np.int64) * 5, [f"c{code}" for code in range(30)], tmp_path / "confusion.png")
+
+    pixels = np.asarray(Image.open(tmp_path / "confusion.png").convert("L"))
+    assert pixels.shape[0] > 500
+    assert 0.005 < (pixels < 90).mean() < 0.1
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """A missing folder gives one sentence."""
+    pytest.importorskip("matplotlib")
+
+    with pytest.raises(SourceError, match=r"picture `.*none/x.png` cannot be written"):
+        draw_confusion(CONFUSION, ["a", "b", "c"], tmp_path / "none" / "x.png")
