@@ -10,9 +10,14 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# public name -> module that defines it
+# public name -> module and name where it is defined
 _EXPORTS = {
-    "DinoExtractError": "dino_extract.errors",
+    "DinoExtractError": ("dino_extract.errors", "DinoExtractError"),
+    "embed": ("dino_extract.embedding", "embed"),
+    "embed_like": ("dino_extract.embedding", "embed_like"),
+    "load_backbone": ("dino_extract.weights", "load_backbone"),
+    "open": ("dino_extract.store", "open_store"),
+    "verify": ("dino_extract.verification", "verify"),
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -21,7 +26,8 @@ __all__ = ["__version__", *_EXPORTS]
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module `dino_extract` has no attribute `{name}`")
-    return getattr(import_module(_EXPORTS[name]), name)
+    module, attribute = _EXPORTS[name]
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

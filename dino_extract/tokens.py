@@ -79,7 +79,7 @@ def _parse_layers(layers: str | None, depth: int) -> tuple[int, ...]:
     try:
         if layers.startswith("last"):
             count = int(layers.removeprefix("last"))
-            wanted = range(depth - count, depth) if 1 <= count else []
+            wanted = list(range(depth - count, depth)) if count >= 1 else []
         else:
             wanted = sorted({int(part) for part in layers.split(",")})
     except ValueError:

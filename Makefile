@@ -1,0 +1,42 @@
+# Every target does its own set-up: a fresh clone needs nothing but Python 3.10+, make, and a package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check format bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY) ## Set up .venv with the project and its development tools
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## Embed real photographs and look at the result
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check scikit-image
+	$(BIN)/python demo.py
+
+test: $(READY) ## Run every test but the slow proofs (under 15 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY) ## Run the long proofs: kills, fuzzing, full-size checkpoints
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: $(READY) ## Check format, style, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

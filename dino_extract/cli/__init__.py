@@ -1,0 +1,79 @@
+"""The command line: each command reads its arguments, makes one call and prints."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from dino_extract import __version__
+from dino_extract.cli import doctor, embed, export, inspect, knn, pca, weights
+from dino_extract.errors import DinoExtractError, ExitCode
+
+app = typer.Typer(
+    name="dino-extract",
+    help="DINOv2 embeddings of image folders in crash-safe HDF5.",
+    epilog="Start with `dino-extract embed photos/`, then `dino-extract info photos.h5`. Exit codes: 0 done, 1 error, 2 usage, "
+    "3 finished with failed images, 75 run again later, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("embed", epilog=embed.EXAMPLES)(embed.embed)
+app.command("info")(inspect.info)
+app.command("verify")(inspect.verify)
+app.command("doctor")(doctor.doctor)
+app.add_typer(weights.app, name="weights")
+for _name, _command in {"knn": knn.knn, "pca": pca.pca, "export": export.export}.items():
+    app.command(_name, rich_help_panel="After embedding")(_command)
+
+
+class Signalled(BaseException):
+    """SIGINT or SIGTERM arrived; a BaseException, so that no handler for errors takes it for one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dino-extract {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and exit with a code from `ExitCode`."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop_in_order)
+    try:
+        app()
+    except DinoExtractError as error:
+        _say("error", error.message, error.hint)
+        sys.exit(error.exit_code)
+    except Signalled as signalled:
+        # Every long command continues where it stopped, so the same words are the way on.
+        _say("interrupted", "what was finished is kept", f"to continue, run `{shlex.join(['dino-extract', *sys.argv[1:]])}`")
+        sys.exit(ExitCode.INTERRUPTED if signalled.number == signal.SIGINT else ExitCode.TRY_AGAIN)
+
+
+def _stop_in_order(number: int, frame: FrameType | None) -> None:
+    """First signal: unwind, so that stores commit and children end. Second: stop at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise Signalled(number)
+
+
+def _say(kind: str, message: str, hint: str | None) -> None:
+    print(f"{kind}: {message}", file=sys.stderr)
+    if hint:
+        print(f"\nhint: {hint}", file=sys.stderr)

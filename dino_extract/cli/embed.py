@@ -1,0 +1,156 @@
+"""`embed`: images in, one HDF5 file out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from dino_extract.cli.progress import choose_progress
+from dino_extract.config import Alpha, Dtype, EmbedConfig, Policy, StoreDtype
+from dino_extract.errors import ConfigError, ExitCode
+
+MODEL = "Model"
+PIXELS = "Pixels"
+MACHINE = "Machine"
+AGAIN = "Running again"
+
+EXAMPLES = """Examples:
+
+  dino-extract embed photos/                          CLS embeddings of ViT-S/14 into photos.h5
+
+  dino-extract embed photos/ --model vitb14-reg --tokens cls,patch --size 518
+
+  dino-extract embed shards/*.tar -o all.h5 --prune   weekly update: only what is new or changed
+
+  find . -name '*.jpg' -print0 | dino-extract embed - -0 -o found.h5"""
+
+
+def embed(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Folders, images, quoted globs, .tar shards, or - for a list on stdin.")
+    ],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE.h5", help="The HDF5 file; by default the source's name with .h5.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A name from `weights list`, or timm/NAME; default: what --weights holds, or vits14.", rich_help_panel=MODEL),
+    ] = EmbedConfig.model,
+    weights: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Checkpoint file in any layout, or a fine-tuning run folder.", rich_help_panel=MODEL)
+    ] = EmbedConfig.weights,
+    random_weights: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", help="Untrained weights, for plumbing tests: features mean nothing.", rich_help_panel=MODEL),
+    ] = EmbedConfig.random_weights,
+    offline: Annotated[bool, typer.Option("--offline", help="Never download.", rich_help_panel=MODEL)] = EmbedConfig.offline,
+    tokens: Annotated[
+        str, typer.Option(help="What to keep: cls, patch, registers, mean, with commas.", rich_help_panel=MODEL)
+    ] = EmbedConfig.tokens,
+    layers: Annotated[
+        str | None, typer.Option(help="Keep the same tokens of these blocks too: last4, or 2,5,8,11.", rich_help_panel=MODEL)
+    ] = EmbedConfig.layers,
+    size: Annotated[str, typer.Option(help="Input side in pixels, or HEIGHTxWIDTH.", rich_help_panel=PIXELS)] = EmbedConfig.size,
+    preprocess: Annotated[
+        Policy, typer.Option(help="crop: the official transform; squash, pad, native: the whole image.", rich_help_panel=PIXELS)
+    ] = EmbedConfig.preprocess,
+    alpha: Annotated[
+        Alpha, typer.Option(help="Transparency: dropped as officially, or over white or black.", rich_help_panel=PIXELS)
+    ] = EmbedConfig.alpha,
+    max_pixels: Annotated[int, typer.Option(help="Do not decode larger images.", rich_help_panel=PIXELS)] = EmbedConfig.max_pixels,
+    suffix: Annotated[
+        list[str] | None, typer.Option(help="Take exactly files with this suffix (repeatable).", rich_help_panel=PIXELS)
+    ] = None,
+    null: Annotated[bool, typer.Option("--null", "-0", help="The list on stdin is separated by NUL.", rich_help_panel=PIXELS)] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=MACHINE)] = EmbedConfig.device,
+    dtype: Annotated[Dtype, typer.Option(help="Of the computation.", rich_help_panel=MACHINE)] = EmbedConfig.dtype,
+    store_dtype: Annotated[StoreDtype, typer.Option(help="Of the stored embeddings.", rich_help_panel=MACHINE)] = EmbedConfig.store_dtype,
+    batch: Annotated[int, typer.Option(min=0, help="Images per batch; 0 finds a good size.", rich_help_panel=MACHINE)] = EmbedConfig.batch,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Decoder processes; 0 is one per free CPU.", rich_help_panel=MACHINE)
+    ] = EmbedConfig.workers,
+    decode_timeout_s: Annotated[
+        float, typer.Option("--decode-timeout", min=0.1, help="Seconds before an image is given up.", rich_help_panel=MACHINE)
+    ] = EmbedConfig.decode_timeout_s,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file made with other options.", rich_help_panel=AGAIN)] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Drop rows of images that have gone.", rich_help_panel=AGAIN)] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed images again.", rich_help_panel=AGAIN)] = False,
+    max_failures: Annotated[
+        str | None, typer.Option(metavar="N|P%", help="Stop with an error above this many failed images.", rich_help_panel=AGAIN)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the file's path.")] = False,
+) -> None:
+    """Embed images into one HDF5 file that needs nothing but h5py to read.
+
+    Run the same command again to continue after any interruption, or to bring the file up to date: only what is missing or
+    changed is embedded.
+    """
+    from dino_extract.embedding import run  # loads torch, which `--help` must not wait for
+    from dino_extract.job import prepare
+
+    config = EmbedConfig(
+        model=model,
+        weights=weights,
+        random_weights=random_weights,
+        offline=offline,
+        tokens=tokens,
+        layers=layers,
+        size=size,
+        preprocess=preprocess,
+        alpha=alpha,
+        device=device,
+        dtype=dtype,
+        store_dtype=store_dtype,
+        batch=batch,
+        workers=workers,
+        decode_timeout_s=decode_timeout_s,
+        max_pixels=max_pixels,
+    )
+    job = prepare(
+        ["-0" if null and source == "-" else source for source in sources], output, config, suffixes=suffix or (), stdin=sys.stdin.buffer
+    )
+    if not quiet:
+        for line in job.describe():
+            typer.echo(line, err=True)
+    if dry_run:
+        plan = job.plan()
+        typer.echo(json.dumps(asdict(plan), indent=2) if as_json else plan.text())
+        return
+    progress = choose_progress(quiet=quiet)
+    try:
+        result = run(
+            job,
+            overwrite=overwrite,
+            prune=prune,
+            retry_failed=retry_failed,
+            max_failures=_parse_max_failures(max_failures),
+            on_progress=progress,
+        )
+    finally:
+        progress.close()
+    if not quiet:
+        typer.echo(result.text(), err=True)
+        typer.echo(f"next: dino-extract info {shlex.quote(result.path)}", err=True)
+    typer.echo(json.dumps(asdict(result), indent=2) if as_json else result.path)
+    if result.failed:
+        raise typer.Exit(ExitCode.FAILURES)
+
+
+def _parse_max_failures(text: str | None) -> int | float | None:
+    """A count, a share of all images (below 1, from `P%`), or None for no limit."""
+    if text is None:
+        return None
+    try:
+        limit = float(text.removesuffix("%")) / 100 if text.endswith("%") else int(text)
+    except ValueError:
+        limit = -1
+    if limit < 0:
+        raise ConfigError(f"`--max-failures` takes a number or a percentage, got `{text}`", hint="for example `--max-failures 1%`")
+    return limit

@@ -1,0 +1,53 @@
+"""Every option of embedding, stated once: the command line, the Python API and the file's record follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Policy = Literal["crop", "squash", "pad", "native"]
+Alpha = Literal["drop", "white", "black"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+StoreDtype = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """How images become embeddings.
+
+    Args:
+        model: name from `dino-extract weights list`, or `timm/NAME` for any ViT of the timm library; by default what the
+            `weights` file holds, else vits14.
+        weights: checkpoint file or fine-tuning run folder to use instead of the released weights.
+        random_weights: seed of untrained weights, for plumbing and benchmarks only: features mean nothing.
+        offline: never download.
+        tokens: comma-separated token kinds to keep: cls, patch, registers, mean.
+        layers: blocks of which the same tokens are kept too: `lastN`, or numbers from 0 such as `2,5,8,11`.
+        size: side of the model's input in pixels, or HEIGHTxWIDTH; multiples of the patch size.
+        preprocess: how an image becomes that size; `crop` is the official evaluation transform.
+        alpha: what becomes of transparency: dropped as the official transform does, or laid over white or black.
+        device: auto, cpu, cuda, cuda:1, ...
+        dtype: of the matrix products; auto is bfloat16 where the hardware is fast at it.
+        store_dtype: of the embeddings in the file.
+        batch: images per batch; 0 finds a good size.
+        workers: decoder processes; 0 is one for each free CPU.
+        decode_timeout_s: seconds after which the decoding of one image is given up.
+        max_pixels: images with more pixels are not decoded.
+    """
+
+    model: str | None = None
+    weights: str | None = None
+    random_weights: int | None = None
+    offline: bool = False
+    tokens: str = "cls"
+    layers: str | None = None
+    size: str = "224"
+    preprocess: Policy = "crop"
+    alpha: Alpha = "drop"
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    store_dtype: StoreDtype = "float16"
+    batch: int = 0
+    workers: int = 0
+    decode_timeout_s: float = 30.0
+    max_pixels: int = 100_000_000

@@ -1,0 +1,224 @@
+"""The pipeline: images of a source, decoded ahead of the model, through the engine, into the HDF5 file."""
+
+from __future__ import annotations
+
+import os
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dino_extract.config import EmbedConfig
+from dino_extract.engine import Engine
+from dino_extract.errors import DinoExtractError
+from dino_extract.job import Job, prepare, prepare_like
+from dino_extract.loader import Batch
+from dino_extract.status import Status
+from dino_extract.store import Store, Writer, open_store, open_writer
+
+# stage -> what it is, and what makes it shorter
+ADVICE = {
+    "decode": "reading and decoding: more `--workers`, a faster disk, or smaller files would help",
+    "model": "the model: a GPU, a smaller `--model` or a smaller `--size` would help",
+    "write": "writing: a faster disk, `--store-dtype float16` or fewer `--tokens` would help",
+}
+
+OnProgress = Callable[[int, int, int], None]  # images done, images in all, images without an embedding
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """What a run did.
+
+    Args:
+        path: the finished HDF5 file.
+        total: rows in it.
+        embedded: rows that this run computed.
+        reused: rows kept from earlier runs.
+        failed: rows without an embedding.
+        seconds: wall time of this run, without finding the images and loading the model.
+        waited_s: seconds of it that were spent waiting for the decoders (`decode`), the `model`, and the disk (`write`).
+    """
+
+    path: str
+    total: int
+    embedded: int
+    reused: int
+    failed: int
+    seconds: float
+    waited_s: dict[str, float]
+
+    def text(self) -> str:
+        """The result for people: counts, rate, and what bounded the run."""
+        counts = f"{self.path}: {self.total:,} rows, {self.embedded:,} embedded now, {self.reused:,} kept, {self.failed:,} failed"
+        if not self.embedded:
+            return f"{counts}; nothing was left to do"
+        stage = max(self.waited_s, key=lambda name: self.waited_s[name])
+        share = self.waited_s[stage] / max(self.seconds, 1e-9)
+        rate = self.embedded / max(self.seconds, 1e-9)
+        return f"{counts}\n{self.seconds:,.1f} s, {rate:,.1f} images/s; {share:.0%} of the time went to {ADVICE[stage]}"
+
+
+def embed(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    suffixes: Sequence[str] = (),
+    stdin: BinaryIO | None = None,
+    overwrite: bool = False,
+    prune: bool = False,
+    retry_failed: bool = False,
+    max_failures: float | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> EmbedResult:
+    """Embed images into one HDF5 file; called again, embed only what is missing or has changed.
+
+    Args:
+        sources: folders, files, globs or `.tar` shards; one or several.
+        output: the HDF5 file; by default the source's name with `.h5` in the working directory.
+        suffixes: take exactly files with these suffixes, instead of everything that may be an image.
+        stdin: binary stream from which the source `-` reads its list.
+        overwrite: replace a file that was made with other options.
+        prune: drop the rows of images that have gone.
+        retry_failed: try images again that could not be embedded.
+        max_failures: more failed images than this count, or this share of all if below 1, are an error.
+        on_progress: called after each batch.
+        options: fields of `EmbedConfig`, such as `model="vitb14"` or `tokens="cls,patch"`.
+
+    Raises:
+        DinoExtractError: one sentence about what stands in the way; nothing already embedded is lost.
+    """
+    several = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    job = prepare([os.fspath(source) for source in several], output, EmbedConfig(**options), suffixes=suffixes, stdin=stdin)
+    return run(job, overwrite=overwrite, prune=prune, retry_failed=retry_failed, max_failures=max_failures, on_progress=on_progress)
+
+
+def run(
+    job: Job,
+    *,
+    overwrite: bool = False,
+    prune: bool = False,
+    retry_failed: bool = False,
+    max_failures: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> EmbedResult:
+    """Do the work of a prepared job; arguments and errors as for `embed`."""
+    started = time.monotonic()
+    waited = {"decode": 0.0, "model": 0.0, "write": 0.0}
+    with open_writer(job.output, job.row_table(), job.layout, overwrite=overwrite, prune=prune, retry_failed=retry_failed) as writer:
+        done, failed = writer.reused, _num_failed(writer.path if writer.up_to_date else writer.part_path)
+        start = 0
+        for batch, arrays in embedded_batches(job, _manifest_rows(job, writer), waited):
+            rows = writer.pending[start : start + len(batch.rows)]
+            clock = time.monotonic()
+            writer.write(rows, arrays, status=batch.status, errors=batch.errors, image_size=batch.image_size)
+            waited["write"] += time.monotonic() - clock
+            start += len(rows)
+            done += len(rows)
+            failed += int(np.count_nonzero(batch.status != Status.OK))
+            _check_failures(failed, writer.total, max_failures)
+            if on_progress is not None:
+                on_progress(done, writer.total, failed)
+        clock = time.monotonic()
+        writer.finish()
+        waited["write"] += time.monotonic() - clock
+    seconds = {stage: round(value, 3) for stage, value in waited.items()}
+    return EmbedResult(
+        job.output, writer.total, start, writer.reused, _num_failed(job.output), round(time.monotonic() - started, 3), seconds
+    )
+
+
+def embed_like(store: Store, sources: Sequence[str], **changes: Any) -> tuple[list[str], np.ndarray]:
+    """Paths and CLS embeddings (n, D) float32 of other images, made exactly as those of a file.
+
+    Args:
+        store: the file.
+        sources: folders, files, globs or `.tar` shards; images that cannot be read are left out.
+        changes: fields of `EmbedConfig` to set differently from the file, such as `weights` where the checkpoint has moved.
+
+    Raises:
+        StoreError: the weights found now are not those the file was made with.
+    """
+    job = prepare_like(store, sources, **changes)
+    paths, features = [], []
+    for batch, arrays in embedded_batches(job, np.arange(len(job.manifest)), {"decode": 0.0, "model": 0.0}):
+        is_good = batch.status == Status.OK
+        paths += [os.fsdecode(job.manifest.keys[row]) for row in batch.rows[is_good].tolist()]
+        features.append(arrays["features"][is_good].astype(np.float32))
+    return paths, np.concatenate(features)
+
+
+def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Iterator[tuple[Batch, dict[str, Any]]]:
+    """Each decoded batch with its token arrays by dataset name.
+
+    Args:
+        job: what to do.
+        rows: (n,) int64 rows of the manifest, in the order wanted.
+        waited: seconds spent waiting for `decode` and `model` are added here.
+    """
+    if not len(rows):
+        return
+    engine = job.engine()
+    with job.loader(rows) as loader:
+        clock = time.monotonic()
+        for batch in loader:
+            decoded = time.monotonic()
+            arrays = engine(batch.pixels) if isinstance(batch.pixels, np.ndarray) else _embed_native(job, engine, batch)
+            computed = time.monotonic()
+            waited["decode"] += decoded - clock
+            waited["model"] += computed - decoded
+            yield batch, arrays
+            clock = time.monotonic()
+
+
+def _embed_native(job: Job, engine: Engine, batch: Batch) -> dict[str, Any]:
+    """Arrays of a batch of one image in its own shape; patches are flat, (N, D), because each image has another grid."""
+    (image,) = batch.pixels
+    row = int(batch.rows[0])
+    patch = job.preprocess.patch
+    if (
+        job.grid_size is not None
+        and batch.status[0] == Status.OK
+        and (image.shape[0] // patch, image.shape[1] // patch) != tuple(job.grid_size[row])
+    ):
+        batch.status[0], batch.errors[0] = Status.VANISHED, "read: the image was replaced during the run"
+    if batch.status[0] == Status.OK:
+        arrays = engine(image[None])
+        return {
+            dataset.name: list(arrays[dataset.name].reshape(1, -1, *dataset.shape)) if dataset.is_ragged else arrays[dataset.name]
+            for dataset in job.layout.datasets
+        }
+    num_patches = 0 if job.grid_size is None else int(job.grid_size[row].prod())
+    return {
+        dataset.name: [np.zeros((num_patches, *dataset.shape), dataset.dtype)]
+        if dataset.is_ragged
+        else np.zeros((1, *dataset.shape), dataset.dtype)
+        for dataset in job.layout.datasets
+    }
+
+
+def _manifest_rows(job: Job, writer: Writer) -> np.ndarray:
+    """Rows of the manifest that are pending; the file may have more rows, of images that have gone."""
+    keys = job.manifest.keys
+    if len(keys) == writer.total:
+        return writer.pending
+    return np.array([bisect_left(keys, writer.keys[row]) for row in writer.pending.tolist()], np.int64)
+
+
+def _num_failed(path: str) -> int:
+    """Committed rows of a store that have no embedding."""
+    with open_store(path) as store:
+        return int(np.count_nonzero((store.all_status != Status.OK) & (store.all_status != Status.PENDING)))
+
+
+def _check_failures(failed: int, total: int, limit: float | None) -> None:
+    if limit is None:
+        return
+    most = limit * total if 0 < limit < 1 else limit
+    if failed > most:
+        message = f"{failed:,} of {total:,} images could not be embedded, more than `--max-failures` allows"
+        raise DinoExtractError(message, hint="`dino-extract info FILE --failures` lists them; the rest continues without the limit")

@@ -1,0 +1,328 @@
+"""What a run of `embed` will do: images, model, pixels, tokens and layout, resolved from the options before any work."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from dino_extract.config import EmbedConfig
+from dino_extract.engine import ComputeDtype, Engine, choose_batch_size, choose_device, choose_dtype
+from dino_extract.errors import SourceError, StoreError
+from dino_extract.loader import Loader
+from dino_extract.preprocess import Preprocess, parse_size
+from dino_extract.source import Manifest, find_images, manifest_of, printable, resolve
+from dino_extract.status import Status
+from dino_extract.store import Layout, RowDataset, RowTable, Store, ensure_space
+from dino_extract.tokens import TokenSpec
+from dino_extract.weights import RANDOM_WEIGHTS_WARNING
+from dino_extract.weights.load import LoadedBackbone, load
+
+# What must be equal for rows of an earlier run to be kept; every other attribute only informs.
+SIGNATURE = ("model", "weights_sha256", "preprocessing", "tokens", "layers", "compute_dtype", "store_dtype")
+
+SCAN_BATCH = 1024  # headers per batch; they hold no pixels
+PROBE_BATCHES = 3  # of which the first warms up and the others are timed, for the estimate of `--dry-run`
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything a run needs to know; made by `prepare`."""
+
+    config: EmbedConfig
+    manifest: Manifest
+    model: LoadedBackbone
+    spec: TokenSpec
+    preprocess: Preprocess
+    device: torch.device
+    dtype: ComputeDtype
+    batch_size: int
+    output: str
+    layout: Layout
+    grid_size: np.ndarray | None  # (N, 2) int32 patch grid of each image, where they differ and patches are stored
+
+    def row_table(self) -> RowTable:
+        """The images as the store wants them."""
+        manifest = self.manifest
+        return RowTable(manifest.keys, manifest.file_size, manifest.file_mtime_ns, self.grid_size)
+
+    def engine(self) -> Engine:
+        """The model, ready to run."""
+        return Engine(
+            self.model.module,
+            self.spec,
+            device=self.device,
+            dtype=self.dtype,
+            store_dtype=self.config.store_dtype,
+            batch_size=self.batch_size,
+        )
+
+    def loader(self, rows: np.ndarray) -> Loader:
+        """Decoded batches of the given rows (n,) of the manifest, in their order."""
+        return Loader(
+            self.manifest,
+            rows,
+            self.preprocess,
+            batch_size=self.batch_size,
+            num_workers=self.config.workers,
+            timeout_s=self.config.decode_timeout_s,
+        )
+
+    def nbytes(self) -> int:
+        """Size of the finished file, if every row is new."""
+        patches = 0 if self.grid_size is None else int(self.grid_size.astype(np.int64).prod(axis=1).sum())
+        return self.layout.nbytes(len(self.manifest), max(map(len, self.manifest.keys)), patches)
+
+    def describe(self) -> list[str]:
+        """What the run is about to do, for people."""
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.manifest.skipped.items()))
+        lines = [f"{len(self.manifest):,} images" + (f" (left out: {skipped})" if skipped else "")]
+        height, width = self.preprocess.height, self.preprocess.width
+        lines.append(
+            f"{self.model.name} ({self.model.weights_source}) on {self.device} in {self.dtype}, "
+            f"{self.config.preprocess} {height}x{width}, batch {self.batch_size} -> {self.output}"
+        )
+        lines.extend(f"note: {note}" for note in self.model.notes)
+        if self.config.random_weights is not None:
+            lines.append(f"warning: {RANDOM_WEIGHTS_WARNING}")
+        return lines
+
+    def plan(self) -> Plan:
+        """What a fresh run would need; runs the model on a few blank batches to estimate the time."""
+        engine = self.engine()
+        blank = np.zeros((self.batch_size, self.preprocess.height, self.preprocess.width, 3), np.uint8)
+        times = []
+        for _ in range(PROBE_BATCHES):
+            start = time.perf_counter()
+            engine(blank)
+            times.append(time.perf_counter() - start)
+        seconds = min(times[1:]) * len(self.manifest) / self.batch_size
+        free = shutil.disk_usage(os.path.dirname(os.path.abspath(self.output))).free
+        return Plan(self.output, len(self.manifest), self.nbytes(), free, round(seconds, 1))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run from nothing would need.
+
+    Args:
+        path: the HDF5 file.
+        images: number of rows.
+        nbytes: size of the file in bytes.
+        free_bytes: free on its disk.
+        model_seconds: estimated time of the model alone; decoding runs beside it.
+    """
+
+    path: str
+    images: int
+    nbytes: int
+    free_bytes: int
+    model_seconds: float
+
+    def text(self) -> str:
+        """The plan for people."""
+        return (
+            f"{self.images:,} images -> {self.path}, {self.nbytes / 1e6:,.1f} MB ({self.free_bytes / 1e9:,.1f} GB free), "
+            f"about {self.model_seconds:,.0f} s of model time"
+        )
+
+
+def prepare(
+    sources: Sequence[str],
+    output: str | os.PathLike[str] | None,
+    config: EmbedConfig,
+    *,
+    suffixes: Sequence[str] = (),
+    stdin: BinaryIO | None = None,
+    on_download: Callable[[int, int], None] | None = None,
+) -> Job:
+    """Find the images, load the model and lay out the file, without writing anything.
+
+    Args:
+        sources: as for `find_images`.
+        output: the HDF5 file, or None for a name made from the source's.
+        config: all options.
+        suffixes: as for `find_images`.
+        stdin: where the source `-` reads its list from.
+        on_download: called with the bytes there and in all while released weights are downloaded.
+
+    Raises:
+        DinoExtractError: something about the sources, the model, the options or the disk does not fit.
+    """
+    manifest = find_images(sources, suffixes=suffixes, stdin=stdin)
+    path = os.fspath(output) if output is not None else _default_output(sources)
+    job = _job(manifest, path, config, on_download)
+    if not os.path.exists(path):
+        ensure_space(path, job.nbytes())
+    return job
+
+
+def prepare_like(store: Store, sources: Sequence[str], **changes: Any) -> Job:
+    """A job that embeds other images exactly as those of a file were embedded; it is not meant to be written to a file.
+
+    Args:
+        store: the file.
+        sources: as for `find_images`.
+        changes: fields of `EmbedConfig` to set differently from the file, such as `weights` where the checkpoint has moved.
+
+    Raises:
+        StoreError: the weights found now are not those the file was made with.
+    """
+    return _job_like(store, find_images(sources), changes)
+
+
+def prepare_again(store: Store, paths: Sequence[str], **changes: Any) -> Job | None:
+    """A job that embeds images of a file again; None if none of them is where it was.
+
+    Args:
+        store: the file.
+        paths: keys of images of the file, sorted; those that are gone are left out of the job's manifest.
+        changes: as for `prepare_like`.
+    """
+    root = os.fsencode(store.attrs["root"])
+    found = []
+    for path in paths:
+        with contextlib.suppress(SourceError):  # gone: the manifest says which were found
+            found.append(resolve(root, os.fsencode(path)))
+    return _job_like(store, manifest_of(root, found), changes) if found else None
+
+
+def _job_like(store: Store, manifest: Manifest, changes: dict[str, Any]) -> Job:
+    job = _job(manifest, store.path, config_of(store, **changes), None)
+    if job.model.weights_sha256 != store.attrs["weights_sha256"]:
+        message = f"`{store.path}` was made with weights {store.attrs['weights_sha256'][:16]}..., found {job.model.weights_sha256[:16]}..."
+        raise StoreError(message, hint="name the checkpoint it was made with by `--weights PATH`")
+    return job
+
+
+def _job(manifest: Manifest, path: str, config: EmbedConfig, on_download: Callable[[int, int], None] | None) -> Job:
+    model = load(config.model, weights=config.weights, random_seed=config.random_weights, offline=config.offline, progress=on_download)
+    spec = TokenSpec.parse(config.tokens, config.layers, model.module.depth)
+    preprocess = _preprocess(config, model)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    is_native = preprocess.policy == "native"
+    batch_size = choose_batch_size(model.module, (preprocess.height, preprocess.width), device, len(manifest))
+    return Job(
+        config=config,
+        manifest=manifest,
+        model=model,
+        spec=spec,
+        preprocess=preprocess,
+        device=device,
+        dtype=dtype,
+        batch_size=1 if is_native else config.batch or batch_size,  # images of different shapes cannot share a batch
+        output=path,
+        layout=_layout(config, manifest, model, spec, preprocess, dtype),
+        grid_size=_native_grids(config, manifest, preprocess) if is_native and "patch" in spec.kinds else None,
+    )
+
+
+def _native_grids(config: EmbedConfig, manifest: Manifest, preprocess: Preprocess) -> np.ndarray:
+    """Patch grid (N, 2) int32 of every image from its header, (0, 0) where that cannot be read."""
+    rows = np.arange(len(manifest))
+    grids = np.zeros((len(manifest), 2), np.int32)
+    with Loader(
+        manifest,
+        rows,
+        preprocess,
+        batch_size=SCAN_BATCH,
+        num_workers=config.workers,
+        timeout_s=config.decode_timeout_s,
+        sizes_only=True,
+    ) as loader:
+        for batch in loader:
+            for row, status, (height, width) in zip(batch.rows, batch.status, batch.image_size.tolist(), strict=True):
+                if status == Status.OK:
+                    grids[row] = preprocess.native_grid(height, width)
+    return grids
+
+
+def config_of(store: Store, **changes: Any) -> EmbedConfig:
+    """The options that a file was made with, so that other images get comparable embeddings.
+
+    Args:
+        store: the file.
+        changes: fields of `EmbedConfig` to set differently, such as `weights` where the checkpoint has moved.
+    """
+    attrs = store.attrs
+    pixels = Preprocess.from_record(json.loads(attrs["preprocessing"]))
+    sha256 = attrs["weights_sha256"]
+    made_with = {
+        "model": attrs["model"],
+        "weights": attrs["weights_path"] or None,
+        "random_weights": int(sha256.removeprefix("random:")) if sha256.startswith("random:") else None,
+        "tokens": attrs["tokens"],
+        "layers": attrs["layers"] or None,
+        "size": f"{pixels.height}x{pixels.width}" if pixels.height != pixels.width else str(pixels.height),
+        "preprocess": pixels.policy,
+        "alpha": pixels.alpha,
+        "max_pixels": pixels.max_pixels,
+        "dtype": attrs["compute_dtype"],
+        "store_dtype": attrs["store_dtype"],
+    }
+    return EmbedConfig(**{**made_with, **changes})
+
+
+def _preprocess(config: EmbedConfig, model: LoadedBackbone) -> Preprocess:
+    height, width = parse_size(config.size)
+    return Preprocess(
+        policy=config.preprocess,
+        height=height,
+        width=width,
+        patch=model.module.patch_size,
+        alpha=config.alpha,
+        max_pixels=config.max_pixels,
+        mean=model.module.mean,
+        std=model.module.std,
+    )
+
+
+def _layout(
+    config: EmbedConfig, manifest: Manifest, model: LoadedBackbone, spec: TokenSpec, preprocess: Preprocess, dtype: ComputeDtype
+) -> Layout:
+    backbone = model.module
+    is_native = preprocess.policy == "native"
+    shapes = spec.row_shapes(embed_dim=backbone.embed_dim, num_registers=backbone.num_registers, grid=preprocess.grid or (0, 0))
+    datasets = []
+    for name, shape in shapes.items():
+        is_ragged = is_native and name.endswith("patch_features")
+        datasets.append(RowDataset(name, shape[-1:] if is_ragged else shape, config.store_dtype, is_ragged))
+    packages = ("dino-extract", "torch", "pillow", "simplejpeg", "h5py", "numpy")
+    attrs: dict[str, str | int | float | bool] = {
+        "model": model.name,
+        "weights": model.weights_source,
+        "weights_path": os.path.abspath(config.weights) if config.weights else "",
+        "weights_sha256": model.weights_sha256,
+        "licence": model.licence,
+        "preprocessing": json.dumps(preprocess.as_record(), sort_keys=True),
+        "tokens": ",".join(spec.kinds),
+        "layers": ",".join(map(str, spec.layers)),
+        "patch_size": backbone.patch_size,
+        "num_registers": backbone.num_registers,
+        "compute_dtype": dtype,
+        "store_dtype": config.store_dtype,
+        "normalised": False,  # embeddings are stored as the model gives them, not divided by their length
+        "versions": json.dumps({package: version(package) for package in packages}, sort_keys=True),
+        "root": manifest.root.decode("utf-8", "backslashreplace"),
+        "sources": json.dumps([printable(source) for source in manifest.sources]),
+    }
+    return Layout(tuple(datasets), attrs, SIGNATURE)
+
+
+def _default_output(sources: Sequence[str]) -> str:
+    if len(sources) != 1 or sources[0].startswith("-"):
+        raise SourceError("several sources need a name for the file", hint="give it with `-o FILE.h5`")
+    name = os.path.basename(os.path.abspath(sources[0])) or "embeddings"
+    return (
+        name.removesuffix(".tar") if name.endswith(".tar") else os.path.splitext(name)[0] if os.path.isfile(sources[0]) else name
+    ) + ".h5"
