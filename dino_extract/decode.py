@@ -177,9 +177,9 @@ def _scale_32_bit(image: Image.Image) -> Image.Image:
     elif low >= 0:
         low, high = next(((0.0, top) for top in (1.0, 255.0, 65535.0) if high <= top and (top > 1 or image.mode == "F")), (low, high))
     grey = np.empty(values.shape, np.uint8)
-    scale = 255.0 / (high - low) if high > low else 0.0
+    span = high - low or 1.0
     for row, line in enumerate(values):  # line by line: a float64 copy of the whole image would not fit the memory limit
-        scaled = np.nan_to_num((line.astype(np.float64) - low) * scale, nan=0.0, posinf=255.0, neginf=0.0)
+        scaled = np.nan_to_num((line.astype(np.float64) - low) * 255 / span, nan=0.0, posinf=255.0, neginf=0.0)
         grey[row] = np.clip(np.floor(scaled + 0.5), 0, 255)
     return Image.fromarray(grey).convert("RGB")
 

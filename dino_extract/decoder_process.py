@@ -102,6 +102,11 @@ class DecoderProcess:
         self._buffer = b""
         self._size_only: deque[bool] = deque()  # of the open requests
 
+    @property
+    def pid(self) -> int:
+        """The process id of the child."""
+        return self._process.pid
+
     def wait_until_ready(self) -> None:
         """Return when the child has imported all it needs.
 
@@ -163,15 +168,16 @@ class DecoderProcess:
         """End the child, free its pipes, and say how it had ended, for example `decoder crashed (signal 11)`.
 
         Args:
-            wait_s: how long a child that has closed its pipe may take to end by itself, so that its own exit status is seen.
+            wait_s: how long the child may take to end by itself, so that its own exit status is seen.
         """
         assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(wait_s)
         self._process.kill()
         code = self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            pipe.close()
+        self._process.stdout.close()
+        self._process.stderr.close()
         return f"decoder crashed (signal {-code})" if code < 0 else f"decoder ended with code {code}"
 
     def _is_expected(self, shape: tuple[int, ...]) -> bool:

@@ -266,22 +266,6 @@ class _Finder:
                 self.skipped["special file"] += 1
 
 
-def manifest_of(root: bytes, refs: Iterable[ImageRef]) -> Manifest:
-    """The manifest of images that are known already, sorted by key; modification times are not looked up and are 0.
-
-    Args:
-        root: what the keys are relative to, absolute.
-        refs: at least one, from `resolve` or a manifest.
-    """
-    finder = _Finder(())
-    containers: dict[bytes, int] = {}
-    for ref in refs:
-        container = -1 if ref.offset < 0 else containers.setdefault(ref.path, len(containers))
-        finder.add(ref.key, ref.size, 0, container, ref.offset)
-    finder.containers.extend(containers)
-    return finder.manifest(root, (root,))
-
-
 def resolve(root: bytes, key: bytes) -> ImageRef:
     """Where the image of a stored key is now, inside a tar too.
 

@@ -1,0 +1,432 @@
+"""SOURCE arguments to manifests, and manifests to bytes."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from dino_extract.errors import SourceError
+from dino_extract.source import ImageError, ImageRef, find_images, manifest_of, printable, read_image_bytes, resolve
+from dino_extract.status import Status
+
+
+def fill(folder: Path, *names: str | bytes) -> Path:
+    """The folder, with files of these names; each holds its own name."""
+    for name in names:
+        path = os.path.join(os.fsencode(folder), os.fsencode(name))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(os.fsencode(name))
+    return folder
+
+
+def make_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar with these regular members."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), 1_500_000_000
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def keys_and_contents(sources: list[str]) -> dict[bytes, bytes]:
+    """What a manifest of the sources leads to."""
+    manifest = find_images(sources)
+    return {manifest[row].key: read_image_bytes(manifest[row]) for row in range(len(manifest))}
+
+
+def test_folder_keys_are_relative_and_sorted_by_bytes(tmp_path: Path) -> None:
+    """Keys of one folder are POSIX paths relative to it, in the order of their bytes."""
+    fill(tmp_path, "b.jpg", "a/z.png", "a.jpg", "a-b.jpg", "B.jpg")
+
+    assert find_images([str(tmp_path)]).keys == [b"B.jpg", b"a-b.jpg", b"a.jpg", b"a/z.png", b"b.jpg"]
+
+
+def test_manifest_leads_to_the_files(tmp_path: Path) -> None:
+    """Each entry names the file, its size and its modification time."""
+    fill(tmp_path, "a.jpg", "sub/b.jpg")
+    os.utime(tmp_path / "a.jpg", ns=(1, 123_456_789))
+
+    manifest = find_images([str(tmp_path)])
+
+    assert read_image_bytes(manifest[1]) == b"sub/b.jpg"
+    assert (manifest.file_size[0], manifest.file_mtime_ns[0]) == (5, 123_456_789)
+
+
+def test_other_files_are_skipped_and_counted(tmp_path: Path) -> None:
+    """Texts, tables and archives of a folder are left out and counted by suffix; hidden files too."""
+    fill(tmp_path, "a.jpg", "x.txt", "y.TXT", "z.csv", "w.tar", ".hidden.jpg", "Thumbs.db", ".git/b.jpg", "__MACOSX/c.jpg")
+
+    manifest = find_images([str(tmp_path)])
+
+    assert manifest.keys == [b"a.jpg"]
+    assert manifest.skipped == {".txt": 2, ".csv": 1, ".tar": 1, "hidden": 2, "hidden folder": 2}
+
+
+def test_unknown_and_missing_suffixes_are_taken(tmp_path: Path) -> None:
+    """A file that may be an image gets a row: no suffix, or one nobody knows."""
+    fill(tmp_path, "IMG_0001", "scan.xyz", "photo.heic")
+
+    assert find_images([str(tmp_path)]).keys == [b"IMG_0001", b"photo.heic", b"scan.xyz"]
+
+
+def test_suffixes_take_exactly_these(tmp_path: Path) -> None:
+    """`--suffix .heic` takes .heic files whatever their case, and nothing else."""
+    fill(tmp_path, "a.heic", "b.HEIC", "c.jpg", "d")
+
+    manifest = find_images([str(tmp_path)], suffixes=["heic"])
+
+    assert manifest.keys == [b"a.heic", b"b.HEIC"]
+    assert manifest.skipped == {".jpg": 1, "no suffix": 1}
+
+
+def test_odd_names_survive(tmp_path: Path) -> None:
+    """Names that are not UTF-8, hold a newline, or are 255 bytes long lead back to their files."""
+    names = [b"caf\xe9.jpg", b"new\nline.jpg", b"x" * 251 + b".jpg", b"quote'\".jpg", "\u65e5\u672c.jpg".encode()]
+    fill(tmp_path, *names)
+
+    assert keys_and_contents([str(tmp_path)]) == {name: name for name in names}
+
+
+def test_symlink_loop_ends(tmp_path: Path) -> None:
+    """A link to a parent folder adds nothing."""
+    fill(tmp_path, "a/b/x.jpg")
+    (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
+
+    assert find_images([str(tmp_path)]).keys == [b"a/b/x.jpg"]
+
+
+def test_linked_folder_outside_is_followed(tmp_path: Path) -> None:
+    """A link to a folder elsewhere is walked under the link's name; a linked file is an image like others."""
+    fill(tmp_path / "elsewhere", "x.jpg")
+    inside = fill(tmp_path / "inside", "a.jpg")
+    (inside / "link").symlink_to(tmp_path / "elsewhere")
+    (inside / "one.jpg").symlink_to(tmp_path / "elsewhere" / "x.jpg")
+
+    assert find_images([str(inside)]).keys == [b"a.jpg", b"link/x.jpg", b"one.jpg"]
+
+
+def test_real_folder_wins_over_link_to_it(tmp_path: Path) -> None:
+    """A folder that is also reached by a link keeps its real name, wherever the link sorts."""
+    fill(tmp_path, "real/x.jpg")
+    (tmp_path / "a").symlink_to(tmp_path / "real")
+
+    assert find_images([str(tmp_path)]).keys == [b"real/x.jpg"]
+
+
+def test_special_files_are_skipped(tmp_path: Path) -> None:
+    """A FIFO, a socket and a broken link named like images are counted and never opened."""
+    fill(tmp_path, "a.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "broken.jpg").symlink_to(tmp_path / "nowhere")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s.jpg"))
+
+        manifest = find_images([str(tmp_path)])
+
+    assert manifest.keys == [b"a.jpg"]
+    assert manifest.skipped == {"special file": 2, "broken link or vanished file": 1}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_forbidden_folder_is_noted(tmp_path: Path) -> None:
+    """A sub-folder that must not be read is reported and costs only itself."""
+    fill(tmp_path, "a.jpg", "private/b.jpg")
+    (tmp_path / "private").chmod(0)
+
+    manifest = find_images([str(tmp_path)])
+
+    (tmp_path / "private").chmod(0o700)
+    assert manifest.keys == [b"a.jpg"]
+    assert any("private" in reason for reason in manifest.skipped)
+
+
+def test_folder_without_images_is_an_error(tmp_path: Path) -> None:
+    """A folder without images names the suffixes looked for and what was skipped."""
+    fill(tmp_path, "a.txt")
+
+    with pytest.raises(SourceError, match=r"contains no image file \(looked for \.jpg, .*skipped 1 \.txt\)") as caught:
+        find_images([str(tmp_path)])
+
+    assert caught.value.hint == "add a suffix with `--suffix .heic`"
+
+
+@pytest.mark.parametrize("source", ["missing", "missing/*.jpg"])
+def test_missing_source_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """A path or pattern that leads nowhere is an error that shows it."""
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SourceError, match="`missing"):
+        find_images([source])
+
+
+def test_fifo_as_source_is_an_error(tmp_path: Path) -> None:
+    """A FIFO given as a source is refused and not opened."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+
+    with pytest.raises(SourceError, match="neither a folder nor a regular file"):
+        find_images([str(tmp_path / "pipe.jpg")])
+
+
+def test_typed_paths_are_the_keys_of_several_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several sources keys are the paths as typed, without `./` and doubled slashes."""
+    monkeypatch.chdir(fill(tmp_path, "one/a.jpg", "two/b.jpg", "c.jpg"))
+
+    manifest = find_images(["./one/", "two//", "./c.jpg"])
+
+    assert manifest.keys == [b"c.jpg", b"one/a.jpg", b"two/b.jpg"]
+    assert manifest.root == os.fsencode(tmp_path)
+
+
+def test_glob_takes_images_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quoted pattern is expanded, `**` included, and leaves other files out as a folder does."""
+    monkeypatch.chdir(fill(tmp_path, "a/x.jpg", "a/b/y.png", "a/notes.txt"))
+
+    assert find_images(["a/**/*.*"]).keys == [b"a/b/y.png", b"a/x.jpg"]
+
+
+def test_existing_path_wins_over_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose name looks like a pattern is itself."""
+    monkeypatch.chdir(fill(tmp_path, "a[1].jpg", "a1.jpg"))
+
+    assert find_images(["a[1].jpg"]).keys == [b"a[1].jpg"]
+
+
+def test_image_reached_twice_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file reached through a folder, by name and by absolute path has one row, under the first name."""
+    monkeypatch.chdir(fill(tmp_path, "one/a.jpg"))
+
+    assert find_images(["one", "one/a.jpg", str(tmp_path / "one" / "a.jpg"), "one/../one/a.jpg"]).keys == [b"one/a.jpg"]
+
+
+@pytest.mark.parametrize(("source", "text"), [("-", b"b.jpg\na.jpg\r\n\nc d.jpg"), ("-0", b"b.jpg\0a.jpg\0c d.jpg\0")])
+def test_list_on_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, text: bytes) -> None:
+    """Lists are read line by line or up to NUL; a missing end, empty lines and Windows line ends do no harm."""
+    monkeypatch.chdir(fill(tmp_path, "a.jpg", "b.jpg", "c d.jpg"))
+
+    assert find_images([source], stdin=io.BytesIO(text)).keys == [b"a.jpg", b"b.jpg", b"c d.jpg"]
+
+
+def test_newline_in_a_name_survives_the_nul_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-0` takes names with newlines as they are."""
+    monkeypatch.chdir(fill(tmp_path, b"new\nline.jpg"))
+
+    assert find_images(["-0"], stdin=io.BytesIO(b"new\nline.jpg\0")).keys == [b"new\nline.jpg"]
+
+
+def test_missing_entry_of_a_list_gets_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listed file that is gone keeps its row, and reading it says VANISHED."""
+    monkeypatch.chdir(fill(tmp_path, "a.jpg"))
+
+    manifest = find_images(["-"], stdin=io.BytesIO(b"a.jpg\ngone.jpg\n"))
+
+    assert manifest.keys == [b"a.jpg", b"gone.jpg"]
+    with pytest.raises(ImageError) as caught:
+        read_image_bytes(manifest[1])
+    assert caught.value.status == Status.VANISHED
+
+
+def test_list_of_which_nothing_exists_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list made for another folder is an error and not a file of failures."""
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SourceError, match="none of the 2 listed paths exists"):
+        find_images(["-"], stdin=io.BytesIO(b"a.jpg\nb.jpg\n"))
+
+
+def test_tar_members_are_read_in_place(tmp_path: Path) -> None:
+    """Members of a tar are keyed by their names and read from inside it."""
+    path = make_tar(tmp_path / "s.tar", {"b/two.jpg": b"22", "./one.jpg": b"1", "one.txt": b"label"})
+
+    assert keys_and_contents([str(path)]) == {b"b/two.jpg": b"22", b"one.jpg": b"1"}
+    assert find_images([str(path)]).file_mtime_ns[0] == 1_500_000_000 * 10**9
+
+
+def test_members_of_several_tars_follow_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several shards the key is the path of the tar and the member's name."""
+    monkeypatch.chdir(tmp_path)
+    make_tar(tmp_path / "0.tar", {"a.jpg": b"0"})
+    make_tar(tmp_path / "1.tar", {"a.jpg": b"1"})
+
+    assert keys_and_contents(["*.tar"]) == {b"0.tar/a.jpg": b"0", b"1.tar/a.jpg": b"1"}
+
+
+def test_last_of_equal_members_counts(tmp_path: Path) -> None:
+    """Of members with the same name the last one is taken, as tar itself does."""
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as archive:
+        for content in (b"old", b"newer"):
+            info = tarfile.TarInfo("a.jpg")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+    assert keys_and_contents([str(path)]) == {b"a.jpg": b"newer"}
+
+
+def test_dangerous_members_are_left_out(tmp_path: Path) -> None:
+    """Absolute names, `..`, links and devices in a tar are counted and not followed."""
+    path = make_tar(tmp_path / "s.tar", {"/etc/a.jpg": b"x", "../b.jpg": b"x", "ok.jpg": b"fine"})
+    with tarfile.open(path, "a") as archive:
+        for name, kind in (("l.jpg", tarfile.SYMTYPE), ("h.jpg", tarfile.LNKTYPE), ("d.jpg", tarfile.CHRTYPE), ("f.jpg", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+
+    manifest = find_images([str(path)])
+
+    assert manifest.keys == [b"ok.jpg"]
+    assert manifest.skipped == {"tar member with an absolute name or `..`": 2, "link or device in a tar": 4}
+
+
+def test_odd_names_in_a_tar_survive(tmp_path: Path) -> None:
+    """Member names that are not UTF-8 or longer than a header field lead back to their bytes, in GNU and PAX archives."""
+    for tar_format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = tmp_path / f"{tar_format}.tar"
+        with tarfile.open(path, "w", format=tar_format, encoding="utf-8", errors="surrogateescape") as archive:
+            for name in ("caf\udce9.jpg", "d" * 99 + "/" + "n" * 200 + ".jpg", "\u65e5.jpg"):
+                info = tarfile.TarInfo(name)
+                info.size = 1
+                archive.addfile(info, io.BytesIO(b"x"))
+
+        assert find_images([str(path)]).keys == sorted([b"caf\xe9.jpg", b"d" * 99 + b"/" + b"n" * 200 + b".jpg", "\u65e5.jpg".encode()])
+
+
+def test_cut_tar_gives_what_is_whole_and_a_note(tmp_path: Path) -> None:
+    """A tar that ends in the middle of a member gives the members before it, and says so."""
+    path = make_tar(tmp_path / "s.tar", {"a.jpg": b"a" * 600, "b.jpg": b"b" * 5000})
+    with open(path, "r+b") as file:
+        file.truncate(512 + 1024 + 512 + 2000)
+
+    manifest = find_images([str(path)])
+
+    assert manifest.keys == [b"a.jpg"]
+    assert any("cut or damaged" in reason for reason in manifest.skipped)
+
+
+def test_damaged_header_inside_a_tar_is_noted(tmp_path: Path) -> None:
+    """A tar with garbage where a header should be is not taken for one that ends there."""
+    path = make_tar(tmp_path / "s.tar", {"a.jpg": b"a", "b.jpg": b"b"})
+    with open(path, "r+b") as file:
+        file.seek(1024)
+        file.write(b"\xff" * 512)
+
+    manifest = find_images([str(path)])
+
+    assert manifest.keys == [b"a.jpg"]
+    assert any("cut or damaged at byte 1,024" in reason for reason in manifest.skipped)
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.zip"])
+def test_compressed_archive_is_refused_with_a_sentence(tmp_path: Path, name: str) -> None:
+    """An archive that cannot be read in place is an error that says what to give instead."""
+    fill(tmp_path, name)
+
+    with pytest.raises(SourceError, match="cannot be read in place"):
+        find_images([str(tmp_path / name)])
+
+
+def test_compressed_tar_under_a_plain_name_is_refused(tmp_path: Path) -> None:
+    """A gzipped tar that is called .tar is an error too."""
+    with tarfile.open(tmp_path / "x.tar", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.jpg"))
+
+    with pytest.raises(SourceError, match="not an uncompressed tar archive"):
+        find_images([str(tmp_path / "x.tar")])
+
+
+def test_stored_keys_lead_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root and key find every image again: plain files, members of one tar and of several, relative and absolute."""
+    monkeypatch.chdir(fill(tmp_path, "dir.tar/x.jpg", "y.jpg"))
+    make_tar(tmp_path / "s.tar", {"a/b.jpg": b"member"})
+    for sources in (["dir.tar"], ["s.tar"], ["s.tar", "y.jpg", "dir.tar"], [str(tmp_path / "s.tar"), "y.jpg"]):
+        manifest = find_images(sources)
+
+        assert [resolve(manifest.root, key) for key in manifest.keys] == [manifest[row] for row in range(len(manifest))]
+
+
+def test_key_of_a_lost_image_is_an_error(tmp_path: Path) -> None:
+    """A key whose image is gone is an error that names both."""
+    path = make_tar(tmp_path / "s.tar", {"a.jpg": b"1"})
+
+    for root in (tmp_path, path):
+        with pytest.raises(SourceError, match=r"`b\.jpg` is no longer in"):
+            resolve(os.fsencode(root), b"b.jpg")
+
+
+def test_known_images_make_a_manifest(tmp_path: Path) -> None:
+    """A manifest of resolved images gives them back in their order, tar members included."""
+    fill(tmp_path, "y.jpg")
+    make_tar(tmp_path / "s.tar", {"a.jpg": b"member"})
+    root = os.fsencode(tmp_path)
+    images = [resolve(root, b"s.tar/a.jpg"), resolve(root, b"y.jpg")]
+
+    manifest = manifest_of(root, images)
+
+    assert [manifest[0], manifest[1]] == images
+
+
+@pytest.mark.parametrize("change", ["fifo", "folder"])
+def test_file_replaced_since_listing_is_unreadable(tmp_path: Path, change: str) -> None:
+    """A file that has become a FIFO or a folder fails at once instead of blocking."""
+    manifest = find_images([str(fill(tmp_path, "a.jpg"))])
+    (tmp_path / "a.jpg").unlink()
+    (os.mkfifo if change == "fifo" else os.mkdir)(tmp_path / "a.jpg")
+
+    with pytest.raises(ImageError, match="not a regular file") as caught:
+        read_image_bytes(manifest[0])
+
+    assert caught.value.status == Status.UNREADABLE
+
+
+def test_file_over_the_byte_limit_is_too_large(tmp_path: Path) -> None:
+    """A file of more bytes than allowed is refused by its size, sparse or not."""
+    with open(tmp_path / "a.jpg", "wb") as file:
+        file.truncate(10**12)
+
+    with pytest.raises(ImageError, match="1,000,000,000,000 bytes") as caught:
+        read_image_bytes(ImageRef(os.fsencode(tmp_path / "a.jpg"), -1, 0, b"a.jpg"))
+
+    assert caught.value.status == Status.TOO_LARGE
+
+
+def test_control_characters_are_escaped_for_terminals() -> None:
+    """Names with escape sequences, newlines and bytes that are no text are shown harmless."""
+    assert printable(b"a\x1b[31m\n\xff\xc3\xa9.jpg") == "a\\x1b[31m\\n\\xff\u00e9.jpg"
+
+
+def test_hostile_archive_is_taken_whole(shared_dir: Path) -> None:
+    """All 594 odd files are taken, whatever they are called."""
+    assert len(find_images([str(shared_dir / "hostile" / "hostile.tar")])) == 594
+
+
+@pytest.mark.slow
+def test_a_million_files_are_listed_in_seconds(tmp_path: Path) -> None:
+    """A million files are found within 15 s (about 5 s on a quiet machine) and 300 MB of memory."""
+    for folder in range(100):
+        directory = tmp_path / f"class_{folder:03d}"
+        directory.mkdir()
+        for number in range(10_000):
+            os.close(os.open(directory / f"photograph_{number:06d}.jpg", os.O_CREAT))
+    code = """
+import resource, sys, time
+from dino_extract.source import find_images
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+count = len(find_images([sys.argv[1]]))
+print(count, time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+    output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True).stdout
+
+    count, seconds, megabytes = output.split()
+    print(f"{count} files, {float(seconds):.1f} s, {float(megabytes):.0f} MB")
+    assert int(count) == 1_000_000
+    assert float(seconds) < 15
+    assert float(megabytes) < 300
