@@ -56,6 +56,7 @@ def make_store(
     with_photos: bool = True,
     is_finished: bool = True,
     attrs: dict[str, str] | None = None,
+    size: tuple[int, int] = (128, 128),
 ) -> Store:
     """A finished store of the named images (sorted), open for reading.
 
@@ -69,6 +70,7 @@ def make_store(
         with_photos: whether the photographs exist.
         is_finished: False leaves the last row out and the file a `.part`.
         attrs: root attributes to replace.
+        size: height and width in pixels that the file says its images have.
     """
     names = sorted(names)
     root = folder / "photos"
@@ -78,9 +80,8 @@ def make_store(
     tokens = list(patches) if patches is not None else [patch_field(*shape, seed) for seed, shape in enumerate(shapes)]
     vectors = features if features is not None else np.random.default_rng(0).normal(size=(len(names), DIM)).astype(np.float32)
     dim = tokens[0].shape[-1]
-    patch_shape = (dim,) if grids else (*shapes[0], dim)
-    size = 112 if not grids else 8 * 14
-    preprocess = Preprocess(policy="native" if grids else "crop", height=size, width=size)
+    patch_shape = (dim,) if grids else tokens[0].shape
+    preprocess = Preprocess(policy="native" if grids else "crop", height=112, width=112)
     layout = Layout(
         (
             RowDataset("features", vectors.shape[1:], "float32"),
@@ -110,7 +111,7 @@ def make_store(
         writer.write(
             rows,
             {"features": vectors[rows], "patch_features": flat[: len(rows)], "layers/3/patch_features": flat[: len(rows)]},
-            image_size=np.full((len(rows), 2), 128, np.int32),
+            image_size=np.tile(np.array(size, np.int32), (len(rows), 1)),
             status=status[: len(rows)],
             errors=["decode: not an image" if each else "" for each in status[: len(rows)]],
         )
