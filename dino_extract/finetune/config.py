@@ -5,7 +5,7 @@ Nothing here imports torch: the command line reads its defaults from these class
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -81,10 +81,10 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """What changes over the steps; lengths are in optimizer steps.
+    """What changes over the steps; lengths are in optimizer steps, and None is the share of the run that the official recipe has.
 
     Args:
-        warmup_steps: linear warm-up of the learning rate.
+        warmup_steps: linear warm-up of the learning rate; None for a tenth of the run.
         min_lr: learning rate at the end.
         weight_decay: at the first step.
         weight_decay_end: at the last.
@@ -92,11 +92,11 @@ class ScheduleConfig:
         final_momentum_teacher: at the last.
         warmup_teacher_temp: temperature of the targets at the first step.
         teacher_temp: after `warmup_teacher_temp_steps`.
-        warmup_teacher_temp_steps: steps from one to the other.
-        freeze_last_layer_steps: steps at the start in which the prototypes do not move.
+        warmup_teacher_temp_steps: steps from one to the other; None for three tenths of the run.
+        freeze_last_layer_steps: steps at the start in which the prototypes do not move; None for a hundredth of the run.
     """
 
-    warmup_steps: int = 12_500
+    warmup_steps: int | None = None
     min_lr: float = 1e-6
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
@@ -104,8 +104,21 @@ class ScheduleConfig:
     final_momentum_teacher: float = 1.0
     warmup_teacher_temp: float = 0.04
     teacher_temp: float = 0.07
-    warmup_teacher_temp_steps: int = 37_500
-    freeze_last_layer_steps: int = 1_250
+    warmup_teacher_temp_steps: int | None = None
+    freeze_last_layer_steps: int | None = None
+
+    def resolved(self, total_steps: int) -> ScheduleConfig:
+        """The same with every length as a number, for a run of `total_steps`."""
+
+        def length(given: int | None, share: float) -> int:
+            return round(share * total_steps) if given is None else given
+
+        return replace(
+            self,
+            warmup_steps=length(self.warmup_steps, 0.1),
+            warmup_teacher_temp_steps=length(self.warmup_teacher_temp_steps, 0.3),
+            freeze_last_layer_steps=length(self.freeze_last_layer_steps, 0.01),
+        )
 
 
 @dataclass(frozen=True)
@@ -141,3 +154,82 @@ class CropConfig:
     def decoded_side(self) -> int:
         """Side in pixels of a decoded image."""
         return self.decode_size or 2 * self.global_crops_size
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """How a run watches itself.
+
+    Args:
+        images: training images whose embeddings are compared with those of the start; 0 switches the watch off.
+        every_steps: between two looks; None for 20 over the run.
+        eval_images: at most this many labelled images for the neighbours and as many for the queries.
+        collapse_ratio: a look below this share of the best look so far is a bad one; two bad looks in a row stop the run.
+    """
+
+    images: int = 512
+    every_steps: int | None = None
+    eval_images: int = 5000
+    collapse_ratio: float = 0.5
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A training run, complete: the same config and images give the same weights on the same kind of machine.
+
+    Args:
+        sources: folders, images, globs, `.tar` shards or lists.
+        output: folder of the run.
+        model: backbone from the table.
+        weights: checkpoint to start from; None for the released one of `model`.
+        from_scratch: start from random weights.
+        offline: never download.
+        preset: where the values came from; only recorded.
+        epochs: passes over the images, where `steps` is None.
+        steps: optimizer steps.
+        batch_size: images of one forward pass on one process.
+        accumulation: forward passes of one optimizer step.
+        seed: of everything random.
+        drop_path_rate: probability that a residual branch of the student skips an image.
+        head_warmup_steps: steps at the start in which only the heads learn; None for a tenth of the run when starting from weights.
+        distill: a frozen teacher, a model of the table or a checkpoint; None for the student's moving average.
+        evaluate: labelled images (`CLASS/*.jpg`, optionally under `train/` and `test/`) for the watch; None for none.
+        device: `auto`, `cpu`, `cuda`.
+        dtype: of the networks' products; losses and weights are float32. `auto` is bfloat16 on a GPU.
+        compile: compile each block, which takes minutes at the start.
+        checkpoint_blocks: recompute activations in the backward pass, to save memory.
+        parallel: over several processes, `ddp` copies the networks, `fsdp` shares them out.
+        num_workers: decoder processes; 0 for one on each processor.
+        checkpoint_steps: between two checkpoints; None for 20 over the run, at most 1000.
+        log_steps: between two lines of `metrics.jsonl`.
+    """
+
+    sources: tuple[str, ...] = ()
+    output: str = ""
+    model: str = "vits14"
+    weights: str | None = None
+    from_scratch: bool = False
+    offline: bool = False
+    preset: str = "small"
+    epochs: float = 100.0
+    steps: int | None = None
+    batch_size: int = 64
+    accumulation: int = 1
+    seed: int = 0
+    drop_path_rate: float = 0.0
+    head_warmup_steps: int | None = None
+    distill: str | None = None
+    evaluate: str | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    checkpoint_blocks: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    num_workers: int = 0
+    checkpoint_steps: int | None = None
+    log_steps: int = 10
+    crops: CropConfig = field(default_factory=CropConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 Group = distributed.ProcessGroup | None
 
@@ -31,6 +35,12 @@ def start(device: torch.device) -> None:
     """Join the processes that `torchrun` started, if it started this one."""
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def wait_for_all() -> None:
+    """Return when every rank has come here."""
+    if world() is not None:
+        distributed.barrier()
 
 
 def stop() -> None:
@@ -68,6 +78,33 @@ def all_gather_rows(rows: Tensor, group: Group) -> tuple[Tensor, int]:
         return rows, 0
     gathered: Tensor = _GatherRows.apply(rows, group)
     return gathered, distributed.get_rank(group) * len(rows)
+
+
+def shard(network: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
+    """Share the weights of `network` out over all ranks in place, unit by unit, so that each holds a part of every tensor.
+
+    Args:
+        network: whose forward pass, and `teach` where it has one, gather what they need.
+        parts: modules gathered one at a time; what is in none of them is gathered with the network.
+        device: where the network is.
+    """
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for part in parts:
+        fully_shard(part, mesh=mesh)
+    # A root that is only ever run forward, as a teacher is, would otherwise stay gathered and could not be updated.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    if hasattr(network, "teach"):
+        register_fsdp_forward_method(network, "teach")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A shared-out tensor put together, on every rank; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor shared out as `model` is."""
+    return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements) if isinstance(model, DTensor) else tensor
 
 
 class _GatherRows(torch.autograd.Function):

@@ -81,6 +81,25 @@ def koleo_loss(cls_BD: Tensor, eps: float = 1e-8, group: Group = None) -> Tensor
         return -torch.log(distance + eps).mean()
 
 
+def anchor_loss(student_cls: Tensor, student_patches: Tensor, anchor_cls: Tensor, anchor_patches: Tensor, masks: Tensor) -> Tensor:
+    """Cosine distance to the features that the starting model gives, which a small set of images must not wash away. Not in DINOv2.
+
+    Args:
+        student_cls: (G * B, D) float, CLS tokens of the student.
+        student_patches: (G * B, N, D) float, its patch tokens.
+        anchor_cls: (G * B, D) float, CLS tokens of the starting model for the same crops, whole.
+        anchor_patches: (G * B, N, D) float, its patch tokens.
+        masks: (G * B, N) bool, patches that the student did not see, which are left out.
+
+    Returns:
+        () float32, mean over CLS tokens plus mean over visible patches of 1 - cosine.
+    """
+    cls = 1 - F.cosine_similarity(student_cls.float(), anchor_cls.float(), dim=-1)
+    patches = 1 - F.cosine_similarity(student_patches.float(), anchor_patches.float(), dim=-1)
+    visible = ~masks
+    return cls.mean() + (patches * visible).sum() / visible.sum().clamp(min=1)
+
+
 @torch.no_grad()
 def sinkhorn_knopp(teacher_logits_RK: Tensor, teacher_temp: float, num_iterations: int = 3, group: Group = None) -> Tensor:
     """Target distributions that use all prototypes equally often over the batch.

@@ -8,6 +8,7 @@ Source: iBOT (arXiv 2111.07832) Sec. 3.2 and BEiT (arXiv 2106.08254) Sec. 2.3, A
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ def mask_batch(
     grid: tuple[int, int],
     seed: tuple[int, ...],
     *,
-    rows: range | None = None,
+    rows: Sequence[int] | None = None,
     mask_probability: float = 0.5,
     mask_ratio_min_max: tuple[float, float] = (0.1, 0.5),
 ) -> Tensor:

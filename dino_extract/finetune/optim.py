@@ -6,7 +6,8 @@ Source: official dinov2/utils/param_groups.py and dinov2/train/train.py.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,13 @@ class Multipliers:
     """How one parameter departs from the scheduled learning rate and weight decay.
 
     Args:
-        lr: factor of the learning rate.
-        weight_decay: factor of the weight decay, 0 or 1.
+        lr_multiplier: factor of the learning rate.
+        wd_multiplier: factor of the weight decay, 0 or 1.
         is_last_layer: whether the parameter belongs to the prototypes, which stay frozen at first.
     """
 
-    lr: float
-    weight_decay: float
+    lr_multiplier: float
+    wd_multiplier: float
     is_last_layer: bool
 
 
@@ -49,38 +50,28 @@ def multipliers(name: str, depth: int, config: OptimConfig) -> Multipliers:
     return Multipliers(lr, 0.0 if is_undecayed else 1.0, "last_layer" in name)
 
 
-def param_groups(network: nn.Module, depth: int, config: OptimConfig) -> list[dict[str, object]]:
+def param_groups(network: nn.Module, depth: int, config: OptimConfig) -> list[dict[str, Any]]:
     """Parameter groups for AdamW, one for each distinct set of multipliers, in a fixed order.
 
-    Each group has `params`, `names` and `multipliers`; parameters with `requires_grad` off are included, so that a frozen part can be
+    Each has `params` and the fields of `Multipliers`. Parameters with `requires_grad` off are included, so that a frozen part can be
     released without touching the optimizer's state.
     """
-    groups: dict[Multipliers, dict[str, object]] = {}
+    groups: dict[Multipliers, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        factors = multipliers(name, depth, config)
-        group = groups.setdefault(factors, {"params": [], "names": [], "multipliers": factors})
-        group["params"].append(parameter)  # type: ignore[attr-defined]
-        group["names"].append(name)  # type: ignore[attr-defined]
-    return list(groups.values())
+        groups.setdefault(multipliers(name, depth, config), []).append(parameter)
+    return [{"params": parameters, **asdict(factors)} for factors, parameters in groups.items()]
 
 
 def build_optimizer(network: nn.Module, depth: int, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over `param_groups`; rates and decay are set at each step by `apply_schedule`."""
-    groups = param_groups(network, depth, config)
-    factors = [group.pop("multipliers") for group in groups]
-    names = [group.pop("names") for group in groups]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.adamw_beta1, config.adamw_beta2))
-    for group, factor, name in zip(optimizer.param_groups, factors, names, strict=True):
-        group["multipliers"], group["names"] = factor, name
-    return optimizer
+    return torch.optim.AdamW(param_groups(network, depth, config), lr=0.0, betas=(config.adamw_beta1, config.adamw_beta2))
 
 
 def apply_schedule(optimizer: torch.optim.Optimizer, values: ScheduleValues) -> None:
     """Set each group's learning rate and weight decay for the coming step."""
     for group in optimizer.param_groups:
-        factors: Multipliers = group["multipliers"]
-        group["lr"] = (values.last_layer_lr if factors.is_last_layer else values.lr) * factors.lr
-        group["weight_decay"] = values.weight_decay * factors.weight_decay
+        group["lr"] = (values.last_layer_lr if group["is_last_layer"] else values.lr) * group["lr_multiplier"]
+        group["weight_decay"] = values.weight_decay * group["wd_multiplier"]
 
 
 def clip_grad_per_submodule(network: nn.Module, clip_grad: float) -> dict[str, Tensor]:

@@ -69,6 +69,8 @@ def schedule_values(config: ScheduleConfig, lr: float, step: int, total: int) ->
         step: optimizer step, from 0.
         total: optimizer steps of the run.
     """
+    config = config.resolved(total)
+    assert config.warmup_steps is not None and config.warmup_teacher_temp_steps is not None and config.freeze_last_layer_steps is not None
     lr_now = cosine_schedule(step, lr, config.min_lr, total, warmup=config.warmup_steps)
     temp_steps = config.warmup_teacher_temp_steps
     return ScheduleValues(

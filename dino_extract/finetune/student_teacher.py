@@ -8,6 +8,7 @@ Source: DINOv2 (arXiv 2304.07193) Sec. 4-5; official dinov2/train/ssl_meta_arch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,24 +28,30 @@ class Batch:
     Args:
         global_crops: (G * B, 3, H, W) float32, normalised RGB.
         local_crops: (L * B, 3, H, W) float32, normalised RGB; L may be 0.
-        masks: (G * B, N) bool, True at the patches hidden from the student.
-        mask_indices: (M,) int64, positions of the hidden patches in the flattened masks.
+        masks: (G * B, N) bool, True at the patches that the student is to predict.
+        mask_indices: (M,) int64, positions of those in the flattened masks.
+        hide: whether the student sees the mask token in their place; distillation shows them.
     """
 
     global_crops: Tensor
     local_crops: Tensor
     masks: Tensor
     mask_indices: Tensor
+    hide: bool = True
 
     @classmethod
-    def make(cls, global_crops: Tensor, local_crops: Tensor, masks: Tensor) -> Batch:
-        """A batch whose mask positions are found on the host, before anything moves to a GPU and would have to wait for it."""
-        return cls(global_crops, local_crops, masks, masks.flatten().nonzero().squeeze(1))
+    def make(cls, global_crops: Tensor, local_crops: Tensor, masks: Tensor, *, hide: bool = True) -> Batch:
+        """A batch whose mask positions are found on the host, before anything moves to a GPU and would have to wait for it.
+
+        Without `hide` all patches are to be predicted, and `masks` gives only their number.
+        """
+        masks = masks if hide else torch.ones_like(masks)
+        return cls(global_crops, local_crops, masks, masks.flatten().nonzero().squeeze(1), hide)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        parts = (self.global_crops, self.local_crops, self.masks, self.mask_indices)
-        return Batch(*(part.to(device, non_blocking=True) for part in parts))
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("global_crops", "local_crops", "masks", "mask_indices")}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class Network(nn.Module):
     def forward(self, batch: Batch) -> StudentOutput:
         """The student's view: global crops with hidden patches, and local crops, in one pass through the backbone."""
         crops: list[Tensor] = [batch.global_crops]
-        masks: list[Tensor | None] = [batch.masks]
+        masks: list[Tensor | None] = [batch.masks if batch.hide else None]
         if len(batch.local_crops):
             crops, masks = [*crops, batch.local_crops], [*masks, None]
         tokens = self.backbone(crops, masks)
@@ -118,6 +125,10 @@ class Network(nn.Module):
         cls_logits, masked_logits = self._score(tokens.cls, tokens.patches.flatten(0, 1)[batch.mask_indices])
         return TeacherOutput(cls_logits.unflatten(0, (NUM_GLOBAL_CROPS, -1)), masked_logits)
 
+    def heads(self) -> list[DINOHead]:
+        """The head, or both."""
+        return [self.dino_head, self.ibot_head] if self.has_ibot_head else [self.dino_head]
+
     def _score(self, cls_TD: Tensor, patches_MD: Tensor) -> tuple[Tensor, Tensor]:
         if self.has_ibot_head:
             return self.dino_head(cls_TD), self.ibot_head(patches_MD)
@@ -126,30 +137,45 @@ class Network(nn.Module):
 
 
 class StudentTeacher:
-    """A student to train and its teacher, with the same start weights.
+    """A student to train, the moving average of it, and the teacher that it learns from, which is that average unless another is given.
 
     Args:
-        backbone: shape of both; only the student drops paths.
+        backbone: shape of the student and its average; only the student drops paths.
         objective: which heads they have.
+        teacher: a frozen network to learn from instead, with heads of the same numbers of prototypes.
     """
 
-    def __init__(self, backbone: BackboneConfig, objective: ObjectiveConfig) -> None:
+    def __init__(self, backbone: BackboneConfig, objective: ObjectiveConfig, teacher: Network | None = None) -> None:
         self.student = Network(backbone, objective)
-        self.teacher = Network(replace(backbone, drop_path=0.0), objective)
-        self.teacher.load_state_dict(self.student.state_dict())
-        self.teacher.requires_grad_(False)
-        self.teacher.eval()
+        self.average = Network(replace(backbone, drop_path=0.0), objective)
+        self.average.load_state_dict(self.student.state_dict())
+        self.teacher = self.average if teacher is None else teacher
+        for network in (self.average, self.teacher):
+            network.requires_grad_(False)
+            network.eval()
+
+    def load(self, student: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> StudentTeacher:
+        """Take the given weights, keys `backbone.*`, `dino_head.*` and `ibot_head.*`; every key must match."""
+        self.student.load_state_dict(student)
+        self.average.load_state_dict(average)
+        return self
+
+    def load_backbone(self, weights: Mapping[str, Tensor]) -> StudentTeacher:
+        """Take the given backbone weights for student and average; every key must match."""
+        self.student.backbone.load_state_dict(weights)
+        self.average.backbone.load_state_dict(weights)
+        return self
 
     def to(self, device: torch.device | str) -> StudentTeacher:
-        """Both networks moved to `device`."""
-        self.student.to(device)
-        self.teacher.to(device)
+        """All networks moved to `device`."""
+        for network in (self.student, self.average, self.teacher):
+            network.to(device)
         return self
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
-        """Move every teacher weight towards the student's: teacher = momentum * teacher + (1 - momentum) * student."""
-        teacher: list[Tensor] = [*self.teacher.parameters()]
+    def update_average(self, momentum: float) -> None:
+        """Move every weight of the average towards the student's: average = momentum * average + (1 - momentum) * student."""
+        average: list[Tensor] = [*self.average.parameters()]
         student: list[Tensor] = [*self.student.parameters()]
-        torch._foreach_mul_(teacher, momentum)
-        torch._foreach_add_(teacher, student, alpha=1 - momentum)
+        torch._foreach_mul_(average, momentum)
+        torch._foreach_add_(average, student, alpha=1 - momentum)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import safe_open
 from torch import Tensor
@@ -14,7 +14,7 @@ from dino_extract.finetune.config import HeadConfig, ObjectiveConfig, OptimConfi
 from dino_extract.finetune.distributed import Group
 from dino_extract.finetune.schedules import ScheduleValues
 from dino_extract.finetune.step import TrainingStep
-from dino_extract.finetune.student_teacher import Batch
+from dino_extract.finetune.student_teacher import Batch, StudentTeacher
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TRAIN_STEPS = ["centering_shared_head", "sinkhorn_separate_heads"]
@@ -31,7 +31,9 @@ def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def training_step(spec: dict[str, Any], tensors: dict[str, Tensor], group: Group = None) -> TrainingStep:
+def training_step(
+    spec: dict[str, Any], tensors: dict[str, Tensor], group: Group = None, parallel: Literal["ddp", "fsdp"] = "ddp"
+) -> TrainingStep:
     """Our training step with the shape and the start weights of a golden file."""
     shape, head, optimizer = spec["backbone"], spec["head"], spec["optimizer"]
     backbone = BackboneConfig(
@@ -68,9 +70,8 @@ def training_step(spec: dict[str, Any], tensors: dict[str, Tensor], group: Group
         patch_embed_lr_mult=optimizer["patch_embed_lr_mult"],
         clip_grad=optimizer["clip_grad_per_submodule"],
     )
-    step = TrainingStep(backbone, objective, optim, group=group)
-    step.load(under(tensors, "init.student."), under(tensors, "init.teacher."))
-    return step
+    models = StudentTeacher(backbone, objective).load(under(tensors, "init.student."), under(tensors, "init.teacher."))
+    return TrainingStep(models, objective, optim, group=group, parallel=parallel)
 
 
 def batch(tensors: dict[str, Tensor], step: int) -> Batch:

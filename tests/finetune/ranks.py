@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from dino_extract.finetune.distributed import Group, all_gather_rows, sum_over_ranks, world
+from dino_extract.finetune.distributed import Group, all_gather_rows, sum_over_ranks, whole, world
 from dino_extract.finetune.losses import Center, koleo_loss, sinkhorn_knopp
 from dino_extract.finetune.student_teacher import Batch
 from tests.finetune import golden
@@ -70,17 +71,19 @@ def four_images(tensors: dict[str, Tensor], images: slice) -> Batch:
     return Batch.make(*parts)
 
 
-def one_step(variant: str, images: slice, group: Group) -> dict[str, Tensor]:
+def one_step(variant: str, images: slice, group: Group, parallel: Literal["ddp", "fsdp"] = "ddp") -> dict[str, Tensor]:
     """Losses, gradients and teacher of one step on some of four images."""
     spec, tensors = golden.read(golden.GOLDEN / f"train_step_{variant}.safetensors")
-    step = golden.training_step(spec, tensors, group)
+    step = golden.training_step(spec, tensors, group, parallel)
     losses = step.backward(four_images(tensors, images), 0.04)
     result = {f"loss.{name}": loss.detach() for name, loss in losses.official().items()}
     result |= {
-        f"grad.{name}": parameter.grad.clone() for name, parameter in step.models.student.named_parameters() if parameter.grad is not None
+        f"grad.{name}": whole(parameter.grad).clone()
+        for name, parameter in step.models.student.named_parameters()
+        if parameter.grad is not None
     }
     step.update(golden.values(spec, 0))
-    return result | {f"teacher.{name}": weight for name, weight in step.models.teacher.state_dict().items()}
+    return result | {f"teacher.{name}": whole(weight) for name, weight in step.models.teacher.state_dict().items()}
 
 
 def half_of_a_sinkhorn_step(rank: int) -> dict[str, Tensor]:
@@ -91,3 +94,8 @@ def half_of_a_sinkhorn_step(rank: int) -> dict[str, Tensor]:
 def half_of_a_centering_step(rank: int) -> dict[str, Tensor]:
     """One step with a tied head and centring on two of four images."""
     return one_step("centering_shared_head", slice(2 * rank, 2 * rank + 2), world())
+
+
+def half_of_a_sharded_step(rank: int) -> dict[str, Tensor]:
+    """The same with untied heads and the networks shared out over both ranks."""
+    return one_step("sinkhorn_separate_heads", slice(2 * rank, 2 * rank + 2), world(), "fsdp")

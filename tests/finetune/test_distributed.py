@@ -43,10 +43,14 @@ def test_rows_are_gathered_in_rank_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("variant", "work"),
-    [("sinkhorn_separate_heads", ranks.half_of_a_sinkhorn_step), ("centering_shared_head", ranks.half_of_a_centering_step)],
+    [
+        ("sinkhorn_separate_heads", ranks.half_of_a_sinkhorn_step),
+        ("centering_shared_head", ranks.half_of_a_centering_step),
+        ("sinkhorn_separate_heads", ranks.half_of_a_sharded_step),
+    ],
 )
 def test_a_step_on_two_halves_equals_the_step_on_the_whole(tmp_path: Path, variant: str, work: ranks.Work) -> None:
-    """Mean losses, gradients and the teacher after one DDP step on two ranks equal those of one process with all four images."""
+    """Mean losses, gradients and the teacher after one step on two ranks, by DDP or FSDP, equal those of one process with all four images."""
     parts = ranks.in_two_processes(work, tmp_path)
 
     whole = ranks.one_step(variant, slice(0, 4), None)

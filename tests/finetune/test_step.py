@@ -95,8 +95,8 @@ def test_parameter_groups_equal_the_official_ones(step_file: Golden) -> None:
     for group in spec["param_groups"]:
         for name in group["params"]:
             factors = got.pop(name)
-            assert factors.lr == pytest.approx(group["lr_multiplier"], rel=1e-12)
-            assert (factors.weight_decay, factors.is_last_layer) == (group["wd_multiplier"], group["is_last_layer"])
+            assert factors.lr_multiplier == pytest.approx(group["lr_multiplier"], rel=1e-12)
+            assert (factors.wd_multiplier, factors.is_last_layer) == (group["wd_multiplier"], group["is_last_layer"])
     assert not got
 
 

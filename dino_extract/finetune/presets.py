@@ -1,0 +1,170 @@
+"""Named starting points for a configuration, and single values set by name over them.
+
+Why the values of `small` are what they are is told in docs/training.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from dino_extract.errors import ConfigError
+from dino_extract.finetune.config import FinetuneConfig, HeadConfig
+
+Preset = Literal["small", "short", "long"]
+Config = TypeVar("Config")
+
+# What distinguishes a preset from the defaults of the classes; "adapt" starts from trained weights, "scratch" from random ones.
+_SMALL_HEAD = {"objective.dino_head.n_prototypes": 4096, "objective.dino_head.hidden_dim": 1024}
+_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("small", "adapt"): {
+        **_SMALL_HEAD,
+        "epochs": 20,
+        "drop_path_rate": 0.1,
+        "objective.anchor_loss_weight": 1.0,
+        "optim.base_lr": 2e-4,
+        "optim.layerwise_decay": 0.8,
+        "schedule.weight_decay_end": 0.04,
+        "schedule.momentum_teacher": 0.998,
+        "schedule.teacher_temp": 0.05,
+    },
+    ("small", "scratch"): {**_SMALL_HEAD, "epochs": 100, "optim.base_lr": 2e-3},
+    ("short", "adapt"): {"epochs": 100, "drop_path_rate": 0.3, "head_warmup_steps": 12_500, "objective.anchor_loss_weight": 0.1},
+    ("short", "scratch"): {"epochs": 100, "drop_path_rate": 0.3},
+    ("long", "scratch"): {
+        "epochs": 500,
+        "batch_size": 32,
+        "drop_path_rate": 0.4,
+        "objective.dino_head": HeadConfig(n_prototypes=131072, bottleneck_dim=384),
+        "objective.ibot_head": HeadConfig(n_prototypes=131072),
+        "optim.base_lr": 2e-4,
+        "optim.layerwise_decay": 1.0,
+        "schedule.weight_decay_end": 0.2,
+        "schedule.momentum_teacher": 0.994,
+        "schedule.warmup_teacher_temp_steps": 37_500,
+        "schedule.freeze_last_layer_steps": 1_250,
+    },
+}
+_PRESETS["long", "adapt"] = {**_PRESETS["long", "scratch"], "head_warmup_steps": 12_500, "objective.anchor_loss_weight": 0.1}
+
+
+def preset(name: str, *, from_scratch: bool) -> FinetuneConfig:
+    """The configuration of a preset.
+
+    Args:
+        name: `small` for up to some 100,000 images on one machine, `short` and `long` for the official recipes of that name.
+        from_scratch: start from random weights instead of trained ones.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in get_args(Preset):
+        raise ConfigError(f"`--preset` takes {', '.join(get_args(Preset))}, got `{name}`")
+    config = replace(FinetuneConfig(), preset=name, from_scratch=from_scratch)
+    return with_values(config, _PRESETS[name, "scratch" if from_scratch else "adapt"])
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration with values set by their dotted names, such as `{"optim.base_lr": 1e-4}`.
+
+    Raises:
+        ConfigError: a name that is not there, or a value of the wrong type.
+    """
+    for name, value in values.items():
+        config = _with_value(config, name.split("."), value, name)
+    return config
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """The values of `--set NAME=VALUE` arguments; values are JSON, or else text.
+
+    Raises:
+        ConfigError: an argument without `=`.
+    """
+    values = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"`--set` takes NAME=VALUE, got `{setting}`", hint="for example `--set optim.base_lr=1e-4`")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+def to_json(config: FinetuneConfig) -> str:
+    """The configuration as JSON text that `from_json` reads back."""
+    return json.dumps(asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> FinetuneConfig:
+    """The configuration in a run's `config.json`.
+
+    Raises:
+        ConfigError: the text is not such a file.
+    """
+    try:
+        return _build(FinetuneConfig, json.loads(text), "config.json")
+    except ValueError as error:
+        raise ConfigError(f"`config.json` is not JSON: {error}") from error
+
+
+def differences(one: FinetuneConfig, other: FinetuneConfig) -> dict[str, tuple[Any, Any]]:
+    """The dotted names whose values differ, with both values."""
+    first, second = _flat(asdict(one)), _flat(asdict(other))
+    return {name: (first.get(name), second.get(name)) for name in first | second if first.get(name) != second.get(name)}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value})
+    return flat
+
+
+def _with_value(config: Config, path: list[str], value: Any, name: str) -> Config:
+    hints = get_type_hints(type(config))
+    if path[0] not in hints:
+        raise ConfigError(f"there is no setting `{name}` (there are {', '.join(hints)})")
+    if len(path) > 1:
+        inner = getattr(config, path[0])
+        if inner is None:
+            inner = HeadConfig()  # the only settings that may be absent
+        value = _with_value(inner, path[1:], value, name)
+    return replace(config, **{path[0]: _convert(hints[path[0]], value, name)})  # type: ignore[type-var]
+
+
+def _build(cls: type[Config], tree: Mapping[str, Any], name: str) -> Config:
+    hints = get_type_hints(cls)
+    if unknown := tree.keys() - hints.keys():
+        raise ConfigError(f"there is no setting `{', '.join(sorted(unknown))}` in `{name}`")
+    return cls(**{entry.name: _convert(hints[entry.name], tree[entry.name], entry.name) for entry in fields(cls) if entry.name in tree})  # type: ignore[arg-type]
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """A JSON value as what a field holds: lists as tuples, objects as their class, whole numbers where floats are wanted."""
+    choices = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+    if value is None and NoneType in choices:
+        return None
+    (wanted,) = (choice for choice in choices if choice is not NoneType)
+    origin = get_origin(wanted)
+    if is_dataclass(wanted) and isinstance(wanted, type):
+        if isinstance(value, Mapping):
+            return _build(wanted, value, name)
+        if isinstance(value, wanted):
+            return value
+    elif origin is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    elif origin is Literal:
+        if value in get_args(wanted):
+            return value
+        raise ConfigError(f"`{name}` takes {', '.join(map(str, get_args(wanted)))}, got `{value}`")
+    elif wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(wanted, type) and isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
+        return value
+    raise ConfigError(f"`{name}` takes {getattr(wanted, '__name__', wanted)}, got `{value}`")
