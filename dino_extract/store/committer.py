@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,7 @@ class Committer:
         self._flush_wanted = False
         self._error: BaseException | None = None
         self._uncommitted: list[tuple[NDArray[np.int64], NDArray[np.uint32]]] = []
+        self._checksums = ThreadPoolExecutor(1, thread_name_prefix="store-checksums")
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -117,6 +119,8 @@ class Committer:
                 self._error = error
                 self._queue.clear()
                 self._condition.notify_all()
+        finally:
+            self._checksums.shutdown()
 
     def _next(self, deadline: float) -> Batch | None:
         """The next batch, or None when it is time to commit."""
@@ -135,6 +139,7 @@ class Committer:
 
     def _write(self, batch: Batch) -> None:
         columns = self._columns_of(batch)
+        crcs = self._checksums.submit(row_crcs, columns)  # meanwhile: both let other threads run
         for first, last in runs(batch.rows):
             row = int(batch.rows[first])
             for area, column in zip(self._areas, columns, strict=True):
@@ -144,7 +149,7 @@ class Committer:
                 # Texts are rare: where none is and none was, the file keeps its hole.
                 if area.name != "error" or disk.read_exactly(self._fd, nbytes, offset) != content:
                     disk.write_all(self._fd, content, offset)
-        self._uncommitted.append((batch.rows, row_crcs(columns)))
+        self._uncommitted.append((batch.rows, crcs.result()))
 
     def _commit(self) -> None:
         if not self._uncommitted:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from dino_extract.store import disk
 from dino_extract.store.layout import Extent, RowDataset
 
-_SMALL_ROW = 16_384  # bytes; below, gluing the columns of a row together is cheaper than one more checksum call
-_READ_NBYTES = 32 << 20  # bytes read at a time
+_SMALL_ROW = 1024  # bytes; below, gluing the columns of a row together is cheaper than one more checksum call
+_READ_NBYTES = 4 << 20  # bytes read at a time: small enough to stay in the cache until they are summed
 
 
 @dataclass(frozen=True, eq=False)
