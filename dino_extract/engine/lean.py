@@ -35,9 +35,6 @@ class Linear(Protocol):
     def multiply(self, x_TD: Tensor, factor_TD: Tensor) -> Tensor:
         """(x W^T + b) * factor."""
 
-    def add(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
-        """Rows x W^T + b + residual."""
-
 
 # Makes a layer of a float32 weight (out, in) and bias (out,), on its device and in its dtype.
 MakeLinear = Callable[[Tensor, Tensor], Linear]
@@ -69,10 +66,6 @@ class PlainLinear:
         """As in `Linear`."""
         return self(x_TD) * factor_TD
 
-    def add(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
-        """As in `Linear`."""
-        return self(x_TD) + residual_TD
-
 
 def attend_fused(query_BAKd: Tensor, key_BASd: Tensor, value_BASd: Tensor) -> Tensor:
     """Attention in torch's fused kernel, (B, K, D)."""
@@ -82,10 +75,13 @@ def attend_fused(query_BAKd: Tensor, key_BASd: Tensor, value_BASd: Tensor) -> Te
 class LeanTransformer:
     """A DINOv2 backbone that gives tokens after the final norm, in float32, for uint8 pixels.
 
+    The residual stream and the norms are float32 in either precision: in bfloat16 the rounding of 40 blocks would add up, and
+    on a CPU the sum is no slower than one fused into the product before it.
+
     Args:
         backbone: the model with float32 weights.
         device: where to run.
-        dtype: of weights and activations; the final norm is computed in float32.
+        dtype: of the weights, and of what the linear layers and the attention take and give.
         make_linear: the form of the linear layers.
         attend: the form of the attention.
         prefix_only: keep only CLS and register tokens.
@@ -115,7 +111,7 @@ class LeanTransformer:
         for index, block in enumerate(backbone.blocks):
             assert isinstance(block, Block)
             kept = self.num_prefix if prefix_only and index == backbone.depth - 1 else None
-            self._blocks.append(LeanBlock(block, make_linear, attend, kept))
+            self._blocks.append(LeanBlock(block, dtype, make_linear, attend, kept))
             if release:
                 release_weights(block)
         self._norm_weight, self._norm_bias = (parameter.detach().to(device) for parameter in (backbone.norm.weight, backbone.norm.bias))
@@ -133,11 +129,11 @@ class LeanTransformer:
             x_BSD = block(x_BSD)
             if index in layers:
                 x_BKD = x_BSD[:, : self.num_prefix] if self.prefix_only else x_BSD
-                kept[index] = F.layer_norm(x_BKD.float(), x_BKD.shape[-1:], self._norm_weight, self._norm_bias, eps=1e-6)
+                kept[index] = F.layer_norm(x_BKD, x_BKD.shape[-1:], self._norm_weight, self._norm_bias, eps=1e-6)
         return [kept[layer] for layer in layers]
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Tokens (B, S, D) before the first block, for pixels as in `__call__`."""
+        """Tokens (B, S, D) float32 before the first block, for pixels as in `__call__`."""
         side = self.patch_size
         batch, height, width, channels = pixels.shape
         grid = (height // side, width // side)
@@ -148,34 +144,36 @@ class LeanTransformer:
         torch.sub(rows_BhwPE, self._centre, out=centred_BhwPE)
         x_BND = self._patch_embed(centred_BhwPE.view(-1, side * side * channels)).view(batch, grid[0] * grid[1], -1)
         prefix_RD, positions_ND = self.positions(grid)
-        x_BSD = x_BND.new_empty(batch, self.num_prefix + x_BND.shape[1], x_BND.shape[2])
+        x_BSD = positions_ND.new_empty(batch, self.num_prefix + x_BND.shape[1], x_BND.shape[2])
         x_BSD[:, : self.num_prefix] = prefix_RD
         torch.add(x_BND, positions_ND, out=x_BSD[:, self.num_prefix :])
         return x_BSD
 
     def positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """CLS with its position and registers (1 + R, D), and positions of the patches (N, D), made once for each grid."""
+        """CLS with its position and registers (1 + R, D), and positions of patches (N, D), float32; made once for each grid."""
         if grid not in self._positions:
             positions_1ND = self._stem.interpolated_positions(grid).detach()
             prefix = [self._stem.cls_token.detach() + positions_1ND[:, :1]]
             if self._stem.num_registers:
                 prefix.append(self._stem.register_tokens.detach())
             parts = torch.cat(prefix, dim=1)[0], positions_1ND[0, 1:]
-            self._positions[grid] = (parts[0].to(self._device, self._dtype), parts[1].to(self._device, self._dtype))
+            self._positions[grid] = (parts[0].to(self._device), parts[1].to(self._device))
         return self._positions[grid]
 
 
 class LeanBlock:
-    """One transformer block over tokens (B, S, D), with LayerScale, norm weights and query scale folded.
+    """One transformer block over tokens (B, S, D) float32, with LayerScale, norm weights and query scale folded.
 
     Args:
         block: of the backbone, with float32 weights.
+        dtype: of the linear layers and the attention.
         make_linear: the form of the linear layers.
         attend: the form of the attention.
         kept: compute only the first `kept` tokens of every image; None computes all.
     """
 
-    def __init__(self, block: Block, make_linear: MakeLinear, attend: Attend, kept: int | None) -> None:
+    def __init__(self, block: Block, dtype: torch.dtype, make_linear: MakeLinear, attend: Attend, kept: int | None) -> None:
+        self._dtype = dtype
         self._attend = attend
         self._kept = kept
         self._num_heads = block.attn.num_heads
@@ -189,11 +187,13 @@ class LeanBlock:
         self._ffn = lean_ffn(block, make_linear)
 
     def __call__(self, x_BSD: Tensor) -> Tensor:
-        """Tokens (B, K, D) after the block."""
-        attended_BKD = self._attended(normalise(x_BSD))
-        x_BKD = x_BSD if self._kept is None else x_BSD[:, : self._kept]
-        x_TD = self._proj.add(attended_BKD.flatten(0, 1), x_BKD.flatten(0, 1))
-        return self._ffn(normalise(x_TD), x_TD).view_as(x_BKD)
+        """Tokens (B, K, D) after the block; the given ones are overwritten."""
+        attended_BKD = self._attended(normalise(x_BSD, self._dtype))
+        x_BKD = x_BSD if self._kept is None else x_BSD[:, : self._kept].contiguous()
+        x_TD = x_BKD.flatten(0, 1)
+        x_TD += self._proj(attended_BKD.flatten(0, 1))
+        x_TD += self._ffn(normalise(x_TD, self._dtype))
+        return x_BKD
 
     def _attended(self, x_BSD: Tensor) -> Tensor:
         batch, length, dim = x_BSD.shape
@@ -207,28 +207,28 @@ class LeanBlock:
 
 
 class LeanMlp:
-    """Two linear layers with a GELU between, and the residual."""
+    """Two linear layers with a GELU between."""
 
     def __init__(self, fc1: Linear, fc2: Linear) -> None:
         self._fc1 = fc1
         self._fc2 = fc2
 
-    def __call__(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
+    def __call__(self, x_TD: Tensor) -> Tensor:
         """Tokens (T, D)."""
-        return self._fc2.add(self._fc1.gelu(x_TD), residual_TD)
+        return self._fc2(self._fc1.gelu(x_TD))
 
 
 class LeanSwiGLU:
-    """The gated feed-forward network, its two halves apart so that each carries out its elementwise step, and the residual."""
+    """The gated feed-forward network, its two halves apart so that each carries out its elementwise step."""
 
     def __init__(self, gate: Linear, value: Linear, out: Linear) -> None:
         self._gate = gate
         self._value = value
         self._out = out
 
-    def __call__(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
+    def __call__(self, x_TD: Tensor) -> Tensor:
         """Tokens (T, D)."""
-        return self._out.add(self._value.multiply(x_TD, self._gate.silu(x_TD)), residual_TD)
+        return self._out(self._value.multiply(x_TD, self._gate.silu(x_TD)))
 
 
 def lean_ffn(block: Block, make_linear: MakeLinear) -> LeanMlp | LeanSwiGLU:
@@ -244,9 +244,9 @@ def lean_ffn(block: Block, make_linear: MakeLinear) -> LeanMlp | LeanSwiGLU:
     return LeanMlp(make_linear(*hidden), make_linear(*fold_layer_scale(fc2, block.ls2.gamma)))
 
 
-def normalise(x: Tensor) -> Tensor:
+def normalise(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Tokens with mean 0 and variance 1: a layer norm whose weight and bias are folded into what follows."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6).to(dtype)
 
 
 def fold_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
