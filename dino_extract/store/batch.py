@@ -73,7 +73,7 @@ def columns_of(batch: Batch, layout: Layout) -> list[Column]:
     `Status.NON_FINITE`.
     """
     status = batch.status.astype(np.uint8)
-    errors = [_error_bytes(text) for text in batch.errors]
+    errors = [_error_bytes(text) if text else b"" for text in batch.errors]
     arrays = {dataset.name: _stored(batch.arrays[dataset.name], dataset) for dataset in layout.datasets}
     for dataset in layout.datasets:
         for row in np.flatnonzero((status == Status.OK) & ~_finite_rows(arrays[dataset.name])).tolist():
