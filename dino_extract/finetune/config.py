@@ -69,6 +69,7 @@ class OptimConfig:
         layerwise_decay: factor of the learning rate for each block further from the output.
         patch_embed_lr_mult: factor of the learning rate of the patch embedding.
         clip_grad: largest gradient norm of the backbone and of each head, separately.
+        head_warmup_lr: peak learning rate, whatever the batch, while only the heads learn.
     """
 
     base_lr: float = 0.004
@@ -77,6 +78,7 @@ class OptimConfig:
     layerwise_decay: float = 0.9
     patch_embed_lr_mult: float = 0.2
     clip_grad: float = 3.0
+    head_warmup_lr: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,7 @@ class FinetuneConfig:
         accumulation: forward passes of one optimizer step.
         seed: of everything random.
         drop_path_rate: probability that a residual branch of the student skips an image.
+        layerscale: start value of LayerScale; only from scratch.
         head_warmup_steps: steps at the start in which only the heads learn; None for a tenth of the run when starting from weights.
         distill: a frozen teacher, a model of the table or a checkpoint; None for the student's moving average.
         evaluate: labelled images (`CLASS/*.jpg`, optionally under `train/` and `test/`) for the watch; None for none.
@@ -217,6 +220,7 @@ class FinetuneConfig:
     accumulation: int = 1
     seed: int = 0
     drop_path_rate: float = 0.0
+    layerscale: float = 1e-5
     head_warmup_steps: int | None = None
     distill: str | None = None
     evaluate: str | None = None

@@ -26,6 +26,11 @@ def rank() -> int:
     return distributed.get_rank() if world() is not None else 0
 
 
+def local_rank() -> int:
+    """This process's number among those of its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def world_size() -> int:
     """How many processes the run has."""
     return distributed.get_world_size() if world() is not None else 1

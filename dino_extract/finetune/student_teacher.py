@@ -50,7 +50,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("global_crops", "local_crops", "masks", "mask_indices")}
+        names = ("global_crops", "local_crops", "masks", "mask_indices")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         return replace(self, **moved)
 
 

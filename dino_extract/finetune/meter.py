@@ -1,0 +1,54 @@
+"""Means and speed between two lines of a run's figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from dino_extract.finetune.objective import Losses
+
+TERMS = ("dino_local", "dino_global", "koleo", "ibot", "anchor")
+
+
+class Meter:
+    """Collects what each step measured, without making a GPU wait for it.
+
+    Args:
+        global_batch: images of one optimizer step, over all ranks.
+    """
+
+    def __init__(self, global_batch: int) -> None:
+        self._global_batch = global_batch
+        self._losses: list[Tensor] = []
+        self._norms: dict[str, Tensor] = {}
+        self._start, self._wait_s = time.monotonic(), 0.0
+
+    def add(self, losses: Losses, norms: dict[str, Tensor]) -> None:
+        """Note one optimizer step."""
+        self._losses.append(torch.stack([getattr(losses, name).detach() for name in TERMS]))
+        self._norms = norms
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time within as spent waiting for images."""
+        start = time.monotonic()
+        yield
+        self._wait_s += time.monotonic() - start
+
+    def means(self) -> Tensor:
+        """Each term of the loss, (5,) float32."""
+        return torch.stack(self._losses).mean(dim=0)
+
+    def norms(self) -> dict[str, float]:
+        """Gradient norms of the last step."""
+        return {f"grad_norm_{name}": round(float(norm), 6) for name, norm in self._norms.items()}
+
+    def restart(self) -> dict[str, float]:
+        """Images per second over all ranks and the share of the time spent waiting for them; begins the next interval."""
+        seconds, images = time.monotonic() - self._start, len(self._losses) * self._global_batch
+        self._losses, self._start, wait_s, self._wait_s = [], time.monotonic(), self._wait_s, 0.0
+        return {"images_per_s": round(images / seconds, 2), "input_wait_share": round(wait_s / seconds, 4)}

@@ -1,0 +1,224 @@
+"""What tells a run that learns from one that collapses: embeddings now against those of the start, with labels or without.
+
+Dimension key: N images, D embedding width, k neighbours, Q queries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from dino_extract.backbone import DinoVisionTransformer
+from dino_extract.errors import ConfigError
+from dino_extract.finetune.losses import koleo_loss
+from dino_extract.loader import Loader
+from dino_extract.preprocess import Preprocess
+from dino_extract.source import Manifest
+from dino_extract.status import Status
+
+KNN_K, KNN_TEMPERATURE = 20, 0.07  # the official evaluation's
+OVERLAP_K = 10
+BAD_LOOKS = 2  # in a row, before a run is called collapsed: one may be chance
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with classes, in two parts: neighbours are looked for among the `train` rows.
+
+    Args:
+        manifest: the images.
+        train_rows: (N,) rows.
+        test_rows: (Q,) rows.
+        labels: class number of each row of the manifest.
+    """
+
+    manifest: Manifest
+    train_rows: NDArray[np.int64]
+    test_rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+class Monitor:
+    """Looks at a backbone from time to time and remembers the looks.
+
+    Args:
+        start: the backbone at the start of the run, whose neighbourhoods are the reference.
+        manifest: training images.
+        rows: which of them are looked at.
+        options: what is made of an image.
+        labelled: images with classes, or None.
+        num_workers: decoder processes; 0 for one on each processor.
+        collapse_ratio: a look below this share of the best one is bad.
+    """
+
+    def __init__(
+        self,
+        start: DinoVisionTransformer,
+        manifest: Manifest,
+        rows: NDArray[np.int64],
+        options: Preprocess,
+        *,
+        labelled: Labelled | None = None,
+        num_workers: int = 0,
+        collapse_ratio: float = 0.5,
+    ) -> None:
+        self._manifest, self._rows, self._options = manifest, rows, options
+        self._labelled, self._num_workers, self._collapse_ratio = labelled, num_workers, collapse_ratio
+        self._start_ND = self._embed(start, manifest, rows)
+        self.looks: list[dict[str, float]] = []
+
+    @property
+    def criterion(self) -> str:
+        """The figure that decides which look is best: kNN accuracy where there are labels, else the effective rank."""
+        return "knn" if self._labelled is not None else "effective_rank"
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether the last two looks are both far below the best one."""
+        best = max((look[self.criterion] for look in self.looks), default=0.0)
+        last = self.looks[-BAD_LOOKS:]
+        return len(self.looks) > BAD_LOOKS and all(look[self.criterion] < self._collapse_ratio * best for look in last)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the last look is the best one."""
+        return all(look[self.criterion] < self.looks[-1][self.criterion] for look in self.looks[:-1])
+
+    def look(self, backbone: DinoVisionTransformer, step: int) -> dict[str, float]:
+        """The figures of a backbone, which are kept in `looks` too."""
+        now_ND = self._embed(backbone, self._manifest, self._rows)
+        look = {
+            "step": float(step),
+            "effective_rank": effective_rank(now_ND),
+            "neighbour_overlap": neighbour_overlap(self._start_ND, now_ND, OVERLAP_K),
+            "feature_std": feature_std(now_ND),
+            "koleo": float(koleo_loss(now_ND)),
+        }
+        if self._labelled is not None:
+            look["knn"] = self._knn(backbone, self._labelled)
+        self.looks.append(look)
+        return look
+
+    def _knn(self, backbone: DinoVisionTransformer, labelled: Labelled) -> float:
+        rows = np.concatenate([labelled.train_rows, labelled.test_rows])
+        vectors = self._embed(backbone, labelled.manifest, rows, keep_unreadable=True)
+        labels = torch.from_numpy(labelled.labels[rows])
+        split, readable = len(labelled.train_rows), vectors.isfinite().all(dim=1)
+        is_train = torch.arange(len(rows)) < split
+        train, test = is_train & readable, ~is_train & readable
+        return knn_accuracy(vectors[train], labels[train], vectors[test], labels[test])
+
+    def _embed(
+        self, backbone: DinoVisionTransformer, manifest: Manifest, rows: NDArray[np.int64], *, keep_unreadable: bool = False
+    ) -> Tensor:
+        vectors = embed_rows(backbone, manifest, rows, self._options, self._num_workers)
+        return vectors if keep_unreadable else vectors[vectors.isfinite().all(dim=1)]
+
+
+@torch.inference_mode()
+def embed_rows(
+    backbone: DinoVisionTransformer, manifest: Manifest, rows: NDArray[np.int64], options: Preprocess, num_workers: int = 0
+) -> Tensor:
+    """CLS tokens (N, D) float32 on the CPU of some images; NaN where an image cannot be read."""
+    device = backbone.cls_token.device
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (options.mean, options.std))
+    parts = []
+    with Loader(manifest, rows, options, batch_size=64, num_workers=num_workers) as loader:
+        for batch in loader:
+            pixels = torch.from_numpy(np.asarray(batch.pixels)).to(device).permute(0, 3, 1, 2)
+            cls_BD = backbone((pixels / 255 - mean) / std).cls.float().cpu()
+            cls_BD[torch.from_numpy(batch.status != Status.OK)] = torch.nan
+            parts.append(cls_BD)
+    return torch.cat(parts)
+
+
+def effective_rank(vectors_ND: Tensor) -> float:
+    """How many directions the embeddings use: the exponential of the entropy of their singular values; 1 when all point one way.
+
+    Source: RankMe (arXiv 2210.02885) Sec. 3; after Roy and Vetterli 2007.
+    """
+    singular = torch.linalg.svdvals(vectors_ND.double())
+    share = singular / singular.sum() + 1e-7
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def feature_std(vectors_ND: Tensor) -> float:
+    """How spread normalised embeddings are, 0 when all are equal and about 1 when they fill the sphere."""
+    unit = F.normalize(vectors_ND, dim=1)
+    return float(unit.std(dim=0, correction=0).mean() * math.sqrt(unit.shape[1]))
+
+
+def neighbour_overlap(one_ND: Tensor, other_ND: Tensor, k: int) -> float:
+    """The share of each image's k nearest neighbours that are the same in two sets of embeddings of the same images, 0..1."""
+    k = min(k, len(one_ND) - 1)
+    sets = []
+    for vectors in (one_ND, other_ND):
+        unit = F.normalize(vectors, dim=1)
+        nearest = (unit @ unit.T).fill_diagonal_(-2).topk(k, dim=1).indices
+        sets.append(torch.zeros(len(unit), len(unit), dtype=torch.bool).scatter_(1, nearest, True))
+    return float((sets[0] & sets[1]).sum() / (len(one_ND) * k))
+
+
+def knn_accuracy(train_ND: Tensor, train_labels: Tensor, test_QD: Tensor, test_labels: Tensor) -> float:
+    """The share of queries whose class wins a vote of the 20 nearest neighbours, each weighted by exp(cosine / 0.07), 0..1.
+
+    Source: official dinov2/eval/knn.py; after Wu et al. 2018 (arXiv 1805.01978). k is cut to the number of neighbours there are.
+    """
+    similarity, nearest = (F.normalize(test_QD, dim=1) @ F.normalize(train_ND, dim=1).T).topk(min(KNN_K, len(train_ND)), dim=1)
+    votes = torch.zeros(len(test_QD), int(train_labels.max()) + 1)
+    votes.scatter_add_(1, train_labels[nearest], F.softmax(similarity / KNN_TEMPERATURE, dim=1))
+    return float((votes.argmax(dim=1) == test_labels).float().mean())
+
+
+def target_entropy(targets_RK: Tensor) -> tuple[float, float]:
+    """How undecided each target is and how evenly all of them use the prototypes, both as a share of ln K, 0..1.
+
+    The first near 1: the teacher says nothing. The second near 0: it says the same of every image.
+    """
+    scale = math.log(targets_RK.shape[1])
+    each = torch.special.entr(targets_RK).sum(dim=1).mean()
+    together = torch.special.entr(targets_RK.mean(dim=0)).sum()
+    return float(each) / scale, float(together) / scale
+
+
+def split_labelled(manifest: Manifest, limit: int, seed: int = 0) -> Labelled:
+    """Labelled images in two parts: folders `train` and `test` where both are there, else one in five at random for the queries.
+
+    The class of an image is the folder that it lies in.
+
+    Args:
+        manifest: images with keys such as `train/cat/1.jpg` or `cat/1.jpg`.
+        limit: at most this many images of each part, drawn evenly.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: there are no class folders.
+    """
+    folders = [key.split(b"/")[:-1] for key in manifest.keys]
+    if any(not parts for parts in folders) or len(names := sorted({parts[-1] for parts in folders})) < 2:
+        raise ConfigError("`--eval` needs a folder for each of two or more classes, such as `labelled/cat/1.jpg`")
+    labels = np.array([names.index(parts[-1]) for parts in folders], np.int64)
+    train = np.array([b"train" in parts for parts in folders])
+    test = np.array([b"test" in parts for parts in folders])
+    if not (train.any() and test.any()):
+        test = np.zeros(len(labels), bool)
+        test[np.random.default_rng(seed).permutation(len(labels))[: len(labels) // 5]] = True
+        train = ~test
+    return Labelled(manifest, _evenly(np.flatnonzero(train), limit), _evenly(np.flatnonzero(test), limit), labels)
+
+
+def rows_to_watch(num_images: int, count: int) -> NDArray[np.int64]:
+    """At most `count` rows, evenly over all images."""
+    return _evenly(np.arange(num_images), count)
+
+
+def _evenly(rows: NDArray[np.int64] | Sequence[int], count: int) -> NDArray[np.int64]:
+    array = np.asarray(rows, np.int64)
+    return array if len(array) <= count else array[np.linspace(0, len(array) - 1, count).round().astype(np.int64)]

@@ -1,0 +1,138 @@
+"""The folder of a run: its configuration, figures, plot, checkpoints and the model that `embed --weights` takes."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dino_extract.backbone import BackboneConfig
+from dino_extract.errors import ConfigError, DinoExtractError, ExitCode
+from dino_extract.finetune.checkpoint import Checkpoints, sync_folder
+from dino_extract.finetune.config import FinetuneConfig
+from dino_extract.finetune.plot import plot_run
+from dino_extract.finetune.presets import differences, from_json, to_json
+from dino_extract.weights import save_checkpoint
+
+# What may differ between a run and its continuation: it changes neither the images nor the mathematics.
+FREE_TO_CHANGE = (
+    "device",
+    "num_workers",
+    "log_steps",
+    "checkpoint_steps",
+    "checkpoint_blocks",
+    "compile",
+    "offline",
+    "output",
+    "monitor.every_steps",
+)
+
+
+class RunBusyError(DinoExtractError):
+    """Another process is training into the same folder."""
+
+    exit_code = ExitCode.TRY_AGAIN
+
+
+class RunFolder:
+    """Writes what a run gives; only the first rank has one.
+
+    Args:
+        path: the folder, made where it is missing.
+        config: complete; an earlier run in the folder must have the same.
+
+    Raises:
+        ConfigError: the folder holds a run with another configuration.
+        RunBusyError: another process is training into it.
+    """
+
+    def __init__(self, path: Path, config: FinetuneConfig) -> None:
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._take_lock()
+        self._refuse_another_run(config)
+        _write(path / "config.json", to_json(config))
+        self._lines: list[dict[str, Any]] = []
+        self._tensorboard = _tensorboard(path)
+
+    def continue_from(self, step: int) -> None:
+        """Keep the figures up to `step` and drop those of steps that were not saved and will be done again."""
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            self._lines = [line for line in lines if line["step"] <= step]
+            _write(metrics, "".join(json.dumps(line) + "\n" for line in self._lines))
+
+    def add(self, figures: Mapping[str, Any]) -> None:
+        """Append one line of figures, which have a `step`."""
+        self._lines.append(dict(figures))
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
+        if self._tensorboard is not None:
+            for name, value in figures.items():
+                if isinstance(value, int | float):
+                    self._tensorboard.add_scalar(name, value, figures["step"])
+
+    def plot(self) -> None:
+        """Draw the figures so far into `progress.png`."""
+        plot_run(self._lines, self.path / "progress.png")
+
+    def export(self, weights: Mapping[str, Tensor], config: BackboneConfig, *, name: str, licence: str, record: Mapping[str, Any]) -> None:
+        """Write `model.safetensors`, keys `backbone.*` of an average network."""
+        backbone = {key.removeprefix("backbone."): tensor for key, tensor in weights.items() if key.startswith("backbone.")}
+        save_checkpoint(self.path / "model.safetensors", backbone, config, name=name, licence=licence, record=record)
+
+    def note_unreadable(self, failures: Sequence[tuple[str, str]]) -> None:
+        """Write which images could not be read, and why."""
+        if failures:
+            _write(self.path / "unreadable.tsv", "".join(f"{key}\t{error}\n" for key, error in sorted(failures)))
+
+    def _take_lock(self) -> int:
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RunBusyError(f"another process is training into `{self.path}`", hint="wait for it, or choose another `-o`") from None
+        return descriptor
+
+    def _refuse_another_run(self, config: FinetuneConfig) -> None:
+        path = self.path / "config.json"
+        if not path.exists():
+            return
+        changed = {
+            name: values
+            for name, values in differences(from_json(path.read_text(encoding="utf-8")), config).items()
+            if name not in FREE_TO_CHANGE
+        }
+        if changed:
+            listed = ", ".join(f"{name} was {old} and is now {new}" for name, (old, new) in changed.items())
+            raise ConfigError(
+                f"`{self.path}` holds a run with another configuration: {listed}",
+                hint="choose another `-o`, or run the same command to continue it",
+            )
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def _tensorboard(path: Path) -> Any:
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter  # only where it is installed
+
+    return SummaryWriter(str(path / "tensorboard"))

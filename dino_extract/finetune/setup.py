@@ -1,0 +1,170 @@
+"""From a configuration to what a run needs: complete numbers, images, networks, and the watch over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
+from dino_extract.errors import ConfigError
+from dino_extract.finetune import distributed
+from dino_extract.finetune.config import FinetuneConfig
+from dino_extract.finetune.data import Order, Share
+from dino_extract.finetune.monitor import Labelled, Monitor, rows_to_watch, split_labelled
+from dino_extract.finetune.student_teacher import Network, StudentTeacher
+from dino_extract.preprocess import Preprocess
+from dino_extract.source import Manifest, find_images
+from dino_extract.weights import backbone_config, find_checkpoint, load
+
+Say = Callable[[str], None]
+
+LOOKS_PER_RUN = 20
+MAX_CHECKPOINT_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Start:
+    """The backbone that a run starts from.
+
+    Args:
+        config: its shape; `drop_path` is the student's.
+        weights: in official keys; None for random ones.
+        name: of the model.
+        licence: under which the result may be used.
+        weights_sha256: of the weights; empty for random ones.
+    """
+
+    config: BackboneConfig
+    weights: dict[str, Tensor] | None
+    name: str
+    licence: str
+    weights_sha256: str
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda` or `cuda:1` means; with several processes each takes its own GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = f"cuda:{distributed.local_rank() % torch.cuda.device_count()}"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"`--device {name}` was asked for, but torch finds no GPU")
+        torch.cuda.set_device(device)
+    return device
+
+
+def share_of_this_process(config: FinetuneConfig) -> Share:
+    """What this process takes of every global batch."""
+    return Share(config.batch_size, config.accumulation, distributed.rank(), distributed.world_size())
+
+
+def completed(config: FinetuneConfig, order: Order, device: torch.device) -> FinetuneConfig:
+    """The configuration with every None that means "a share of the run" as a number, and every `auto` as what it is.
+
+    Raises:
+        ConfigError: values that contradict each other.
+    """
+    steps = config.steps if config.steps is not None else max(1, round(config.epochs * order.steps_per_epoch))
+    warmup = config.head_warmup_steps
+    if warmup is None:
+        warmup = 0 if config.from_scratch and config.distill is None else steps // 10
+    if config.steps is not None and config.steps < 1:
+        raise ConfigError(f"`--steps` must be at least 1, got {config.steps}")
+    if not 0 <= warmup < steps:
+        raise ConfigError(f"head_warmup_steps must be less than the {steps} steps of the run, got {warmup}")
+    if config.objective.anchor_loss_weight and config.from_scratch:
+        raise ConfigError("a run from scratch has no starting features to keep", hint="`--set objective.anchor_loss_weight=0`")
+    main = steps - (0 if config.distill else warmup)
+    every = config.monitor.every_steps or max(1, steps // LOOKS_PER_RUN)
+    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    return replace(
+        config,
+        steps=steps,
+        head_warmup_steps=warmup,
+        dtype=dtype,
+        checkpoint_steps=config.checkpoint_steps or min(every, MAX_CHECKPOINT_STEPS),
+        schedule=config.schedule.resolved(main),
+        monitor=replace(config.monitor, every_steps=every),
+    )
+
+
+def load_start(config: FinetuneConfig, say: Say) -> Start:
+    """The backbone that the run starts from; says how many weights were loaded of how many.
+
+    Raises:
+        ConfigError: the model is not one that can be trained here.
+        WeightsError: weights are missing, damaged, or do not match the model.
+    """
+    if config.from_scratch:
+        if config.weights is not None:
+            raise ConfigError("give either `--weights` or `--from-scratch`, not both")
+        shape = replace(backbone_config(find_checkpoint(config.model)), drop_path=config.drop_path_rate, layer_scale_init=config.layerscale)
+        say(f"starting `{config.model}` from random weights, seed {config.seed}")
+        return Start(shape, None, config.model, "as you choose", "")
+    backbone, name, licence, sha256 = _load_backbone(config.model if config.weights is None else None, config, say, config.weights)
+    return Start(replace(backbone.config, drop_path=config.drop_path_rate), backbone.state_dict(), name, licence, sha256)
+
+
+def load_teacher(config: FinetuneConfig, say: Say) -> Network:
+    """The frozen network to distil from, with heads that still have to learn.
+
+    Raises:
+        WeightsError: its weights are missing, damaged, or do not match.
+    """
+    assert config.distill is not None, "there is a teacher only in distillation"
+    is_path = Path(config.distill).expanduser().exists()
+    backbone, *_ = _load_backbone(None if is_path else config.distill, config, say, config.distill if is_path else None)
+    network = Network(replace(backbone.config, drop_path=0.0), config.objective)
+    network.backbone.load_state_dict(backbone.state_dict())
+    return network
+
+
+def build_models(config: FinetuneConfig, start: Start, teacher: Network | None) -> StudentTeacher:
+    """Student and average with the start weights; heads, and backbones from scratch, are random by the seed."""
+    torch.manual_seed(config.seed)
+    models = StudentTeacher(start.config, config.objective, teacher)
+    return models if start.weights is None else models.load_backbone(start.weights)
+
+
+def build_monitor(config: FinetuneConfig, start: DinoVisionTransformer, manifest: Manifest) -> Monitor:
+    """The watch over the run.
+
+    Raises:
+        ConfigError: the labelled images have no class folders.
+    """
+    options = evaluation_preprocess(config, start.patch_size)
+    labelled: Labelled | None = None
+    if config.evaluate is not None:
+        labelled = split_labelled(find_images([config.evaluate]), config.monitor.eval_images)
+    return Monitor(
+        start,
+        manifest,
+        rows_to_watch(len(manifest), config.monitor.images),
+        options,
+        labelled=labelled,
+        num_workers=config.num_workers,
+        collapse_ratio=config.monitor.collapse_ratio,
+    )
+
+
+def evaluation_preprocess(config: FinetuneConfig, patch_size: int) -> Preprocess:
+    """How images are seen when they are embedded for the watch: the official transform at the size of the global crops."""
+    side = config.crops.global_crops_size
+    return Preprocess("crop", side, side, patch_size, fast_decode=True)
+
+
+def _load_backbone(model: str | None, config: FinetuneConfig, say: Say, weights: str | None) -> tuple[DinoVisionTransformer, str, str, str]:
+    found = load(model, weights=weights, offline=config.offline)
+    if not isinstance(found.module, DinoVisionTransformer):
+        raise ConfigError(f"`{found.name}` is a timm model; only DINOv2 backbones can be trained", hint="for example `--model vits14`")
+    count = len(found.module.state_dict())
+    say(f"loaded {count} of {count} weights of `{found.name}` ({found.weights_source}); heads start from random weights")
+    for note in found.notes:
+        say(note)
+    return found.module, found.name, found.licence, found.weights_sha256
