@@ -1,0 +1,190 @@
+"""`embed` as a user meets it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import h5py
+import pytest
+
+from dino_extract.cli.embed import embed
+from dino_extract.config import EmbedConfig
+from dino_extract.store import open_store, part_path_of
+from tests.cli.conftest import Cli
+from tests.pictures import save_pictures
+
+FAST = ["--model", "tiny", "--random-weights", "0", "--size", "28", "--workers", "1", "--dtype", "float32"]
+COMMAND = [sys.executable, "-c", "from dino_extract.cli import main; main()"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of six pictures in the working directory."""
+    save_pictures(tmp_path / "photos", range(6))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+def test_a_folder_becomes_a_file_of_its_name(cli: Cli, photos: Path) -> None:
+    """`embed photos` writes photos.h5 into the working directory, prints its path on stdout and ends with 0."""
+    ran = cli("embed", "photos", *FAST)
+
+    assert (ran.code, ran.out.strip()) == (0, "photos.h5")
+    with h5py.File("photos.h5") as file:
+        assert file["features"].shape == (6, 192)
+
+
+def test_random_weights_are_announced_loudly(cli: Cli, photos: Path) -> None:
+    """Features of random weights are called meaningless on stderr, and recorded in the file."""
+    ran = cli("embed", "photos", *FAST)
+
+    assert "warning: random weights" in ran.err
+    with open_store("photos.h5") as store:
+        assert store.attrs["weights_sha256"] == "random:0"
+
+
+def test_failed_images_end_with_3_and_are_listed(cli: Cli, photos: Path) -> None:
+    """One broken file: exit code 3, one line in `info --failures` with path, status and error."""
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
+
+    ran = cli("embed", "photos", *FAST)
+
+    assert ran.code == 3
+    assert "1 failed" in ran.err
+    (line,) = cli("info", "photos.h5", "--failures").out.splitlines()
+    path, status, error = line.split("\t")
+    assert (path, status) == ("broken.jpg", "unreadable")
+    assert error.startswith("decode:")
+
+
+def test_json_is_the_only_thing_on_stdout(cli: Cli, photos: Path) -> None:
+    """`--json` prints the counts of the run for machines."""
+    result = json.loads(cli("embed", "photos", "--json", *FAST).out)
+
+    assert (result["path"], result["total"], result["embedded"], result["failed"]) == ("photos.h5", 6, 6, 0)
+
+
+def test_quiet_prints_the_path_alone(cli: Cli, photos: Path) -> None:
+    """`-q` leaves stderr empty."""
+    ran = cli("embed", "photos", "-q", *FAST)
+
+    assert (ran.out, ran.err) == ("photos.h5\n", "")
+
+
+def test_a_dry_run_plans_and_writes_nothing(cli: Cli, photos: Path) -> None:
+    """`--dry-run` gives the exact size of the file to be, and makes no file."""
+    plan = json.loads(cli("embed", "photos", "--dry-run", "--json", *FAST).out)
+    assert os.listdir() == ["photos"]
+
+    cli("embed", "photos", *FAST)
+
+    assert plan["nbytes"] == os.path.getsize("photos.h5")
+    assert plan["images"] == 6
+
+
+def test_a_list_on_stdin_may_be_separated_by_nul(photos: Path) -> None:
+    """`find -print0 | embed - -0` embeds the listed files, one with a line break in its name too."""
+    shutil.copy(photos / "odd" / "0001.png", photos / "line\nbreak.png")
+    names = b"photos/even/0000.png\0photos/line\nbreak.png\0"
+
+    subprocess.run([*COMMAND, "embed", "-", "-0", "-o", "list.h5", *FAST], input=names, check=True, capture_output=True)
+
+    with open_store("list.h5") as store:
+        assert store.paths == ["photos/even/0000.png", "photos/line\nbreak.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["embed", "nowhere", *FAST], 1, "error: `nowhere` cannot be read: No such file or directory"),
+        (["embed", "photos", "photos/odd", *FAST], 1, "give it with `-o FILE.h5`"),
+        (["embed", "photos", *FAST, "--size", "225"], 1, "image size 225 is not a multiple of the patch size 14"),
+        (["embed", "photos", *FAST, "--tokens", "cls,pach"], 1, "`--tokens` takes cls, patch, registers, mean, got `pach`"),
+        (["embed", "photos", *FAST, "--device", "cuda:7"], 1, "device `cuda:7` cannot be used"),
+        (["embed", "photos", *FAST, "--max-failures", "some"], 1, "`--max-failures` takes a number or a percentage, got `some`"),
+        (["embed", "photos", "--model", "vits15", "--random-weights", "0"], 1, "there is no model `vits15`"),
+        (["embed", "photos", "--preprocess", "stretch", *FAST], 2, "--preprocess"),
+        (["embed"], 2, "Missing argument"),
+        (["info", "photos"], 1, "error: "),
+        (["info", "missing.h5"], 1, "error: "),
+    ],
+)
+def test_wrong_input_is_one_clear_sentence(cli: Cli, photos: Path, words: list[str], code: int, says: str) -> None:
+    """Each mistake ends with its exit code and says what was expected, never with a traceback."""
+    ran = cli(*words)
+
+    assert ran.code == code
+    assert says in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_missing_model_is_told_within_two_seconds(cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Offline, `embed` names the file, its hash and where it was looked for, and does so at once."""
+    for variable in ("DINO_EXTRACT_CACHE", "TORCH_HOME", "HF_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "empty"))
+    cli("embed", "photos", *FAST)  # so that the imports are not timed
+    start = time.monotonic()
+
+    ran = cli("embed", "photos", "--model", "vits14", "--offline")
+
+    assert time.monotonic() - start < 2
+    assert ran.code == 1
+    assert "b938bf1bc15cd2ec" in ran.err
+    assert str(tmp_path / "empty") in ran.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(photos: Path, number: signal.Signals, code: int) -> None:
+    """Ctrl-C ends with 130 and a pre-emption with 75; both print the command that continues, and it does."""
+    save_pictures(photos, range(600), side=300)
+    words = ["embed", "photos", *FAST, "--batch", "4"]
+    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (os.path.exists("photos.h5.part") and _committed() > 0):
+        time.sleep(0.02)
+
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == code, err
+    assert "to continue, run `dino-extract embed photos " in err
+    done = _committed()
+    assert 0 < done < 600
+    again = subprocess.run([*COMMAND, *words, "--json"], check=True, capture_output=True, text=True)
+    assert json.loads(again.stdout)["reused"] == done
+
+
+def _committed() -> int:
+    with open_store(part_path_of("photos.h5")) as store:
+        return store.progress[0]
+
+
+def test_every_option_of_embedding_is_reachable_from_the_command() -> None:
+    """Each field of `EmbedConfig` is a parameter of the command, with the field's default."""
+    parameters = inspect.signature(embed).parameters
+
+    assert {field.name: field.default for field in fields(EmbedConfig)}.items() <= {
+        name: parameter.default for name, parameter in parameters.items()
+    }.items()
+
+
+def test_help_loads_neither_torch_nor_h5py() -> None:
+    """`dino-extract --help` and `embed --help` answer without the heavy libraries."""
+    for words in (["--help"], ["embed", "--help"]):
+        script = (
+            f"import sys; sys.argv = ['dino-extract', *{words}]\n"
+            "from dino_extract.cli import main\n"
+            "try:\n    main()\nexcept SystemExit:\n    pass\n"
+            "heavy = {'torch', 'timm', 'h5py', 'sklearn', 'matplotlib'} & sys.modules.keys()\n"
+            "assert not heavy, heavy\n"
+        )
+
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

@@ -1,0 +1,255 @@
+"""The pipeline: every image gets its own row, once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_extract.config import EmbedConfig
+from dino_extract.embedding import EmbedResult, embed, embed_like, run
+from dino_extract.errors import DinoExtractError, StoreError
+from dino_extract.job import prepare
+from dino_extract.status import Status
+from dino_extract.store import open_store
+from tests.pictures import MeanColour, mean_colours, save_pictures
+
+CONFIG = EmbedConfig(model="tiny", random_weights=0, size="28", dtype="float32", store_dtype="float32", batch=4, workers=1)
+
+
+def embed_colours(source: Path, output: Path, config: EmbedConfig = CONFIG, **arguments: Any) -> tuple[EmbedResult, MeanColour]:
+    """Embed with the model that gives back mean colours; also gives that model, which counts its calls."""
+    job = prepare([str(source)], output, config)
+    model = MeanColour()
+    pixels = replace(job.preprocess, mean=model.mean, std=model.std)
+    layout = replace(job.layout, datasets=tuple(replace(dataset, shape=(*dataset.shape[:-1], 3)) for dataset in job.layout.datasets))
+    job = replace(job, model=replace(job.model, module=model), preprocess=pixels, layout=layout)
+    return run(job, **arguments), model
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of ten pictures."""
+    save_pictures(tmp_path / "photos", range(10))
+    return tmp_path / "photos"
+
+
+def test_each_image_gets_its_own_row_in_the_order_of_the_paths(photos: Path, tmp_path: Path) -> None:
+    """Ten pictures in batches of four: each row is the mean colour of the picture its path names, paths sorted."""
+    embed_colours(photos, tmp_path / "x.h5")
+
+    with h5py.File(tmp_path / "x.h5") as file:
+        paths = list(file["paths"].asstr()[:])
+        features = file["features"][:]
+    assert paths == sorted(paths)
+    assert len(paths) == 10
+    np.testing.assert_allclose(features, mean_colours(paths), atol=0.01)
+
+
+def test_a_broken_image_costs_its_own_row_and_shifts_no_other(photos: Path, tmp_path: Path) -> None:
+    """Rows beside a damaged file hold exactly what they hold without it; its own is NaN with a status and a text."""
+    (photos / "even" / "0003_broken.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+
+    result, _ = embed_colours(photos, tmp_path / "x.h5")
+
+    with h5py.File(tmp_path / "x.h5") as file:
+        paths = list(file["paths"].asstr()[:])
+        broken = paths.index("even/0003_broken.png")
+        assert np.isnan(file["features"][broken]).all()
+        assert file["status"][broken] == Status.UNREADABLE
+        assert file["error"][broken].startswith(b"decode:")
+        good = [row for row in range(len(paths)) if row != broken]
+        np.testing.assert_allclose(file["features"][:][good], mean_colours([paths[row] for row in good]), atol=0.01)
+    assert result.failed == 1
+
+
+def test_a_second_run_computes_nothing_and_touches_nothing(photos: Path, tmp_path: Path) -> None:
+    """Run again over the same folder, the model is not called and the file keeps its inode and time."""
+    embed_colours(photos, tmp_path / "x.h5")
+    before = (tmp_path / "x.h5").stat()
+
+    result, model = embed_colours(photos, tmp_path / "x.h5")
+
+    after = (tmp_path / "x.h5").stat()
+    assert (result.embedded, result.reused, model.calls) == (0, 10, 0)
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert "nothing was left to do" in result.text()
+
+
+def test_only_new_images_are_embedded_and_the_file_equals_one_made_at_once(photos: Path, tmp_path: Path) -> None:
+    """After three pictures more, three are computed, and the bytes are those of a run over all thirteen."""
+    embed_colours(photos, tmp_path / "x.h5")
+    save_pictures(photos, [4711 % 1000, 512, 13])
+
+    result, _ = embed_colours(photos, tmp_path / "x.h5")
+
+    embed_colours(photos, tmp_path / "fresh.h5")
+    assert (result.embedded, result.reused, result.total) == (3, 10, 13)
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "fresh.h5").read_bytes()
+
+
+def test_a_changed_image_is_embedded_again(photos: Path, tmp_path: Path) -> None:
+    """A picture overwritten with another colour gets the new colour's row, and only it is computed."""
+    embed_colours(photos, tmp_path / "x.h5")
+    Image.new("RGB", (40, 40), (250, 250, 250)).save(photos / "odd" / "0003.png")
+    os.utime(photos / "odd" / "0003.png", ns=(1, 1))
+
+    result, _ = embed_colours(photos, tmp_path / "x.h5")
+
+    with open_store(tmp_path / "x.h5") as store:
+        np.testing.assert_allclose(store.features[store.paths.index("odd/0003.png")], 250, atol=0.01)
+    assert result.embedded == 1
+
+
+def test_images_that_have_gone_keep_their_row_until_pruned(photos: Path, tmp_path: Path) -> None:
+    """A removed picture stays in the file, and `prune` drops it; neither computes anything."""
+    embed_colours(photos, tmp_path / "x.h5")
+    (photos / "odd" / "0003.png").unlink()
+
+    kept, _ = embed_colours(photos, tmp_path / "x.h5")
+    pruned, _ = embed_colours(photos, tmp_path / "x.h5", prune=True)
+
+    assert (kept.total, kept.embedded) == (10, 0)
+    assert (pruned.total, pruned.embedded) == (9, 0)
+
+
+def test_new_images_beside_kept_rows_get_their_own_vectors(photos: Path, tmp_path: Path) -> None:
+    """With one picture gone and another new, the new row holds the new picture's colour."""
+    embed_colours(photos, tmp_path / "x.h5")
+    (photos / "even" / "0000.png").unlink()
+    save_pictures(photos, [77])
+
+    embed_colours(photos, tmp_path / "x.h5")
+
+    with open_store(tmp_path / "x.h5") as store:
+        np.testing.assert_allclose(store.features[:], mean_colours(store.paths), atol=0.01)
+        assert len(store) == 11
+
+
+def test_an_interrupted_run_continues_and_ends_with_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    """Stopped after the first batch, the next run computes the other six images and the file equals an undisturbed one."""
+
+    def stop(done: int, total: int, failed: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_colours(photos, tmp_path / "x.h5", on_progress=stop)
+
+    assert not (tmp_path / "x.h5").exists()
+    result, _ = embed_colours(photos, tmp_path / "x.h5")
+    embed_colours(photos, tmp_path / "undisturbed.h5")
+    assert (result.reused, result.embedded) == (4, 6)
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "undisturbed.h5").read_bytes()
+
+
+def test_other_options_are_refused_with_the_differences(photos: Path, tmp_path: Path) -> None:
+    """A file made at 28 pixels is not continued at 42, and nothing of it is lost."""
+    embed_colours(photos, tmp_path / "x.h5")
+    before = (tmp_path / "x.h5").read_bytes()
+
+    with pytest.raises(StoreError, match="made with other settings") as caught:
+        embed_colours(photos, tmp_path / "x.h5", replace(CONFIG, size="42"))
+
+    assert "preprocessing" in str(caught.value)
+    assert (tmp_path / "x.h5").read_bytes() == before
+
+
+@pytest.mark.parametrize("limit", [0, 0.05])
+def test_too_many_failures_are_an_error_and_keep_what_is_done(photos: Path, tmp_path: Path, limit: float) -> None:
+    """One broken picture of eleven is more than none, and more than 5 %; without the limit the run continues."""
+    (photos / "a_broken.png").write_bytes(b"no picture")
+
+    with pytest.raises(DinoExtractError, match="1 of 11 images could not be embedded"):
+        embed_colours(photos, tmp_path / "x.h5", max_failures=limit)
+
+    result, _ = embed_colours(photos, tmp_path / "x.h5", max_failures=0.5)
+    assert (result.failed, result.reused) == (1, 4)
+
+
+def test_failures_of_earlier_runs_count_towards_the_limit(photos: Path, tmp_path: Path) -> None:
+    """A file that already has a failed row is an error under `max_failures=0` when more images come."""
+    (photos / "a_broken.png").write_bytes(b"no picture")
+    embed_colours(photos, tmp_path / "x.h5")
+    save_pictures(photos, [99])
+
+    with pytest.raises(DinoExtractError, match="could not be embedded"):
+        embed_colours(photos, tmp_path / "x.h5", max_failures=0)
+
+
+def test_failed_images_are_tried_again_only_when_asked(photos: Path, tmp_path: Path) -> None:
+    """`retry_failed` embeds an image that has become readable without its size and time having changed."""
+    broken = photos / "even" / "0008.png"
+    good = broken.read_bytes()
+    info = broken.stat()
+    broken.write_bytes(b"x" * len(good))
+    os.utime(broken, ns=(info.st_atime_ns, info.st_mtime_ns))
+    embed_colours(photos, tmp_path / "x.h5")
+    broken.write_bytes(good)
+    os.utime(broken, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+    plain, _ = embed_colours(photos, tmp_path / "x.h5")
+    again, _ = embed_colours(photos, tmp_path / "x.h5", retry_failed=True)
+
+    assert (plain.embedded, plain.failed) == (0, 1)
+    assert (again.embedded, again.failed) == (1, 0)
+
+
+def test_a_tar_shard_gives_the_rows_of_its_folder(photos: Path, tmp_path: Path) -> None:
+    """The members of a tar get the same keys and vectors as the files they were made from."""
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(photos, arcname=".")
+
+    embed_colours(photos, tmp_path / "folder.h5")
+    embed_colours(tmp_path / "photos.tar", tmp_path / "tar.h5")
+
+    with open_store(tmp_path / "folder.h5") as folder, open_store(tmp_path / "tar.h5") as tarred:
+        assert folder.paths == tarred.paths
+        np.testing.assert_array_equal(folder.features[:], tarred.features[:])
+
+
+def test_native_aspect_stores_each_image_s_own_patch_grid(photos: Path, tmp_path: Path) -> None:
+    """A 40 x 80 picture at shorter side 28 has a grid of 2 x 4 patches, a square one 2 x 2, each with its colours."""
+    Image.new("RGB", (80, 40), (200, 100, 50)).save(photos / "wide.png")
+    (photos / "broken.png").write_bytes(b"no picture")
+
+    embed_colours(photos, tmp_path / "x.h5", replace(CONFIG, preprocess="native", tokens="cls,patch"))
+
+    with open_store(tmp_path / "x.h5") as store:
+        wide = store.patch_features[store.paths.index("wide.png")]
+        square = store.patch_features[store.paths.index("even/0000.png")]
+        assert wide.shape == (2, 4, 3)
+        assert square.shape == (2, 2, 3)
+        np.testing.assert_allclose(wide, np.broadcast_to([200, 100, 50], (2, 4, 3)), atol=0.01)
+        assert [failure.path for failure in store.failures] == ["broken.png"]
+
+
+def test_other_images_are_embedded_like_those_of_a_file(photos: Path, tmp_path: Path) -> None:
+    """`embed_like` with a file's own images gives the file's vectors, and leaves out what cannot be read."""
+    (photos / "broken.png").write_bytes(b"no picture")
+    embed(photos, tmp_path / "x.h5", model="tiny", random_weights=0, size="28", store_dtype="float32", workers=1)
+
+    with open_store(tmp_path / "x.h5") as store:
+        paths, features = embed_like(store, [str(photos)])
+        assert paths == store.paths
+        np.testing.assert_allclose(features, store.features[:], atol=1e-6)
+
+
+def test_weights_that_have_changed_are_noticed(photos: Path, tmp_path: Path) -> None:
+    """Images cannot be compared with a file made with other weights."""
+    embed(photos, tmp_path / "x.h5", model="tiny", random_weights=0, size="28", workers=1)
+
+    with open_store(tmp_path / "x.h5") as store, pytest.raises(StoreError, match="was made with weights random:0"):
+        embed_like(store, [str(photos)], random_weights=1)
+
+
+def test_a_misspelt_option_is_a_type_error(photos: Path, tmp_path: Path) -> None:
+    """`embed(..., modle=...)` fails at once instead of being ignored."""
+    with pytest.raises(TypeError, match="modle"):
+        embed(photos, tmp_path / "x.h5", modle="tiny")
