@@ -62,7 +62,7 @@ def blobs(num_classes: int, per_class: int, dim: int, *, spread: float = 0.5, se
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(1234).standard_normal((num_classes, dim))
     vectors = np.repeat(centres, per_class, axis=0) + spread * rng.standard_normal((num_classes * per_class, dim))
-    return vectors.astype(np.float32), [f"class{code:02}" for code in range(num_classes) for _ in range(per_class)]
+    return vectors.astype(np.float32), [f"class{code:03}" for code in range(num_classes) for _ in range(per_class)]
 
 
 def keys_of(labels: Sequence[str]) -> list[str]:

@@ -1,0 +1,120 @@
+"""`search`: the images of a file most similar to others."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dino_extract.cli.options import AsJson, Dataset, LabelDepth, Labels, Seed, Sheet, print_json, say
+from dino_extract.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dino_extract.analysis.search import IndexChoice, SearchResult
+    from dino_extract.store import Store
+else:
+    from typing import Literal
+
+    IndexChoice = Literal["auto", "exact", "hnsw", "ivfpq"]  # as in analysis.search, which loads torch
+
+EXAMPLES = """Examples:
+
+  dino-extract search photos.h5 new.jpg --sheet found.png
+
+  dino-extract search photos.h5 --path cats/17.jpg --top 20 --json
+
+  dino-extract search photos.h5 --map                     how well folders are found again"""
+
+MAP_QUERIES = 2000  # more change the third digit at most, and each costs a sort of the whole file
+
+
+def search(
+    file: Annotated[str, typer.Argument(metavar="FILE.h5", help="Where to search.")],
+    queries: Annotated[list[str] | None, typer.Argument(metavar="[QUERY]...", help="Images, folders, or another .h5 file.")] = None,
+    path: Annotated[list[str] | None, typer.Option(metavar="KEY", help="An image of FILE.h5 itself (repeatable).")] = None,
+    top: Annotated[int, typer.Option(help="Images to find for each query.")] = 10,
+    dataset: Dataset = "features",
+    index: Annotated[IndexChoice, typer.Option(help="exact, or an approximate faiss index kept beside the file.")] = "auto",
+    measure: Annotated[bool, typer.Option("--map", help="Measure retrieval of images with the same label (mAP).")] = False,
+    labels: Labels = None,
+    label_depth: LabelDepth = 1,
+    seed: Seed = 0,
+    sheet: Sheet = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the images most similar to a query, by the cosine of their embeddings.
+
+    Images given as queries are embedded first, with exactly the model and settings that FILE.h5 was made with.
+    """
+    from dino_extract.analysis.vectors import opened  # loads torch, which `--help` must not wait for
+
+    with opened(file) as store:
+        if measure:
+            _measure(store, dataset, labels, label_depth, seed, as_json)
+            return
+        results = _results(store, queries or [], path or [], top, dataset, index)
+        if sheet:
+            _draw(store, results, queries or [], path or [], sheet)
+    if as_json:
+        print_json([asdict(result) for result in results])
+        return
+    for result in results:
+        print(f"{result.query}\n  rank  similarity  path")
+        for rank, hit in enumerate(result.hits, 1):
+            print(f"  {rank:4}  {hit.similarity:10.4f}  {hit.path}")
+
+
+def _results(store: Store, queries: list[str], paths: list[str], top: int, dataset: str, index: IndexChoice) -> list[SearchResult]:
+    from dino_extract.analysis.search import search as find
+
+    stores = [query for query in queries if query.endswith((".h5", ".hdf5"))]
+    images = [query for query in queries if query not in stores]
+    results = find(store, paths=paths, top=top, dataset=dataset, index=index) if paths or not queries else []
+    for query_file in stores:
+        results += find(store, query_file, top=top, dataset=dataset, index=index)
+    if images:
+        if dataset != "features":
+            raise ConfigError(
+                f"query images are compared by `features`, not by `{dataset}`", hint="embed them into an `.h5` file and give that"
+            )
+        from dino_extract.embedding import embed_like  # the model is loaded for query images alone
+
+        names, vectors = embed_like(store, images)
+        results += find(store, vectors, top=top, dataset=dataset, index=index, names=names)
+    return results
+
+
+def _measure(store: Store, dataset: str, labels: str | None, label_depth: int, seed: int, as_json: bool) -> None:
+    from dino_extract.analysis.labels import classes_of, encode, labels_of
+    from dino_extract.analysis.search import retrieval_score
+    from dino_extract.analysis.vectors import stored_vectors
+
+    names = labels_of(store, labels, label_depth)
+    codes = encode(names, classes_of(names))
+    score = retrieval_score(stored_vectors(store, dataset), codes, max_queries=MAP_QUERIES, seed=seed)
+    if as_json:
+        print_json(asdict(score))
+        return
+    print(
+        f"mAP {score.mean_average_precision:.4f}   first hit right {score.top1:.2%}   {score.queries:,} queries   chance {score.chance:.4f}"
+    )
+
+
+def _draw(store: Store, results: list[SearchResult], queries: list[str], paths: list[str], sheet: str) -> None:
+    from dino_extract.analysis.contact_sheet import Strip, Tile, draw_strips, file_tile, stored_tile
+
+    def query_tile(name: str) -> Tile:
+        if name in paths:
+            return stored_tile(store, name, "query")
+        return file_tile(name, "query")
+
+    strips = [
+        Strip(
+            result.query,
+            [query_tile(result.query), *(stored_tile(store, hit.path, f"{hit.similarity:.3f} {hit.path}") for hit in result.hits)],
+        )
+        for result in results
+    ]
+    draw_strips(strips, sheet, columns=min(max(len(strip.tiles) for strip in strips), 11))
+    say(f"contact sheet: {sheet}")

@@ -1,0 +1,66 @@
+"""Contact sheets show the pictures where they are said to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_extract.analysis.contact_sheet import COLUMNS, TILE_PX, Strip, Tile, draw_strips, file_tile, stored_tile
+from dino_extract.errors import SourceError
+from dino_extract.store import open_store
+from tests.analysis.stores import write_store
+
+
+def test_pictures_stand_in_order(tmp_path: Path) -> None:
+    """The first tile is left of the second, and the second strip below the first."""
+    red, green, blue = (Tile(Image.new("RGB", (TILE_PX, TILE_PX), colour), colour) for colour in ("red", "lime", "blue"))
+
+    draw_strips([Strip("one", [red, green]), Strip("two", [blue])], tmp_path / "sheet.png")
+
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    centres = [np.argwhere((pixels == colour).all(axis=2)).mean(axis=0) for colour in ([255, 0, 0], [0, 255, 0], [0, 0, 255])]
+    assert centres[0][0] == pytest.approx(centres[1][0])
+    assert centres[0][1] + TILE_PX <= centres[1][1]
+    assert centres[0][0] + TILE_PX <= centres[2][0]
+
+
+def test_long_strips_wrap(tmp_path: Path) -> None:
+    """A strip of more tiles than columns takes two lines, and all of them are drawn."""
+    tile = Tile(Image.new("RGB", (TILE_PX, TILE_PX), "red"), "")
+
+    draw_strips([Strip("many", [tile] * (COLUMNS + 2))], tmp_path / "sheet.png")
+
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert (pixels == [255, 0, 0]).all(axis=2).sum() == (COLUMNS + 2) * TILE_PX**2
+
+
+def test_stored_pictures_are_found_by_their_key(tmp_path: Path) -> None:
+    """A tile shows the file that the store's root and key lead to, at the size of a tile."""
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "photos" / "a.png")
+    store = open_store(write_store(tmp_path / "x.h5", ["a.png"], {"features": np.ones((1, 4), np.float32)}, root=str(tmp_path / "photos")))
+
+    tile = stored_tile(store, "a.png", "a")
+
+    assert tile.picture is not None
+    assert tile.picture.size == (TILE_PX, round(TILE_PX * 2 / 3))
+    assert tile.picture.getpixel((5, 5)) == (255, 0, 0)
+
+
+def test_an_image_that_has_gone_leaves_a_grey_tile(tmp_path: Path) -> None:
+    """A missing image does not spoil the sheet."""
+    store = open_store(write_store(tmp_path / "x.h5", ["a.png"], {"features": np.ones((1, 4), np.float32)}, root=str(tmp_path)))
+
+    draw_strips([Strip("gone", [stored_tile(store, "a.png", "a"), file_tile(str(tmp_path / "b.png"), "b")])], tmp_path / "sheet.png")
+
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert (pixels == [211, 211, 211]).all(axis=2).sum() > TILE_PX**2
+
+
+def test_a_sheet_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """A missing folder gives one sentence."""
+    with pytest.raises(SourceError, match=r"contact sheet `.*x.png` cannot be written"):
+        draw_strips([Strip("one", [Tile(None, "")])], tmp_path / "none" / "x.png")

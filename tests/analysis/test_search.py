@@ -1,0 +1,200 @@
+"""Search: the right images in the right order, never the query itself, and an index that is only trusted while it fits."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dino_extract.analysis import faiss_index
+from dino_extract.analysis.search import retrieval_score, search
+from dino_extract.errors import ConfigError, StoreError
+from tests.analysis.stores import blobs, keys_of, write_store
+
+
+def angles(degrees: list[float]) -> np.ndarray:
+    """Unit vectors in the plane, whose similarity is the cosine of the difference of their angles."""
+    radians = np.radians(degrees)
+    return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """Four images at 0, 10, 40 and 90 degrees."""
+    return write_store(tmp_path / "x.h5", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], {"features": angles([0, 10, 40, 90])})
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> tuple[str, np.ndarray]:
+    """A store of 3,000 clustered vectors, and the vectors."""
+    vectors, labels = blobs(100, 30, 16, spread=0.7)
+    return write_store(tmp_path / "many.h5", keys_of(labels), {"features": vectors}), vectors
+
+
+def test_hits_come_in_order_with_their_cosine(path: str) -> None:
+    """A query at 12 degrees finds 10, 0 and 40 degrees, with the cosines of the differences."""
+    [result] = search(path, angles([12]), top=3, names=["mine.jpg"])
+
+    assert result.query == "mine.jpg"
+    assert [hit.path for hit in result.hits] == ["b.jpg", "a.jpg", "c.jpg"]
+    assert [hit.similarity for hit in result.hits] == pytest.approx(np.cos(np.radians([2, 12, 28])).tolist())
+
+
+def test_an_image_of_the_file_does_not_find_itself(path: str) -> None:
+    """A query by key leaves out its own row, not another one."""
+    [result] = search(path, paths=["b.jpg"], top=2)
+
+    assert [hit.path for hit in result.hits] == ["a.jpg", "c.jpg"]
+
+
+def test_a_copy_of_the_query_is_still_found(tmp_path: Path) -> None:
+    """Only the query's own row is left out: its exact duplicate is the first hit, on whichever side of it that lies."""
+    path = write_store(tmp_path / "x.h5", ["a.jpg", "b.jpg", "c.jpg"], {"features": angles([5, 5, 60])})
+
+    results = search(path, paths=["a.jpg", "b.jpg"], top=1)
+
+    assert [result.hits[0].path for result in results] == ["b.jpg", "a.jpg"]
+
+
+def test_more_hits_than_images_gives_all_images(path: str) -> None:
+    """With `top` above the size of the file, everything is found once."""
+    [result] = search(path, angles([0]), top=50)
+
+    assert [hit.path for hit in result.hits] == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+
+
+def test_a_store_of_the_same_model_can_be_the_query(path: str, tmp_path: Path) -> None:
+    """Every image of the other file is a query by its name."""
+    other = write_store(tmp_path / "y.h5", ["q.jpg"], {"features": angles([85])})
+
+    [result] = search(path, other, top=1)
+
+    assert (result.query, result.hits[0].path) == ("q.jpg", "d.jpg")
+
+
+def test_a_store_of_another_model_is_refused(path: str, tmp_path: Path) -> None:
+    """Vectors of another network are never compared."""
+    other = write_store(tmp_path / "y.h5", ["q.jpg"], {"features": angles([85])}, model="vitb14")
+
+    with pytest.raises(StoreError, match="were made by different models"):
+        search(path, other)
+
+
+def test_an_unknown_key_is_named(path: str) -> None:
+    """The error shows what keys look like."""
+    with pytest.raises(ConfigError, match=r"has no image `z.jpg`") as caught:
+        search(path, paths=["z.jpg"])
+
+    assert caught.value.hint == "keys look like `a.jpg`"
+
+
+def test_a_failed_image_cannot_be_a_query(tmp_path: Path) -> None:
+    """An image without an embedding is told apart from one that is not there."""
+    path = write_store(tmp_path / "x.h5", ["a.jpg", "b.jpg"], {"features": angles([5, 6])}, failed=(1,))
+
+    with pytest.raises(ConfigError, match=r"`b.jpg` has no embedding: broken"):
+        search(path, paths=["b.jpg"])
+
+
+@pytest.mark.parametrize(("kwargs", "message"), [({}, "no query given"), ({"paths": ["a.jpg"], "top": 0}, "`--top` must be at least 1")])
+def test_calls_without_meaning_are_refused(path: str, kwargs: dict[str, object], message: str) -> None:
+    """No query and no hits asked for are errors."""
+    with pytest.raises(ConfigError, match=message):
+        search(path, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+def test_an_index_finds_nearly_what_exact_search_finds(many: tuple[str, np.ndarray], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recall@10 against exact search is above 0.9, and similarities are exact."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(faiss_index, "_MIN_PQ_ROWS", 3000)
+    path, vectors = many
+    queries = vectors[::30] + 0.1 * np.random.default_rng(0).standard_normal((100, 16)).astype(np.float32)
+
+    found = search(path, queries, index=kind)  # type: ignore[arg-type]  # one of the literals
+
+    exact = search(path, queries, index="exact")
+    shared = [len({hit.path for hit in a.hits} & {hit.path for hit in b.hits}) / 10 for a, b in zip(found, exact, strict=True)]
+    assert np.mean(shared) > 0.9
+    similarity_of = {hit.path: hit.similarity for hit in exact[0].hits}
+    assert all(hit.similarity == pytest.approx(similarity_of[hit.path], abs=1e-5) for hit in found[0].hits if hit.path in similarity_of)
+
+
+def test_an_index_is_built_once(many: tuple[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second search reads the index kept beside the file."""
+    pytest.importorskip("faiss")
+    path, vectors = many
+    first = search(path, vectors[:5], index="hnsw")
+    monkeypatch.setattr(faiss_index, "_build", lambda *_: pytest.fail("built again"))
+
+    second = search(path, vectors[:5], index="hnsw")
+
+    assert second == first
+
+
+@pytest.mark.parametrize("change", ["store", "index", "passport"])
+def test_an_index_that_does_not_fit_is_built_anew(many: tuple[str, np.ndarray], change: str) -> None:
+    """After the store has changed, or with half an index or a damaged passport, the hits are those of the store as it is now."""
+    pytest.importorskip("faiss")
+    path, vectors = many
+    search(path, vectors[:5], index="hnsw")
+    if change == "store":
+        os.unlink(path)
+        write_store(path, keys_of(["class"] * len(vectors)), {"features": vectors[::-1].copy()})
+    elif change == "index":
+        os.truncate(f"{path}.features.hnsw.faiss", 1000)
+    else:
+        Path(f"{path}.features.hnsw.faiss.json").write_text(json.dumps({"rows": 3}))
+
+    found = search(path, vectors[:5], index="hnsw", top=1)
+
+    exact = search(path, vectors[:5], index="exact", top=1)
+    assert [result.hits[0].path for result in found] == [result.hits[0].path for result in exact]
+
+
+def test_ivfpq_of_few_images_is_refused(path: str) -> None:
+    """Product quantisation cannot be trained on a handful of vectors."""
+    pytest.importorskip("faiss")
+
+    with pytest.raises(ConfigError, match=r"needs at least 10,000 images, .* has 4"):
+        search(path, angles([3]), index="ivfpq")
+
+
+def test_map_equals_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean average precision is the mean of scikit-learn's average precision over all queries, in any blocks."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    vectors, labels = blobs(5, 12, 4, spread=1.5)
+    codes = np.array([int(label[-2:]) for label in labels])
+    monkeypatch.setattr("dino_extract.analysis.search._SIMILARITIES", 7 * 60)
+
+    score = retrieval_score(vectors, codes)
+
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    others = [np.delete(np.arange(60), row) for row in range(60)]
+    witness = [metrics.average_precision_score(codes[rest] == codes[row], unit[rest] @ unit[row]) for row, rest in enumerate(others)]
+    assert score.mean_average_precision == pytest.approx(np.mean(witness))
+    assert score.queries == 60
+    assert score.chance == pytest.approx(11 / 59)
+
+
+def test_map_of_perfect_classes_is_one() -> None:
+    """Where each class is one point, every relevant image comes first."""
+    score = retrieval_score(np.repeat(np.eye(4, dtype=np.float32), 3, axis=0), np.repeat(np.arange(4), 3))
+
+    assert (score.mean_average_precision, score.top1) == (1.0, 1.0)
+
+
+def test_map_leaves_out_labels_that_occur_once() -> None:
+    """An image alone in its class, and one without a class, are no queries."""
+    vectors = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+
+    assert retrieval_score(vectors, np.array([0, 0, 1, -1, -1])).queries == 2
+
+
+def test_map_without_pairs_is_refused() -> None:
+    """Where no label occurs twice there is nothing to retrieve."""
+    with pytest.raises(ConfigError, match="no label occurs on two images"):
+        retrieval_score(np.eye(3, dtype=np.float32), np.array([0, 1, 2]))
