@@ -36,6 +36,8 @@ class Linear(Protocol):
         """(x W^T + b) * factor."""
 
 
+MAX_GRIDS = 64  # patch grids whose positions are kept; images in their native shapes may have thousands of grids
+
 # Makes a layer of a float32 weight (out, in) and bias (out,), on its device and in its dtype.
 MakeLinear = Callable[[Tensor, Tensor], Linear]
 
@@ -151,14 +153,17 @@ class LeanTransformer:
 
     def positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """CLS with its position and registers (1 + R, D), and positions of patches (N, D), float32; made once for each grid."""
-        if grid not in self._positions:
+        found = self._positions.get(grid)
+        if found is None:
             positions_1ND = self._stem.interpolated_positions(grid).detach()
             prefix = [self._stem.cls_token.detach() + positions_1ND[:, :1]]
             if self._stem.num_registers:
                 prefix.append(self._stem.register_tokens.detach())
             parts = torch.cat(prefix, dim=1)[0], positions_1ND[0, 1:]
-            self._positions[grid] = (parts[0].to(self._device), parts[1].to(self._device))
-        return self._positions[grid]
+            found = parts[0].to(self._device), parts[1].to(self._device)
+            if len(self._positions) < MAX_GRIDS:
+                self._positions[grid] = found
+        return found
 
 
 class LeanBlock:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dino_extract.backbone import Backbone, BackboneConfig, DinoVisionTransformer, Tokens
-from dino_extract.engine import ComputeDtype, Engine, StoreDtype
+from dino_extract.engine import ComputeDtype, Engine, StoreDtype, lean
 from dino_extract.tokens import TokenSpec
+from dino_extract.weights import load_backbone
 
 CPU = torch.device("cpu")
 EVERYTHING = TokenSpec(("cls", "patch", "registers", "mean"), (0, 2))
@@ -194,6 +195,17 @@ def test_images_of_other_sizes_equal_the_backbone() -> None:
             assert_equal_tokens(got, want[name], 1e-6)
 
 
+def test_more_sizes_than_are_remembered_equal_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes whose positions are not kept any more are computed anew, and right."""
+    monkeypatch.setattr(lean, "MAX_GRIDS", 1)
+    backbone = make_backbone(SMALL)
+    engine = make_engine(backbone, TokenSpec(("cls",)))
+
+    for height, width in [(56, 70), (28, 42), (42, 28), (28, 42)]:
+        pixels = make_pixels(1, height, width)
+        assert_equal_tokens(engine(pixels)["features"], reference_arrays(backbone, pixels)["features"], 1e-6)
+
+
 def test_statistics_of_the_model_normalise_the_pixels() -> None:
     """A backbone with a mean and deviation of its own gets its pixels normalised with them."""
     backbone = make_backbone(SMALL)
@@ -243,6 +255,24 @@ def test_any_other_backbone_runs_as_it_is() -> None:
     np.testing.assert_allclose(arrays["register_features"], colour[:, None], rtol=1e-5)
     np.testing.assert_allclose(arrays["patch_features"], (pixels / 255).reshape(3, 4, 14, 5, 14, 3).mean(axis=(2, 4)), rtol=1e-5)
     np.testing.assert_allclose(arrays["layers/0/features"], colour - 1, rtol=1e-5)
+
+
+def test_a_timm_model_gives_its_own_tokens() -> None:
+    """A timm ViT behind our interface runs through the engine, in parts and padded, and gives what timm gives."""
+    backbone = load_backbone("timm/vit_tiny_patch16_224", random_seed=0)
+    pixels = make_pixels(3, 224, 224)
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5  # this model's own statistics
+
+    got = make_engine(backbone, TokenSpec(("cls", "patch"), (3,)))(pixels)
+
+    with torch.inference_mode():
+        want = backbone.model.forward_features(images)
+        middle = backbone.model.forward_intermediates(
+            images, indices=[3], norm=True, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+        )
+    assert_equal_tokens(got["features"], want[:, 0], 1e-5)
+    assert_equal_tokens(got["patch_features"], want[:, 1:].unflatten(1, (14, 14)), 1e-5)
+    assert_equal_tokens(got["layers/3/features"], middle[0][1][:, 0], 1e-5)
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
