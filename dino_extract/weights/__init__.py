@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dino_extract.weights.checkpoint import BackboneCheckpoint, architecture_name, backbone_config, read_checkpoint, save_checkpoint
-    from dino_extract.weights.load import DEFAULT_MODEL, LoadedBackbone, build, load, load_backbone
-    from dino_extract.weights.registry import Checkpoint, checkpoints, find_checkpoint, is_timm, weights_folder
-    from dino_extract.weights.resolve import WeightsFile, resolve_weights
+    from dino_extract.weights.load import LoadedBackbone, build, load, load_backbone
+    from dino_extract.weights.locate import cache_dir
+    from dino_extract.weights.registry import DEFAULT_MODEL, Checkpoint, checkpoints, find_checkpoint, is_timm, weights_folder
+    from dino_extract.weights.resolve import WeightsFile, ensure_available, resolve_weights
     from dino_extract.weights.timm_backbone import TimmBackbone
     from dino_extract.weights.untrained import RANDOM_WEIGHTS_WARNING, untrained_backbone
 
 # module -> the names it defines
 _EXPORTS = {
     "checkpoint": ("BackboneCheckpoint", "architecture_name", "backbone_config", "read_checkpoint", "save_checkpoint"),
-    "load": ("DEFAULT_MODEL", "LoadedBackbone", "build", "load", "load_backbone"),
-    "registry": ("Checkpoint", "checkpoints", "find_checkpoint", "is_timm", "weights_folder"),
-    "resolve": ("WeightsFile", "resolve_weights"),
+    "load": ("LoadedBackbone", "build", "load", "load_backbone"),
+    "locate": ("cache_dir",),
+    "registry": ("DEFAULT_MODEL", "Checkpoint", "checkpoints", "find_checkpoint", "is_timm", "weights_folder"),
+    "resolve": ("WeightsFile", "ensure_available", "resolve_weights"),
     "timm_backbone": ("TimmBackbone",),
     "untrained": ("RANDOM_WEIGHTS_WARNING", "untrained_backbone"),
 }
@@ -38,7 +40,9 @@ __all__ = [
     "architecture_name",
     "backbone_config",
     "build",
+    "cache_dir",
     "checkpoints",
+    "ensure_available",
     "find_checkpoint",
     "is_timm",
     "load",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from dino_extract.errors import WeightsError
 from dino_extract.weights.checksum import file_sha256
 from dino_extract.weights.download import CONNECT_TIMEOUT_S, Progress, download, locked, unreachable
-from dino_extract.weights.locate import cache_folder, cached_path
+from dino_extract.weights.locate import cache_dir, cached_path
 from dino_extract.weights.registry import Checkpoint
 
 
@@ -119,7 +119,7 @@ def _fetch_from_first(sources: Sequence[Source], checkpoint: Checkpoint, progres
 
 
 def _fetch_from(source: Source, checkpoint: Checkpoint, progress: Progress | None) -> Path:
-    raw = cache_folder() / f"{checkpoint.name}.{source.sha256[:8]}.download"
+    raw = cache_dir() / f"{checkpoint.name}.{source.sha256[:8]}.download"
     download(source.url, raw, sha256=source.sha256, size_bytes=source.size_bytes, extra_bytes=source.size_bytes, progress=progress)
     try:
         return store(raw, checkpoint, sha256=source.sha256, source=source.url)

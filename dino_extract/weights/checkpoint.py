@@ -104,7 +104,7 @@ def read_checkpoint(path: Path, expected: Checkpoint | None = None) -> BackboneC
     if expected is not None and (differences := _differences(backbone_config(expected), found.config)):
         raise WeightsError(
             f"{origin} is not a `{expected.name}` checkpoint: {'; '.join(differences)}",
-            hint=f"it looks like `--model {architecture_name(found.config)}`",
+            hint=f"its architecture is that of `{architecture_name(found.config)}`",
         )
     return found
 

@@ -153,7 +153,9 @@ def _transfer(url: str, partial: Path, size_bytes: int, progress: Progress | Non
     headers = {"User-Agent": "dino-extract", "Accept-Encoding": "identity"}
     if there:
         headers |= {"Range": f"bytes={there}-"} | _validator(about, url)
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=READ_TIMEOUT_S) as response:
+    request = urllib.request.Request(url, headers=headers)
+    # Its own opener, because the shared one keeps the proxies of the first use.
+    with urllib.request.build_opener().open(request, timeout=READ_TIMEOUT_S) as response:
         continued = response.status == http.HTTPStatus.PARTIAL_CONTENT and response.headers.get("Content-Range", "").startswith(
             f"bytes {there}-"
         )

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import torch
 
-from dino_extract.backbone import DinoVisionTransformer
+from dino_extract.backbone import Backbone, DinoVisionTransformer
 from dino_extract.errors import ConfigError, WeightsError
 from dino_extract.weights.checkpoint import BackboneCheckpoint, backbone_config, checkpoint_file, read_checkpoint
 from dino_extract.weights.checksum import file_sha256
 from dino_extract.weights.download import Progress
-from dino_extract.weights.registry import find_checkpoint, is_timm
+from dino_extract.weights.registry import DEFAULT_MODEL, find_checkpoint, is_timm
 from dino_extract.weights.resolve import resolve_weights
-from dino_extract.weights.timm_backbone import TimmBackbone, load_timm
+from dino_extract.weights.timm_backbone import load_timm
 from dino_extract.weights.untrained import untrained_backbone
-
-DEFAULT_MODEL = "vits14"
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class LoadedBackbone:
         notes: what was left out or filled in while reading, for the user.
     """
 
-    module: DinoVisionTransformer | TimmBackbone
+    module: Backbone
     name: str
     weights_sha256: str
     weights_source: str
@@ -90,7 +88,7 @@ def load(
 
 def load_backbone(
     model: str | None = None, *, weights: str | Path | None = None, random_seed: int | None = None, offline: bool = False
-) -> DinoVisionTransformer | TimmBackbone:
+) -> Backbone:
     """A backbone as a torch module in eval mode, float32, on the CPU; it maps normalised images (B, 3, H, W) to `Tokens`.
 
     `load_backbone("vits14")` downloads the released weights once. The other arguments and errors are those of `load`.

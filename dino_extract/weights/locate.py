@@ -36,7 +36,7 @@ class Place:
     sha256: tuple[str, ...] = ()
 
 
-def cache_folder() -> Path:
+def cache_dir() -> Path:
     """The folder of downloaded weights, `DINO_EXTRACT_CACHE` or the one that the system provides for caches."""
     chosen = os.environ.get("DINO_EXTRACT_CACHE")
     return (Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("dino-extract")) / "weights"
@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 
 def cached_path(name: str) -> Path:
     """Where our own conversion of the weights with this canonical name is or would be."""
-    return cache_folder() / f"{name}.safetensors"
+    return cache_dir() / f"{name}.safetensors"
 
 
 def is_offline(asked: bool = False) -> bool:

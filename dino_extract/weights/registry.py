@@ -19,6 +19,7 @@ else:
     import tomli as tomllib
 
 TIMM_PREFIX = "timm/"
+DEFAULT_MODEL = "vits14"
 
 
 @dataclass(frozen=True)

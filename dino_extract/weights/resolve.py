@@ -10,8 +10,8 @@ from dino_extract.errors import WeightsError
 from dino_extract.weights.cache import UnreachableError, fetch
 from dino_extract.weights.checksum import file_sha256
 from dino_extract.weights.download import CONNECT_TIMEOUT_S, Progress
-from dino_extract.weights.locate import cached_path, is_offline, missing_error, places
-from dino_extract.weights.registry import Checkpoint
+from dino_extract.weights.locate import cached_path, is_offline, missing_error, places, present_places
+from dino_extract.weights.registry import DEFAULT_MODEL, Checkpoint, find_checkpoint, is_timm
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,33 @@ class WeightsFile:
     path: Path
     source: str
     sha256: str | None
+
+
+def ensure_available(
+    model: str | None = None,
+    *,
+    weights: str | Path | None = None,
+    random_seed: int | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+    waiting: Callable[[], None] | None = None,
+) -> None:
+    """Download the weights that `load` with the same arguments will need, or fail, before anybody waits for torch to be imported.
+
+    What a file holds is not checked here, and neither are timm's models.
+
+    Raises:
+        WeightsError: there is no such model or file, or the weights are missing and cannot be downloaded.
+    """
+    if weights is not None:
+        if not Path(weights).expanduser().exists():
+            raise WeightsError(f"there is no file `{weights}`")
+        return
+    if model is not None and is_timm(model):
+        return
+    checkpoint = find_checkpoint(model or DEFAULT_MODEL)
+    if random_seed is None and not present_places(checkpoint):
+        resolve_weights(checkpoint, offline=offline, progress=progress, waiting=waiting)
 
 
 def resolve_weights(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dino_extract.backbone import Tokens
+from dino_extract.backbone import Backbone, Tokens
 from dino_extract.errors import ConfigError, WeightsError
 from dino_extract.weights.checksum import file_sha256
 from dino_extract.weights.download import unreachable
@@ -24,7 +24,7 @@ from dino_extract.weights.registry import TIMM_PREFIX
 HUB_URL = "https://huggingface.co"
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """A timm vision transformer that gives CLS, register and patch tokens for normalised RGB images.
 
     `cls` is the class token as `forward_features` gives it. Models without one give their pooled output instead (mean or attention
@@ -50,15 +50,15 @@ class TimmBackbone(nn.Module):
                 f"`{name}` gives no sequence of tokens of square patches, so it has no CLS and patch embeddings",
                 hint="vision transformers do, for example `--model timm/vit_small_patch16_dinov3`",
             )
-        self.patch_size: int = sides[0]
-        self.embed_dim: int = parts.embed_dim
+        self.patch_size = sides[0]
+        self.embed_dim = parts.embed_dim
         self.depth = len(parts.blocks)
         self.has_cls = getattr(parts, "cls_token", None) is not None
         self.num_prefix_tokens: int = parts.num_prefix_tokens
         self.num_registers = self.num_prefix_tokens - int(self.has_cls)
         settings = parts.pretrained_cfg
-        self.mean: tuple[float, float, float] = tuple(settings["mean"])
-        self.std: tuple[float, float, float] = tuple(settings["std"])
+        self.mean = tuple(settings["mean"])
+        self.std = tuple(settings["std"])
         self.image_size: int = (getattr(patch_embed, "img_size", None) or settings["input_size"])[-1]
         self.is_dynamic = bool(getattr(parts, "dynamic_img_size", False))
 

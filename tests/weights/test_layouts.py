@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
+from dino_extract.backbone import Backbone, BackboneConfig
 from dino_extract.errors import WeightsError
 from dino_extract.weights.checkpoint import backbone_config
 from dino_extract.weights.layouts import ExportLayout, expected_shapes, from_official, infer_config, to_official
@@ -46,7 +46,7 @@ def assert_same_state(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
         assert torch.equal(got[key], tensor), key
 
 
-def run(model: DinoVisionTransformer, images: Tensor) -> Tensor:
+def run(model: Backbone, images: Tensor) -> Tensor:
     """All final tokens (B, S, D) of one backbone."""
     with torch.inference_mode():
         tokens = model(images)
@@ -185,7 +185,7 @@ def test_chunks_that_count_from_zero_are_not_merged() -> None:
     """Chunks whose blocks are numbered anew would overwrite each other, and are refused."""
     state = {re.sub(r"^blocks\.(\d)\.", r"blocks.\1.0.", key): tensor for key, tensor in random_state(SMALL).items()}
 
-    with pytest.raises(WeightsError, match="only .* are different without wrappers and chunks"):
+    with pytest.raises(WeightsError, match=r"only .* are different without wrappers and chunks"):
         to_official(state, origin="it")
 
 

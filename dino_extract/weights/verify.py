@@ -1,0 +1,64 @@
+"""Whether a weights file is what it should be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from dino_extract.errors import WeightsError
+from dino_extract.weights.checkpoint import checkpoint_file, read_checkpoint
+from dino_extract.weights.checksum import file_sha256
+from dino_extract.weights.locate import Place, present_places
+from dino_extract.weights.registry import Checkpoint, checkpoints
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a weights file turned out to be.
+
+    Args:
+        released: the model of the table of which this is a released file, or our conversion of one; None for others.
+        problem: what is wrong with it, or None.
+    """
+
+    path: str
+    sha256: str
+    model: str | None = None
+    layout: str | None = None
+    parameters: int | None = None
+    released: str | None = None
+    problem: str | None = None
+
+
+def verify_file(path: Path, expected: Checkpoint | None = None, place: Place | None = None) -> Verification:
+    """Hash a weights file, read all of it, and check that it is complete, finite, undamaged, and of the model it should be.
+
+    Args:
+        path: a file, or a folder with `model.safetensors`.
+        expected: the model it should be of.
+        place: where it was found, which may tell the hash it should have.
+
+    Raises:
+        WeightsError: the file cannot be read at all.
+    """
+    path = checkpoint_file(path)
+    sha256 = file_sha256(path)
+    if place is not None and place.sha256 and sha256 not in place.sha256:
+        return Verification(str(path), sha256, problem=f"SHA-256 is {sha256}, expected {' or '.join(place.sha256)}")
+    try:
+        found = read_checkpoint(path, expected)
+    except WeightsError as error:
+        return Verification(str(path), sha256, problem=error.message)
+    origin = found.metadata.get("source_sha256") if place is not None and place.kind == "cache" else sha256
+    released = next((checkpoint.name for checkpoint in checkpoints().values() if origin in checkpoint.known_sha256), None)
+    problem = None
+    if place is not None and place.kind == "cache" and (expected is None or released != expected.name):
+        problem = "it was not made from a released file of this model"
+    parameters = sum(math.prod(tensor.shape) for tensor in found.tensors.values())
+    return Verification(str(path), sha256, found.name, found.layout, parameters, released, problem)
+
+
+def verify_model(checkpoint: Checkpoint) -> list[Verification]:
+    """Check every file of a model of the table that is on this machine."""
+    return [verify_file(place.path, checkpoint, place) for place in present_places(checkpoint)]
