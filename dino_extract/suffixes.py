@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from functools import lru_cache
 
 
 def _suffixes(text: str) -> tuple[str, ...]:
@@ -41,8 +41,14 @@ def reason_to_skip(name: bytes, suffixes: tuple[str, ...]) -> str | None:
         name: the file's name without its folder.
         suffixes: take exactly these, lower case; empty: everything that may be an image.
     """
-    if is_hidden(name):
+    if name.startswith(b".") or name in JUNK_NAMES:
         return "hidden"
-    suffix = os.path.splitext(name)[1].lower().decode("ascii", "replace")
+    dot = name.rfind(b".")
+    return _reason_of_suffix(name[dot:] if dot > 0 else b"", suffixes)
+
+
+@lru_cache(maxsize=1024)  # a folder of a million files has a handful of suffixes
+def _reason_of_suffix(raw: bytes, suffixes: tuple[str, ...]) -> str | None:
+    suffix = raw.lower().decode("ascii", "replace")
     is_wanted = suffix in suffixes if suffixes else suffix not in NOT_IMAGE_SUFFIXES
     return None if is_wanted else suffix or "no suffix"

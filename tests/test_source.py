@@ -409,7 +409,7 @@ def test_hostile_archive_is_taken_whole(shared_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_a_million_files_are_listed_in_seconds(tmp_path: Path) -> None:
-    """A million files are found within 15 s (about 5 s on a quiet machine) and 300 MB of memory."""
+    """A million files are found within 10 s of processor time, whatever else the machine does, and 300 MB of memory."""
     for folder in range(100):
         directory = tmp_path / f"class_{folder:03d}"
         directory.mkdir()
@@ -418,9 +418,9 @@ def test_a_million_files_are_listed_in_seconds(tmp_path: Path) -> None:
     code = """
 import resource, sys, time
 from dino_extract.source import find_images
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 count = len(find_images([sys.argv[1]]))
-print(count, time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(count, time.process_time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
     output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True).stdout
@@ -428,5 +428,5 @@ print(count, time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SE
     count, seconds, megabytes = output.split()
     print(f"{count} files, {float(seconds):.1f} s, {float(megabytes):.0f} MB")
     assert int(count) == 1_000_000
-    assert float(seconds) < 15
+    assert float(seconds) < 10
     assert float(megabytes) < 300
