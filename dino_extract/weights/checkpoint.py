@@ -95,7 +95,10 @@ def read_checkpoint(path: Path, expected: Checkpoint | None = None) -> BackboneC
         config = _recorded_config(file.metadata, file.tensors, origin)
         check_tensors(file.tensors, config, origin)
         if file.metadata.get("tensors_sha256") != tensors_sha256(file.tensors):
-            raise WeightsError(f"{origin} is damaged: its tensors are not those that were written", hint="get the file again")
+            raise WeightsError(
+                f"{origin} is damaged: its tensors are not those that were written",
+                hint="get the file again; `dino-extract weights pull --force NAME` replaces a downloaded one",
+            )
         found = BackboneCheckpoint(path, file.tensors, config, "dino-extract", file.metadata)
     else:
         converted = to_official(file.tensors, origin=origin, num_heads=_heads_beside(path))

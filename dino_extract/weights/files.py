@@ -215,7 +215,7 @@ def _unwrapped(path: Path, loaded: Any) -> tuple[dict[str, Tensor], str | None]:
     stretched = [key for key, value in loaded.items() if value.layout is torch.strided and value.nbytes > value.untyped_storage().nbytes()]
     if stretched:  # a tensor with stride 0 can claim any size; copying it would eat the memory
         raise WeightsError(f"`{path}` has tensors larger than what is stored of them: {', '.join(stretched[:5])} ({len(stretched)} in all)")
-    return {key: value.clone() for key, value in loaded.items()}, container
+    return {key: value.detach().clone() for key, value in loaded.items()}, container
 
 
 def _rank_shard_error(path: Path) -> WeightsError:

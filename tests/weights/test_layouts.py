@@ -109,6 +109,7 @@ def chunked(state: dict[str, Tensor], size: int) -> dict[str, Tensor]:
     [
         pytest.param(lambda state: {"teacher": {f"backbone.{k}": v for k, v in chunked(state, 2).items()}}, id="teacher_checkpoint"),
         pytest.param(lambda state: {"model": state, "epoch": 3}, id="model"),
+        pytest.param(lambda state: {key: torch.nn.Parameter(tensor) for key, tensor in state.items()}, id="parameters"),
         pytest.param(lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}}, id="state_dict of DDP"),
         pytest.param(lambda state: {f"module.backbone._orig_mod.{k}": v for k, v in state.items()}, id="compiled in DDP"),
         pytest.param(
