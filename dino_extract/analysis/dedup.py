@@ -1,0 +1,257 @@
+"""Near-duplicates: groups of images whose vectors are nearly the same, and images of one file that another file has too.
+
+Source: DINOv2 (arXiv 2304.07193) App. A, deduplication of LVD-142M: a neighbour graph above a similarity, its connected components by
+a disjoint set, one image kept of each; and relative deduplication against test sets. Its thresholds (0.6 and 0.45) belong to the
+copy-detection network used there; with DINOv2 embeddings unrelated images are often that similar (docs/dedup.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_extract.analysis.near_pairs import near_pairs, near_pairs_between
+from dino_extract.analysis.vectors import (
+    StoreSource,
+    VectorSource,
+    as_vectors,
+    opened,
+    require_same_dim,
+    require_same_model,
+    rows_where,
+    stored_vectors,
+    unit,
+)
+from dino_extract.errors import ConfigError
+
+THRESHOLD = 0.95
+LADDER = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)  # thresholds that are counted in the same pass
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that are nearly the same.
+
+    Args:
+        keep: the one to keep: the most pixels, then the first path.
+        drop: the others, by path.
+        similarity: cosine of each of the others to the kept one; below the threshold where they hang together through a third.
+    """
+
+    keep: str
+    drop: tuple[str, ...]
+    similarity: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a threshold would do: groups found, and images that would be dropped."""
+
+    threshold: float
+    groups: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class DedupResult:
+    """Near-duplicates of one store.
+
+    Args:
+        images: images compared.
+        threshold: cosine from which two images count as the same.
+        groups: the largest first.
+        ladder: what the threshold and stricter ones do.
+    """
+
+    images: int
+    threshold: float
+    groups: tuple[Group, ...]
+    ladder: tuple[Step, ...]
+
+    @property
+    def drop(self) -> list[str]:
+        """Paths that can go, sorted."""
+        return sorted(path for group in self.groups for path in group.drop)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """An image that another store has too: its path, the most similar path there, and their cosine."""
+
+    path: str
+    other: str
+    similarity: float
+
+
+def dedup(
+    store: StoreSource, *, threshold: float = THRESHOLD, dataset: str = "features", exact: bool | None = None, seed: int = 0
+) -> DedupResult:
+    """Groups of near-duplicates within a store.
+
+    Args:
+        store: store, or path of one.
+        threshold: cosine from which two images count as the same, 0..1.
+        dataset: vectors to compare.
+        exact: compare all pairs; by default up to 63,000 images, beyond only pairs in neighbouring k-means buckets.
+        seed: of the buckets.
+
+    Raises:
+        StoreError: an unfinished or empty store.
+        ConfigError: a threshold outside 0..1.
+    """
+    with opened(store) as found:
+        vectors = stored_vectors(found, dataset)
+        components, ladder = group_rows(vectors, threshold, exact=exact, seed=seed)
+        area = found.image_size.astype(np.int64).prod(axis=1)
+        paths = found.paths
+        groups = []
+        for rows in components:
+            keep = int(rows[np.lexsort((rows, -area[rows]))[0]])
+            drop = rows[rows != keep]
+            similarity = (unit(vectors[drop]) @ unit(vectors[np.array([keep])])[0]).tolist()
+            groups.append(Group(paths[keep], tuple(paths[row] for row in drop.tolist()), tuple(similarity)))
+        return DedupResult(len(vectors), threshold, tuple(groups), tuple(ladder))
+
+
+def leaks(
+    store: StoreSource,
+    against: StoreSource,
+    *,
+    threshold: float = THRESHOLD,
+    dataset: str = "features",
+    exact: bool | None = None,
+    seed: int = 0,
+) -> list[Leak]:
+    """Images of `store` that `against` has too, the most similar first: test images in a training set, for example.
+
+    Args:
+        store: images that may have to go.
+        against: images they must not repeat.
+        threshold: as in `dedup`.
+        dataset: as in `dedup`.
+        exact: as in `dedup`.
+        seed: as in `dedup`.
+
+    Raises:
+        StoreError: different models, an unfinished or empty store.
+        ConfigError: a threshold outside 0..1.
+    """
+    _check(threshold)
+    with opened(store) as ours, opened(against) as theirs:
+        require_same_model(ours, theirs)
+        queries, bank = stored_vectors(ours, dataset), stored_vectors(theirs, dataset)
+        require_same_dim(queries, bank)
+        best, other = np.full(len(queries), -np.inf, np.float32), np.full(len(queries), -1, np.int64)
+        for query, row, cosine in near_pairs_between(queries, bank, threshold, exact=exact, seed=seed):
+            order = np.lexsort((row, -cosine, query))
+            first = order[np.unique(query[order], return_index=True)[1]]  # the best pair of each query
+            first = first[cosine[first] > best[query[first]]]
+            best[query[first]], other[query[first]] = cosine[first], row[first]
+        our_paths, their_paths = ours.paths, theirs.paths
+        rows = rows_where(other >= 0)
+        rows = rows[np.argsort(-best[rows], kind="stable")]
+        return [Leak(our_paths[row], their_paths[other[row]], float(best[row])) for row in rows.tolist()]
+
+
+def group_rows(
+    vectors: VectorSource, threshold: float = THRESHOLD, *, exact: bool | None = None, seed: int = 0
+) -> tuple[list[NDArray[np.int64]], list[Step]]:
+    """Rows of two or more near-duplicates each, ascending, the largest group first; and what stricter thresholds would do.
+
+    Args:
+        vectors: (n, D).
+        threshold: cosine from which two are the same.
+        exact: as in `dedup`.
+        seed: as in `dedup`.
+
+    Raises:
+        ConfigError: a threshold outside 0..1.
+    """
+    _check(threshold)
+    vectors = as_vectors(vectors)
+    steps = [threshold, *(step for step in LADDER if step > threshold)]
+    sets = [DisjointSet(len(vectors)) for _ in steps]
+    for one, other, cosine in near_pairs(vectors, threshold, exact=exact, seed=seed):
+        for step, disjoint in zip(steps, sets, strict=True):
+            is_same = cosine >= step
+            disjoint.join(one[is_same], other[is_same])
+    groups = [disjoint.groups() for disjoint in sets]
+    ladder = [Step(step, len(each), sum(map(len, each)) - len(each)) for step, each in zip(steps, groups, strict=True)]
+    return groups[0], ladder
+
+
+def _check(threshold: float) -> None:
+    if not 0 < threshold <= 1:
+        raise ConfigError(f"`--threshold` is a cosine above 0 and up to 1, got {threshold}")
+
+
+class DisjointSet:
+    """Union-find over rows, many pairs at a time."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._parent = np.arange(num_rows)
+
+    def join(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
+        """Put the rows of every pair into the same set."""
+        while len(one):
+            one, other = self._root(one), self._root(other)
+            is_apart = one != other
+            one, other = np.minimum(one, other)[is_apart], np.maximum(one, other)[is_apart]
+            np.minimum.at(self._parent, other, one)  # a root always hangs on a smaller one: no loop can arise
+
+    def groups(self) -> list[NDArray[np.int64]]:
+        """Sets of two or more rows, each ascending, the largest first, then by first row."""
+        roots = self._root(np.arange(len(self._parent)))
+        order = np.argsort(roots, kind="stable")
+        cuts = np.flatnonzero(np.diff(roots[order])) + 1
+        found = [rows for rows in np.split(order, cuts) if len(rows) > 1]
+        return sorted(found, key=lambda rows: (-len(rows), int(rows[0])))
+
+    def _root(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        roots = rows
+        while ((higher := self._parent[roots]) != roots).any():
+            roots = higher
+        self._parent[rows] = roots
+        return roots
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well a threshold tells made duplicates from different images.
+
+    Args:
+        threshold: cosine.
+        recall: share of the made duplicates found, by kind of change.
+        precision: share of right pairs among all found, NaN if none was found.
+    """
+
+    threshold: float
+    recall: dict[str, float]
+    precision: float
+
+
+def calibrate(originals: VectorSource, copies: dict[str, NDArray[np.float32]], thresholds: Sequence[float] = LADDER) -> list[Calibration]:
+    """Recall and precision of thresholds on originals and altered copies of them.
+
+    Args:
+        originals: (S, D) vectors of different images.
+        copies: for each kind of change, (S, D) vectors of the altered originals in the same order.
+        thresholds: to measure.
+    """
+    one = unit(as_vectors(originals)[:])
+    num_pairs = dict.fromkeys(thresholds, 0)
+    right: dict[str, NDArray[np.float32]] = {}
+    for kind, block in copies.items():
+        similarity = one @ unit(np.asarray(block, np.float32)).T
+        right[kind] = similarity.diagonal().numpy().copy()
+        for threshold in thresholds:
+            num_pairs[threshold] += int((similarity >= threshold).sum())
+    result = []
+    for threshold in thresholds:
+        num_right = sum(int((cosine >= threshold).sum()) for cosine in right.values())
+        precision = num_right / num_pairs[threshold] if num_pairs[threshold] else float("nan")
+        result.append(Calibration(threshold, {kind: float((cosine >= threshold).mean()) for kind, cosine in right.items()}, precision))
+    return result

@@ -1,0 +1,181 @@
+"""`dedup`: near-duplicates in a file, or images that two files share."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dino_extract.cli.options import AsJson, Dataset, Seed, Sheet, print_json, say
+from dino_extract.errors import ConfigError, SourceError
+
+if TYPE_CHECKING:
+    from dino_extract.analysis.dedup import Calibration, DedupResult, Leak
+    from dino_extract.store import Store
+
+EXAMPLES = """Examples:
+
+  dino-extract dedup photos.h5 --sheet groups.png --drop drop.txt
+
+  dino-extract dedup test.h5 --against train.h5      test images that are in the training set
+
+  dino-extract dedup photos.h5 --calibrate 200       what each threshold finds, on altered copies of your own images"""
+
+MAX_SHEET_GROUPS = 40
+MAX_LISTED = 20
+
+
+def dedup(
+    file: Annotated[str, typer.Argument(metavar="FILE.h5", help="Images to look through.")],
+    against: Annotated[str | None, typer.Option(metavar="OTHER.h5", help="Find images of FILE.h5 that OTHER.h5 has too.")] = None,
+    threshold: Annotated[float, typer.Option(help="Cosine from which two images are the same.")] = 0.95,
+    keep_list: Annotated[str | None, typer.Option("--keep", metavar="FILE.txt", help="Write the paths to keep, one a line.")] = None,
+    drop_list: Annotated[str | None, typer.Option("--drop", metavar="FILE.txt", help="Write the paths to drop, one a line.")] = None,
+    calibrate: Annotated[
+        int | None, typer.Option(metavar="N", help="Measure thresholds on altered copies of N images of the file instead.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare every pair, however long it takes.")] = False,
+    dataset: Dataset = "features",
+    seed: Seed = 0,
+    sheet: Sheet = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find near-duplicate images.
+
+    Images with a cosine above the threshold are joined into groups; of each group the image with the most pixels is kept. Nothing is
+    deleted: the lists say what to keep and what to drop.
+    """
+    from dino_extract.analysis import dedup as analysis  # loads torch, which `--help` must not wait for
+    from dino_extract.analysis.vectors import opened
+
+    options = {"threshold": threshold, "dataset": dataset, "seed": seed}
+    with opened(file) as store:
+        if calibrate is not None:
+            _print_calibration(_calibrate(store, calibrate, seed), as_json)
+            return
+        if against is not None:
+            with opened(against) as other:
+                found = analysis.leaks(store, other, exact=exact or None, **options)  # type: ignore[arg-type]  # of several types
+                if sheet:
+                    _draw_leaks(store, other, found, sheet)
+            drop = sorted({leak.path for leak in found})
+            _print_leaks(found, len(store), against, as_json)
+        else:
+            result = analysis.dedup(store, exact=exact or None, **options)  # type: ignore[arg-type]  # of several types
+            if sheet:
+                _draw_groups(store, result, sheet)
+            drop = result.drop
+            _print_groups(result, as_json)
+        if drop_list:
+            _write_list(drop_list, drop)
+        if keep_list:
+            dropped = set(drop)
+            _write_list(keep_list, [path for path in store.paths if path not in dropped])
+
+
+def _print_groups(result: DedupResult, as_json: bool) -> None:
+    if as_json:
+        print_json({**asdict(result), "drop": result.drop})
+        return
+    print(f"{result.images:,} images: {len(result.groups):,} groups, {len(result.drop):,} images to drop (cosine >= {result.threshold})")
+    print("threshold  groups  to drop")
+    for step in result.ladder:
+        print(f"{step.threshold:9}  {step.groups:6,}  {step.dropped:7,}")
+    for group in result.groups[:MAX_LISTED]:
+        print(f"\nkeep         {group.keep}")
+        for path, similarity in zip(group.drop, group.similarity, strict=True):
+            print(f"drop  {similarity:.3f}  {path}")
+    if len(result.groups) > MAX_LISTED:
+        say(f"note: {len(result.groups) - MAX_LISTED:,} more groups; `--json` or `--drop FILE.txt` has them all")
+
+
+def _print_leaks(found: Sequence[Leak], num_images: int, against: str, as_json: bool) -> None:
+    if as_json:
+        print_json([asdict(leak) for leak in found])
+        return
+    print(f"{len(found):,} of {num_images:,} images are in {against} too")
+    for leak in found[:MAX_LISTED]:
+        print(f"{leak.similarity:.3f}  {leak.path}  =  {leak.other}")
+    if len(found) > MAX_LISTED:
+        say(f"note: {len(found) - MAX_LISTED:,} more; `--json` or `--drop FILE.txt` has them all")
+
+
+def _write_list(list_path: str, paths: Sequence[str]) -> None:
+    try:
+        with open(list_path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            file.writelines(f"{path}\n" for path in paths)
+    except OSError as error:
+        raise SourceError(f"list `{list_path}` cannot be written: {error.strerror}") from error
+    say(f"{len(paths):,} paths: {list_path}")
+
+
+def _draw_groups(store: Store, result: DedupResult, sheet: str) -> None:
+    from dino_extract.analysis.contact_sheet import Strip, draw_strips, stored_tile
+
+    strips = []
+    for number, group in enumerate(result.groups[:MAX_SHEET_GROUPS], 1):
+        others = zip(group.drop[:15], group.similarity, strict=False)
+        tiles = [stored_tile(store, group.keep, "keep"), *(stored_tile(store, path, f"{similarity:.3f}") for path, similarity in others)]
+        strips.append(Strip(f"group {number}: {1 + len(group.drop)} images, kept {group.keep}", tiles))
+    if not strips:
+        say("no contact sheet: there are no groups")
+        return
+    draw_strips(strips, sheet)
+    say(f"contact sheet of {len(strips)} groups: {sheet}")
+
+
+def _draw_leaks(store: Store, other: Store, found: Sequence[Leak], sheet: str) -> None:
+    from dino_extract.analysis.contact_sheet import Strip, draw_strips, stored_tile
+
+    if not found:
+        say("no contact sheet: nothing is shared")
+        return
+    strips = [
+        Strip(
+            f"{leak.path} = {leak.other}",
+            [stored_tile(store, leak.path, f"{leak.similarity:.3f}"), stored_tile(other, leak.other, "there")],
+        )
+        for leak in found[:MAX_SHEET_GROUPS]
+    ]
+    draw_strips(strips, sheet)
+    say(f"contact sheet: {sheet}")
+
+
+def _calibrate(store: Store, count: int, seed: int) -> list[Calibration]:
+    """Alter copies of some images of the store, embed them as the store was, and see which thresholds find them."""
+    import numpy as np
+
+    from dino_extract.analysis.altered import ALTERATIONS
+    from dino_extract.analysis.dedup import calibrate
+    from dino_extract.analysis.pictures import source_picture
+    from dino_extract.embedding import embed_like
+
+    if not count >= 2:
+        raise ConfigError(f"`--calibrate` needs at least 2 images, got {count}")
+    rows = np.sort(np.random.default_rng(seed).permutation(len(store))[:count])
+    copies = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, alter in ALTERATIONS.items():
+            names = []
+            for row in rows.tolist():
+                names.append(os.path.join(folder, f"{kind}-{row:09}.png"))
+                alter(source_picture(store, store.paths[row])).save(names[-1], compress_level=1)
+            found, vectors = embed_like(store, names)
+            row_of = {os.path.basename(path): row for row, path in enumerate(found)}
+            copies[kind] = vectors[[row_of[os.path.basename(name)] for name in names]]
+    return calibrate(store.features[rows], copies)
+
+
+def _print_calibration(steps: Sequence[Calibration], as_json: bool) -> None:
+    if as_json:
+        print_json([asdict(step) for step in steps])
+        return
+    kinds = list(steps[0].recall)
+    print("threshold  " + "  ".join(f"{kind:>9}" for kind in kinds) + "  precision")
+    for step in steps:
+        precision = "-" if step.precision != step.precision else f"{step.precision:.1%}"
+        print(f"{step.threshold:9}  " + "  ".join(f"{step.recall[kind]:9.1%}" for kind in kinds) + f"  {precision:>9}")

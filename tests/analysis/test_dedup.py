@@ -1,0 +1,171 @@
+"""Near-duplicates: groups, what is kept, leakage, thresholds, and buckets against all pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_extract.analysis import near_pairs
+from dino_extract.analysis.altered import ALTERATIONS
+from dino_extract.analysis.dedup import DisjointSet, calibrate, dedup, group_rows, leaks
+from dino_extract.analysis.vectors import Vectors
+from dino_extract.errors import ConfigError, StoreError
+from tests.analysis.stores import write_store
+
+
+def angles(degrees: list[float]) -> np.ndarray:
+    """Unit vectors in the plane, whose similarity is the cosine of the difference of their angles."""
+    radians = np.radians(degrees)
+    return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+
+
+def with_copies(count: int, copies: int, noise: float, dim: int = 32) -> np.ndarray:
+    """`count` random vectors, and after them a slightly changed copy of each of the first `copies`."""
+    rng = np.random.default_rng(0)
+    originals = rng.standard_normal((count, dim))
+    return np.concatenate([originals, originals[:copies] + noise * rng.standard_normal((copies, dim))]).astype(np.float32)
+
+
+@pytest.fixture
+def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets of about 50 vectors, and blocks that cut through them."""
+    monkeypatch.setattr(near_pairs, "BUCKET_ROWS", 50)
+    monkeypatch.setattr(near_pairs, "_QUERY_ROWS", 37)
+
+
+def test_images_hang_together_through_others() -> None:
+    """At 0, 5 and 10 degrees all are one group at a threshold of cos 6 degrees; 50 degrees stays alone."""
+    groups, _ = group_rows(angles([0, 50, 5, 10]), float(np.cos(np.radians(6))))
+
+    assert [group.tolist() for group in groups] == [[0, 2, 3]]
+
+
+def test_groups_equal_connected_components_by_scipy() -> None:
+    """On random vectors the groups are those of scipy's graph of all pairs above the threshold."""
+    csgraph = pytest.importorskip("scipy.sparse.csgraph")
+    vectors = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+
+    groups, _ = group_rows(vectors, 0.97)
+
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    _, component = csgraph.connected_components(unit @ unit.T >= 0.97, directed=False)
+    witness = {tuple(np.flatnonzero(component == label)) for label in set(component.tolist())}
+    assert {tuple(group) for group in groups} == {group for group in witness if len(group) > 1}
+    assert len(groups) > 10
+
+
+def test_a_disjoint_set_joins_long_chains() -> None:
+    """Pairs in random order along a chain make one set."""
+    order = np.random.default_rng(0).permutation(999)
+    disjoint = DisjointSet(1001)
+
+    for part in np.array_split(order, 7):
+        disjoint.join(part, part + 1)
+
+    assert [group.tolist() for group in disjoint.groups()] == [list(range(1000))]
+
+
+@pytest.mark.usefixtures("small_buckets")
+def test_buckets_find_the_copies_that_all_pairs_find() -> None:
+    """With 20 buckets, nearly every copy is found, and nothing that comparing all pairs would not find."""
+    vectors = with_copies(1000, 200, noise=0.2)
+
+    groups, _ = group_rows(vectors, 0.9, exact=False)
+
+    exact, _ = group_rows(vectors, 0.9, exact=True)
+    assert {tuple(group) for group in groups} <= {tuple(group) for group in exact}
+    assert len(groups) >= 0.97 * len(exact) >= 190
+
+
+@pytest.mark.usefixtures("small_buckets")
+def test_a_bank_too_large_for_memory_goes_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted into a temporary file, the vectors give the same groups."""
+    vectors = with_copies(300, 100, noise=0.2)
+    in_memory, _ = group_rows(vectors, 0.9, exact=False)
+    monkeypatch.setattr(near_pairs, "_IN_MEMORY_NBYTES", 0)
+
+    in_file, _ = group_rows(vectors, 0.9, exact=False)
+
+    assert [group.tolist() for group in in_file] == [group.tolist() for group in in_memory]
+
+
+@pytest.mark.usefixtures("small_buckets")
+def test_buckets_between_two_sets_find_what_is_shared() -> None:
+    """Copies of 100 of 1,000 vectors are found again among them."""
+    vectors = with_copies(1000, 100, noise=0.2)
+
+    pairs = list(near_pairs.near_pairs_between(Vectors(vectors[1000:]), Vectors(vectors[:1000]), 0.9, exact=False))
+
+    found = {(int(query), int(row)) for queries, rows, _ in pairs for query, row in zip(queries, rows, strict=True)}
+    assert len(found & {(number, number) for number in range(100)}) >= 97
+
+
+def test_the_largest_image_is_kept(tmp_path: Path) -> None:
+    """Of three copies the one with the most pixels stays, and of equal ones the first path."""
+    size = np.array([[10, 10], [20, 30], [30, 20], [99, 99]])
+    path = write_store(tmp_path / "x.h5", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], {"features": angles([0, 1, 2, 60])}, image_size=size)
+
+    result = dedup(path)
+
+    [group] = result.groups
+    assert (group.keep, group.drop) == ("b.jpg", ("a.jpg", "c.jpg"))
+    assert group.similarity == pytest.approx([np.cos(np.radians(1))] * 2)
+    assert result.drop == ["a.jpg", "c.jpg"]
+
+
+def test_the_ladder_shows_what_stricter_thresholds_do() -> None:
+    """At 4 degrees apart two images are the same at 0.99 and not at 0.999."""
+    _, ladder = group_rows(angles([0, 4, 90]), 0.95)
+
+    assert {step.threshold: step.dropped for step in ladder} == {0.95: 1, 0.97: 1, 0.98: 1, 0.99: 1, 0.995: 1, 0.999: 0}
+
+
+def test_leaks_name_the_most_similar_image_of_the_other_file(tmp_path: Path) -> None:
+    """A test image near two training images is reported once, with the nearer one."""
+    train = write_store(tmp_path / "train.h5", ["a.jpg", "b.jpg", "c.jpg"], {"features": angles([0, 3, 80])})
+    test = write_store(tmp_path / "test.h5", ["x.jpg", "y.jpg"], {"features": angles([2, 40])})
+
+    [leak] = leaks(test, train)
+
+    assert (leak.path, leak.other) == ("x.jpg", "b.jpg")
+    assert leak.similarity == pytest.approx(np.cos(np.radians(1)))
+
+
+def test_leaks_between_models_are_refused(tmp_path: Path) -> None:
+    """Files of two models have nothing to compare."""
+    paths = [write_store(tmp_path / f"{model}.h5", ["a.jpg"], {"features": angles([0])}, model=model) for model in ("vits14", "vitb14")]
+
+    with pytest.raises(StoreError, match="made by different models"):
+        leaks(*paths)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.5, -0.3])
+def test_thresholds_outside_the_cosine_are_refused(threshold: float) -> None:
+    """A threshold of 0 would join everything, above 1 nothing."""
+    with pytest.raises(ConfigError, match="`--threshold` is a cosine above 0 and up to 1"):
+        group_rows(angles([0, 1]), threshold)
+
+
+def test_calibration_counts_found_copies_and_wrong_pairs() -> None:
+    """At 0.95 the copy 5 degrees away is found and the one 30 degrees away is not; one wrong pair halves the precision."""
+    [step] = calibrate(angles([0, 90]), {"near": angles([5, 88]), "wrong": angles([60, 5])}, [0.95])
+
+    assert step.recall == {"near": 1.0, "wrong": 0.0}
+    assert step.precision == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("crop", (128, 96)), ("re-encode", (160, 120)), ("resize", (80, 60)), ("flip", (160, 120)), ("colour", (160, 120))]
+)
+def test_alterations_give_another_picture_of_the_expected_size(kind: str, size: tuple[int, int]) -> None:
+    """A crop and a resize are smaller, the others as large as before, and none leaves the pixels as they were."""
+    grey = np.add.outer(np.arange(120), np.arange(160)) % 256
+    picture = Image.fromarray(np.stack([grey, grey // 2, 255 - grey], axis=2).astype(np.uint8))
+
+    altered = ALTERATIONS[kind](picture)
+
+    assert (altered.mode, altered.size) == ("RGB", size)
+    assert altered.tobytes() != picture.tobytes()
