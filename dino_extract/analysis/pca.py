@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dino_extract.analysis.moments import moments, principal_axes
 from dino_extract.analysis.pictures import choose_positions, contact_sheet, display_name, file_stem, fit_within, seen_picture, side_by_side
 from dino_extract.analysis.vectors import StoreSource
 from dino_extract.errors import ConfigError, StoreError
@@ -193,12 +194,13 @@ def pca(
         components = fit_pca_colours(rows, positions, threshold=threshold, flip=flip, keep_background=keep_background, made_with=made_with)
     else:
         _check_components(components, made_with, rows[positions[0]].shape[-1])
+    all_paths = store.paths
     pictures, shares = [], []
     for position in positions:
-        patches = _finite(rows[position], f"`{name}` of `{display_name(store.paths[position])}`")
+        patches = _finite(rows[position], f"`{name}` of `{display_name(all_paths[position])}`")
         pictures.append(components.rgb(patches))
         shares.append(float(components.foreground(patches).mean()))
-    return PcaPictures(store, components, [store.paths[position] for position in positions], pictures, shares)
+    return PcaPictures(store, components, [all_paths[position] for position in positions], pictures, shares)
 
 
 def fit_pca_colours(
@@ -210,7 +212,7 @@ def fit_pca_colours(
     keep_background: bool = False,
     made_with: dict[str, str] | None = None,
 ) -> PcaColours:
-    """Directions fitted on the patches of all given images together; reads them image by image, four times.
+    """Directions fitted on the patches of all given images together; reads them image by image, several times.
 
     Args:
         rows: (h, w, D) patch tokens of each image.
@@ -229,12 +231,12 @@ def fit_pca_colours(
         for position in chosen:
             yield _finite(rows[position], f"the patch tokens of image {position}").astype(np.float32)
 
-    center_D, covariance = _moments(patches.reshape(-1, patches.shape[-1]) for patches in images())
-    values, axes = _principal_axes(covariance, 1)
+    count, center_D, scatter = moments(patches.reshape(-1, patches.shape[-1]) for patches in images())
+    values, axes = principal_axes(scatter / count, 1)
     direction_D, sigma = axes[0], float(np.sqrt(values[0]))
     if not sigma > 1e-6 * max(1.0, float(np.linalg.norm(center_D))):
         raise StoreError("all patch tokens are alike, so they have no principal components", hint="give more images, or other ones")
-    first_share = values[0] / max(float(np.trace(covariance)), 1e-300)
+    first_share = values[0] / float(np.trace(scatter / count))
     if keep_background:
         cut = -np.inf
     else:
@@ -255,13 +257,12 @@ def fit_pca_colours(
 
 def _colours(foreground: Callable[[], Iterator[NDArray[Any]]]) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     """Mean, three directions, the range of their scores, and their shares of the variance, of foreground patches (n, D)."""
-    num_patches = sum(len(flat) for flat in foreground())
+    num_patches, center_D, scatter = moments(foreground())
     if num_patches < 4:
         message = f"only {num_patches} patches are foreground, too few for three components"
         raise StoreError(message, hint="lower `--threshold`, or use `--flip` or `--keep-background`")
-    center_D, covariance = _moments(foreground())
-    values, colour_3D = _principal_axes(covariance, 3)
-    sigma_3 = np.sqrt(np.maximum(values, 0))
+    values, colour_3D = principal_axes(scatter / num_patches, 3)
+    sigma_3 = np.sqrt(values)
     counts = np.zeros((3, _NUM_BINS), np.int64)
     for flat in foreground():
         scores = (flat - center_D) @ colour_3D.T
@@ -269,36 +270,7 @@ def _colours(foreground: Callable[[], Iterator[NDArray[Any]]]) -> tuple[Floats, 
     below = counts.cumsum(axis=1) / num_patches
     low = np.array([_edge(int(np.argmax(below[each] > _CLIPPED)), sigma_3[each]) for each in range(3)])
     high = np.array([_edge(int(np.argmax(below[each] >= 1 - _CLIPPED)) + 1, sigma_3[each]) for each in range(3)])
-    return center_D, colour_3D, low, high, values / max(float(np.trace(covariance)), 1e-300)
-
-
-def _moments(blocks: Iterator[NDArray[Any]]) -> tuple[Floats, Floats]:
-    """Mean (D,) and covariance (D, D) of all patches (n, D) of an iterator, merged block by block in float64.
-
-    Source: Chan, Golub, LeVeque 1979, pairwise update of means and scatter matrices.
-    """
-    count, mean, scatter = 0, np.zeros(0), np.zeros((0, 0))
-    for block in blocks:
-        flat = block.astype(np.float64)
-        if len(flat) == 0:
-            continue
-        if count == 0:
-            mean, scatter = np.zeros(flat.shape[1]), np.zeros((flat.shape[1], flat.shape[1]))
-        block_mean = flat.mean(axis=0)
-        flat -= block_mean
-        shift, total = block_mean - mean, count + len(flat)
-        scatter += flat.T @ flat
-        scatter += np.outer(shift, shift) * (count * len(flat) / total)
-        mean, count = mean + shift * (len(flat) / total), total
-    return mean, scatter / max(count, 1)
-
-
-def _principal_axes(covariance: Floats, count: int) -> tuple[Floats, Floats]:
-    """The largest eigenvalues (count,) and their unit vectors (count, D), each with its largest entry positive."""
-    values, vectors = np.linalg.eigh(covariance)
-    axes = vectors[:, ::-1][:, :count].T
-    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
-    return values[::-1][:count], axes * np.where(largest < 0, -1.0, 1.0)
+    return center_D, colour_3D, low, high, values / max(float(np.trace(scatter / num_patches)), 1e-300)
 
 
 def _foreground_side(images: Iterator[NDArray[np.float32]], center_D: Floats, direction_D: Floats, sigma: float) -> tuple[float, float]:

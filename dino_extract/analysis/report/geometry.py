@@ -1,0 +1,182 @@
+"""The shape of a cloud of embeddings: lengths, spectrum, map, neighbours, outliers, duplicates and clusters.
+
+Dimension key: n images, D width, k neighbours, C clusters.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_extract.analysis.kmeans import kmeans
+from dino_extract.analysis.moments import moments
+from dino_extract.analysis.neighbours import nearest
+from dino_extract.analysis.vectors import Vectors, unit
+from dino_extract.errors import ConfigError
+
+MapMethod = Literal["auto", "pca", "tsne", "umap"]
+
+TSNE_IMAGES = 5000  # above this t-SNE takes minutes
+_ISOLATION_NEIGHBOURS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Figures of all vectors of a file.
+
+    Args:
+        norms: (n,) float32 lengths.
+        spectrum: (D,) float64 share of the variance along each principal axis, largest first.
+        effective_rank: exp of the entropy of the singular values divided by their sum: D where all directions are used alike, 1 where
+            all vectors lie on one line. Source: Roy and Vetterli 2007; RankMe (arXiv 2210.02885), here of centred vectors.
+        mean_cosine: similarity of two vectors drawn at random.
+    """
+
+    norms: NDArray[np.float32]
+    spectrum: NDArray[np.float64]
+    effective_rank: float
+    mean_cosine: float
+
+
+def survey(vectors: Vectors) -> Survey:
+    """Figures of all vectors, read block by block."""
+    norms, unit_sum = [], np.zeros(vectors.dim)
+
+    def blocks() -> Iterator[NDArray[np.float32]]:
+        nonlocal unit_sum
+        for _, block in vectors.blocks():
+            norms.append(np.linalg.norm(block.astype(np.float64), axis=1))
+            unit_sum += unit(block).sum(dim=0).double().numpy()
+            yield block
+
+    total, _, scatter = moments(blocks())
+    values = np.maximum(np.linalg.eigvalsh(scatter)[::-1], 0)
+    singular = np.sqrt(values) / max(np.sqrt(values).sum(), 1e-300)
+    entropy = -np.sum(singular * np.log(np.maximum(singular, 1e-300)))
+    pairs = max(total * (total - 1), 1)
+    mean_cosine = float((unit_sum @ unit_sum - total) / pairs) if total > 1 else 1.0
+    return Survey(np.concatenate(norms).astype(np.float32), values / max(values.sum(), 1e-300), float(np.exp(entropy)), mean_cosine)
+
+
+def maps_of(unit_nD: NDArray[np.float32], method: MapMethod) -> dict[str, NDArray[np.float32]]:
+    """Flat maps (n, 2) by name: PCA always, and a neighbour-preserving one where its library is installed and n is not too large.
+
+    Args:
+        unit_nD: (n, D) float32 vectors of length 1.
+        method: `auto` takes t-SNE up to 5,000 images and UMAP above.
+
+    Raises:
+        ConfigError: the library asked for is not installed.
+    """
+    centred = unit_nD - unit_nD.mean(axis=0)
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False) if len(centred) <= 2000 else _thin_svd(centred)
+    principal = left[:, :50] * singular[:50]
+    if principal.shape[1] < 2:
+        principal = np.pad(principal, ((0, 0), (0, 2 - principal.shape[1])))
+    maps = {"PCA": principal[:, :2].astype(np.float32)}
+    if method == "auto":
+        method = _best_installed(len(unit_nD))
+    if len(unit_nD) < 5:  # too few to have a neighbourhood
+        return maps
+    if method == "tsne":
+        maps["t-SNE"] = _tsne(principal.astype(np.float32))
+    elif method == "umap":
+        maps["UMAP"] = _umap(principal.astype(np.float32))
+    return maps
+
+
+def _thin_svd(centred: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32], None]:
+    """Left vectors and singular values by the eigenvectors of (D, D), much faster where n is large."""
+    values, axes = np.linalg.eigh(centred.T.astype(np.float64) @ centred)
+    values, axes = np.maximum(values[::-1], 1e-20), axes[:, ::-1]
+    singular = np.sqrt(values)
+    return (centred @ axes / singular).astype(np.float32), singular.astype(np.float32), None
+
+
+def _best_installed(num_images: int) -> MapMethod:
+    has_sklearn, has_umap = (importlib.util.find_spec(package) is not None for package in ("sklearn", "umap"))
+    if has_sklearn and num_images <= TSNE_IMAGES:
+        return "tsne"
+    return "umap" if has_umap else "pca"
+
+
+def _tsne(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    try:
+        from sklearn.manifold import TSNE  # seconds to import, and PCA is enough for many
+    except ImportError as error:
+        raise ConfigError("`--map tsne` needs scikit-learn", hint="pip install 'dino-extract[analysis]'") from error
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    points: NDArray[np.float32] = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
+    return points
+
+
+def _umap(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    try:
+        import umap  # compiles itself for seconds when imported
+    except ImportError as error:
+        raise ConfigError("`--map umap` needs umap-learn", hint="pip install umap-learn") from error
+    mapper = umap.UMAP(n_neighbors=min(15, len(vectors) - 1), random_state=0, n_jobs=1)
+    points: NDArray[np.float32] = mapper.fit_transform(vectors)
+    return points
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbourhood:
+    """What lies near each image.
+
+    Args:
+        index: (n, k) int64 nearest other images, nearest first.
+        similarity: (n, k) float32 their cosine.
+        isolation: (n,) float32, 1 less the mean cosine with the five nearest: large for an image like no other.
+        duplicates: groups of positions, largest first.
+        cluster: (n,) int64 number of the cluster, 0 the largest.
+        centrality: (n,) float32 cosine with the centre of its cluster.
+    """
+
+    index: NDArray[np.int64]
+    similarity: NDArray[np.float32]
+    isolation: NDArray[np.float32]
+    duplicates: list[list[int]]
+    cluster: NDArray[np.int64]
+    centrality: NDArray[np.float32]
+
+
+def neighbourhood(unit_nD: NDArray[np.float32], *, num_neighbours: int, threshold: float, num_clusters: int) -> Neighbourhood:
+    """Neighbours, outliers, duplicates and clusters of a few thousand vectors of length 1.
+
+    Args:
+        unit_nD: (n, D) float32.
+        num_neighbours: k; fewer where there are fewer images.
+        threshold: cosine from which on two images count as duplicates.
+        num_clusters: C; 0 takes about sqrt(n / 2), at most 30.
+    """
+    similarity, index = nearest(unit_nD, unit_nD, min(num_neighbours, len(unit_nD) - 1), leave_one_out=True)
+    isolation = 1 - similarity[:, :_ISOLATION_NEIGHBOURS].mean(axis=1)
+    groups = _linked_groups(index, similarity >= threshold)
+    count = num_clusters or min(30, max(2, round((len(unit_nD) / 2) ** 0.5)))
+    clusters = kmeans(unit_nD, min(count, len(unit_nD)))
+    return Neighbourhood(index, similarity, isolation, groups, clusters.codes, clusters.similarity)
+
+
+def _linked_groups(index: NDArray[np.int64], is_link: NDArray[np.bool_]) -> list[list[int]]:
+    """Groups of two and more that links connect, by union-find; largest first, then in the order of their first member."""
+    parent = list(range(len(index)))
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for one, column in np.argwhere(is_link).tolist():
+        a, b = root(one), root(int(index[one, column]))
+        parent[max(a, b)] = min(a, b)
+    members: dict[int, list[int]] = {}
+    for node in range(len(parent)):
+        members.setdefault(root(node), []).append(node)
+    return sorted((group for group in members.values() if len(group) > 1), key=lambda group: (-len(group), group[0]))

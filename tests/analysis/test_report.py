@@ -1,0 +1,356 @@
+"""The report, as figures against naive ones, as HTML, and as a page in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+from dino_extract.analysis.report import report
+from dino_extract.analysis.report.geometry import maps_of, neighbourhood, survey
+from dino_extract.analysis.report.thumbnails import thumbnails_of
+from dino_extract.analysis.vectors import Vectors
+from dino_extract.cli.report import report as report_command
+from dino_extract.errors import ConfigError, StoreError
+from dino_extract.store import Store
+from tests.analysis.picture_store import make_store, patch_field
+
+EVIL = "cats/<img src=x onerror=document.title='owned'>&\"'.jpg"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# What a browser needs in a container without a screen, and nothing that would have it call home.
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def unit_vectors(num: int, dim: int = 16, seed: int = 0) -> np.ndarray:
+    """Random directions."""
+    vectors = np.random.default_rng(seed).normal(size=(num, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def sample(folder: Path, num_images: int = 40, **options: Any) -> Store:
+    """Images in three folders; images 5 and 6 are alike, and one name is full of HTML."""
+    names = sorted([f"{'abc'[i % 3]}/{i:03}.jpg" for i in range(num_images - 1)] + [EVIL])
+    features = np.random.default_rng(0).normal(size=(num_images, 16)).astype(np.float32)
+    features[6] = features[5]
+    return make_store(folder, names, features=features, patches=[patch_field(2, 2, 0)] * num_images, **options)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of 40 images."""
+    folder = tmp_path_factory.mktemp("report")
+    with sample(folder, broken=["a/003.jpg"]) as store:
+        return Path(report(store, map_method="pca").path)
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """What the script of a page reads."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S)
+    assert found is not None
+    content: dict[str, Any] = json.loads(found[1])
+    return content
+
+
+def test_spectrum_and_effective_rank_equal_those_of_a_singular_value_decomposition() -> None:
+    """Block by block the survey finds what numpy's SVD finds of all centred vectors at once."""
+    vectors = np.random.default_rng(0).normal(size=(300, 12)) @ np.diag(np.arange(1, 13)) + 5
+
+    found = survey(Vectors(vectors.astype(np.float32)))
+
+    singular = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)
+    share = singular / singular.sum()
+    np.testing.assert_allclose(found.spectrum, singular**2 / (singular**2).sum(), rtol=1e-4)
+    np.testing.assert_allclose(found.effective_rank, np.exp(-(share * np.log(share)).sum()), rtol=1e-4)
+    np.testing.assert_allclose(found.norms, np.linalg.norm(vectors, axis=1), rtol=1e-5)
+
+
+def test_mean_cosine_is_that_of_all_pairs() -> None:
+    """The mean similarity of two different vectors equals the mean over all pairs."""
+    vectors = unit_vectors(50)
+
+    found = survey(Vectors(vectors))
+
+    similarity = vectors @ vectors.T
+    np.testing.assert_allclose(found.mean_cosine, similarity[np.triu_indices(50, 1)].mean(), atol=1e-6)
+
+
+def test_vectors_on_a_line_have_effective_rank_one() -> None:
+    """Collapsed embeddings use one dimension."""
+    vectors = np.outer(np.arange(1, 21), np.ones(8)).astype(np.float32)
+
+    assert survey(Vectors(vectors)).effective_rank == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("num", [50, 2500])
+def test_the_pca_map_keeps_the_two_strongest_directions(num: int) -> None:
+    """The map is what scikit-learn's PCA gives, up to the sign of its axes, by SVD and by the covariance."""
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    vectors = unit_vectors(num) * np.linspace(3, 1, 16).astype(np.float32)
+
+    found = maps_of(vectors, "pca")["PCA"]
+
+    want = decomposition.PCA(2, svd_solver="full").fit_transform(vectors)
+    np.testing.assert_allclose(np.abs(found), np.abs(want), atol=2e-3)
+
+
+def test_auto_adds_a_map_that_keeps_neighbours() -> None:
+    """With scikit-learn installed, two clouds far apart stay apart in a t-SNE map as well."""
+    pytest.importorskip("sklearn")
+    vectors = np.concatenate([unit_vectors(30) * 0.1 + 1, unit_vectors(30, seed=1) * 0.1 - 1])
+
+    points = maps_of(vectors, "auto")["t-SNE"]
+
+    centres = points[:30].mean(axis=0), points[30:].mean(axis=0)
+    assert (np.linalg.norm(points[:30] - centres[0], axis=1) < np.linalg.norm(points[:30] - centres[1], axis=1)).all()
+
+
+def test_duplicates_are_the_connected_groups_of_similar_images() -> None:
+    """A chain of similar images is one group, though its ends are not similar."""
+    angles = np.array([0, 10, 20, 90, 180, 185]) * np.pi / 180
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+    near = neighbourhood(vectors, num_neighbours=3, threshold=0.98, num_clusters=2)
+
+    assert near.duplicates == [[0, 1, 2], [4, 5]]
+
+
+def test_the_lonely_image_is_the_most_isolated() -> None:
+    """The image far from all others has the largest isolation."""
+    vectors = np.concatenate([unit_vectors(20) * 0.2 + 1, -np.ones((1, 16))]).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    near = neighbourhood(vectors, num_neighbours=5, threshold=0.99, num_clusters=2)
+
+    assert near.isolation.argmax() == 20
+
+
+def test_many_images_get_smaller_thumbnails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The side of a thumbnail shrinks so that all sheets together stay within their pixels."""
+    monkeypatch.setattr("dino_extract.analysis.report.thumbnails._PIXELS", 40 * 48 * 48)
+    with sample(tmp_path) as store:
+        thumbnails = thumbnails_of(store, store.paths)
+
+    assert thumbnails.side_px == 48
+    assert len(thumbnails.sheets) == 1
+    assert (thumbnails.size == 48).all()
+
+
+def test_an_image_that_has_gone_has_no_thumbnail(tmp_path: Path) -> None:
+    """A missing photograph leaves its cell empty and the report says so."""
+    with sample(tmp_path) as store:
+        (tmp_path / "photos" / "a" / "000.jpg").unlink()
+
+        result = report(store, map_method="pca")
+
+    assert "1 of these images can no longer be read" in Path(result.path).read_text()
+
+
+def test_the_page_loads_nothing_from_anywhere(page: Path) -> None:
+    """No address, no link and no import is in the page, and its policy forbids all but inline data."""
+    text = page.read_text()
+
+    assert re.findall(r"https?://|<link|<iframe|@import|<img", text) == []
+    assert "default-src 'none'; img-src data:;" in text
+
+
+def test_names_cannot_break_out_of_the_page(page: Path) -> None:
+    """A file name full of HTML stands in the data only with its angle brackets escaped."""
+    text = page.read_text()
+
+    assert "<img" not in text
+    assert EVIL in data_of(page)["names"]
+
+
+def test_failures_stand_on_the_page(page: Path) -> None:
+    """The image that could not be embedded is listed with its reason, and is not on the map."""
+    text = page.read_text()
+
+    assert '<td class="path">a/003.jpg</td><td>unreadable</td><td>decode: not an image</td>' in text
+    assert "a/003.jpg" not in data_of(page)["names"]
+
+
+def test_how_the_file_was_made_stands_on_the_page(page: Path) -> None:
+    """Model, hash of the weights and pixels are in the table."""
+    text = html.unescape(page.read_text())
+
+    assert "<th>Model</th><td>vits14</td>" in text
+    assert "<th>SHA-256 of the weights</th><td>" + "ab" * 32 in text
+    assert "<th>Pixels</th><td>crop, 112 x 112, bicubic, Pillow</td>" in text
+
+
+def test_the_same_file_gives_the_same_page(tmp_path: Path) -> None:
+    """Nothing in the page comes from the clock or from chance."""
+    with sample(tmp_path) as store:
+        first = Path(report(store, tmp_path / "1.html").path).read_bytes()
+        second = Path(report(store, tmp_path / "2.html").path).read_bytes()
+
+    assert first == second
+
+
+def test_a_limit_takes_images_evenly_and_says_so(tmp_path: Path) -> None:
+    """With 10 of 40 images on the map, figures are still of all."""
+    with sample(tmp_path) as store:
+        result = report(store, max_images=10, map_method="pca")
+
+    text = Path(result.path).read_text()
+    assert (result.images, result.shown) == (40, 10)
+    assert "The map shows 10 of the 40 images" in text
+    assert "<td>40 embedded, none failed</td>" in text
+
+
+def test_an_unfinished_file_is_refused(tmp_path: Path) -> None:
+    """Half a file has no report."""
+    with make_store(tmp_path, is_finished=False) as store, pytest.raises(StoreError, match="is not finished"):
+        report(store)
+
+
+def test_one_image_is_refused(tmp_path: Path) -> None:
+    """A single image has no neighbour."""
+    with make_store(tmp_path, ["a.jpg"]) as store, pytest.raises(ConfigError, match="holds one embedded image, a map needs at least 2"):
+        report(store)
+
+
+def test_two_images_are_enough(tmp_path: Path) -> None:
+    """The smallest map has two dots."""
+    with make_store(tmp_path, ["a.jpg", "b.jpg"]) as store:
+        result = report(store)
+
+    assert data_of(Path(result.path))["names"] == ["a.jpg", "b.jpg"]
+
+
+def test_the_command_prints_the_path_of_the_page(tmp_path: Path) -> None:
+    """Standard output is the page; standard error says how large it is."""
+    with sample(tmp_path) as store:
+        path = store.path
+    app = Typer()
+    app.command()(report_command)
+
+    result = CliRunner().invoke(app, [path, "--map", "pca"])
+
+    assert result.stdout == f"{tmp_path / 'photos.html'}\n"
+    assert "40 of 40 images on the map" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real Chromium without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    profile = tmp_path_factory.mktemp("profile")
+    with playwright.sync_playwright() as driver:
+        size = {"width": 1280, "height": 860}
+        context = driver.chromium.launch_persistent_context(
+            str(profile), executable_path=CHROMIUM, headless=True, args=CHROMIUM_FLAGS, viewport=size
+        )
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def tab(browser: Any, page: Path) -> Iterator[Any]:
+    """The report, open in the browser; what the browser complains about fails the test."""
+    tab = browser.new_page()
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("request", lambda request: complaints.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
+    tab.goto(f"file://{page}")
+    tab.wait_for_selector("html[data-ready=yes]")
+    yield tab
+    tab.close()
+    assert complaints == []
+
+
+def hover_over_an_image(tab: Any) -> int:
+    """Move the pointer over the map until it meets an image, and give back which."""
+    box = tab.locator("#map").bounding_box()
+    for step in range(400):
+        tab.mouse.move(box["x"] + box["width"] * (0.3 + 0.4 * (step % 20) / 20), box["y"] + box["height"] * (0.3 + 0.4 * (step // 20) / 20))
+        if tab.locator("#tip").is_visible():
+            return int(tab.locator("#tip").get_attribute("data-index"))
+    raise AssertionError("no image under the pointer anywhere on the map")
+
+
+def test_hovering_shows_the_thumbnail_and_the_name(tab: Any, page: Path) -> None:
+    """The tip over a dot has the picture, painted, and the path as text."""
+    index = hover_over_an_image(tab)
+
+    assert tab.locator("#tip").inner_text().strip() == data_of(page)["names"][index]
+    painted = "canvas => canvas.getContext('2d').getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data[3]"
+    tab.wait_for_function(f"({painted})(document.querySelector('#tip canvas')) === 255")
+
+
+def test_clicking_shows_the_neighbours(tab: Any, page: Path) -> None:
+    """The panel lists the most similar images in the order of the data."""
+    index = hover_over_an_image(tab)
+
+    tab.mouse.down()
+    tab.mouse.up()
+
+    assert tab.locator("#panel").get_attribute("data-index") == str(index)
+    shown = [int(tile.get_attribute("data-index")) for tile in tab.locator("#neighbours .tile").all()]
+    data = data_of(page)
+    want = np.frombuffer(base64.b64decode(data["neighbours"]), "<i4").reshape(len(data["names"]), -1)
+    assert shown == want[index].tolist()
+
+
+def test_clicking_a_neighbour_selects_it(tab: Any) -> None:
+    """One can walk from image to image."""
+    hover_over_an_image(tab)
+    tab.mouse.down()
+    tab.mouse.up()
+    first = tab.locator("#neighbours .tile").first
+    wanted = first.get_attribute("data-index")
+
+    first.click()
+
+    assert tab.locator("#panel").get_attribute("data-index") == wanted
+
+
+def test_finding_a_name_selects_the_image(tab: Any) -> None:
+    """Typing part of a path selects it; HTML in a name is shown as text and runs nothing."""
+    tab.locator("#find").fill("onerror")
+
+    assert tab.locator("#panel .path").inner_text() == EVIL
+    assert tab.title() == "photos.h5"
+
+
+def test_duplicates_and_clusters_are_filled_when_they_come_into_sight(tab: Any) -> None:
+    """Scrolling to a gallery fills it: the two equal images are one group."""
+    for name in ("outliers", "duplicates", "clusters"):
+        tab.locator(f"[data-gallery={name}]").scroll_into_view_if_needed()
+        tab.wait_for_selector(f"[data-gallery={name}] .tile")
+
+    assert tab.locator("[data-gallery=duplicates] .group").count() == 1
+    assert tab.locator("[data-gallery=duplicates] .tile").count() == 2
+
+
+def test_every_colouring_and_the_pictures_can_be_chosen(tab: Any) -> None:
+    """Each choice paints the map differently."""
+    painted = set()
+    for choice in tab.locator("#colour-choice option").all_inner_texts():
+        tab.locator("#colour-choice").select_option(choice)
+        painted.add(tab.locator("#map").screenshot())
+    tab.locator("#show-pictures").check()
+    painted.add(tab.locator("#map").screenshot())
+
+    assert len(painted) == len(tab.locator("#colour-choice option").all()) + 1
