@@ -20,7 +20,7 @@ $(READY): pyproject.toml
 
 demo: $(READY) ## Embed real photographs and look at the result
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check scikit-image
-	$(BIN)/python demo.py
+	$(BIN)/python docs/demo.py
 
 test: $(READY) ## Run every test but the slow proofs (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow and not gpu"

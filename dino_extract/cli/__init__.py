@@ -10,8 +10,10 @@ from types import FrameType
 import typer
 
 from dino_extract import __version__
-from dino_extract.cli import doctor, embed, export, inspect, knn, pca, weights
+from dino_extract.cli import doctor, embed, export, inspect, knn, pca, search, weights
 from dino_extract.errors import DinoExtractError, ExitCode
+
+AFTER = "After embedding"
 
 app = typer.Typer(
     name="dino-extract",
@@ -27,8 +29,10 @@ app.command("info")(inspect.info)
 app.command("verify")(inspect.verify)
 app.command("doctor")(doctor.doctor)
 app.add_typer(weights.app, name="weights")
-for _name, _command in {"knn": knn.knn, "pca": pca.pca, "export": export.export}.items():
-    app.command(_name, rich_help_panel="After embedding")(_command)
+app.command("knn", rich_help_panel=AFTER)(knn.knn)
+app.command("search", rich_help_panel=AFTER)(search.search)
+app.command("pca", rich_help_panel=AFTER)(pca.pca)
+app.command("export", rich_help_panel=AFTER)(export.export)
 
 
 class Signalled(BaseException):

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from dino_extract.cli.progress import choose_progress
+from dino_extract.cli.weights import download_progress
 from dino_extract.config import Alpha, Dtype, EmbedConfig, Policy, StoreDtype
 from dino_extract.errors import ConfigError, ExitCode
 
@@ -21,18 +22,18 @@ AGAIN = "Running again"
 
 EXAMPLES = """Examples:
 
-  dino-extract embed photos/                          CLS embeddings of ViT-S/14 into photos.h5
+  dino-extract embed photos/
 
   dino-extract embed photos/ --model vitb14-reg --tokens cls,patch --size 518
 
-  dino-extract embed shards/*.tar -o all.h5 --prune   weekly update: only what is new or changed
+  dino-extract embed shards/*.tar -o all.h5 --prune
 
   find . -name '*.jpg' -print0 | dino-extract embed - -0 -o found.h5"""
 
 
 def embed(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Folders, images, quoted globs, .tar shards, or - for a list on stdin.")
+        list[str], typer.Argument(metavar="SOURCE", help="Folders, images, quoted globs, .tar shards, or - for a list on stdin.")
     ],
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE.h5", help="The HDF5 file; by default the source's name with .h5.")
@@ -113,9 +114,15 @@ def embed(
         decode_timeout_s=decode_timeout_s,
         max_pixels=max_pixels,
     )
-    job = prepare(
-        ["-0" if null and source == "-" else source for source in sources], output, config, suffixes=suffix or (), stdin=sys.stdin.buffer
-    )
+    with download_progress(model or "weights", quiet=quiet) as on_download:
+        job = prepare(
+            ["-0" if null and source == "-" else source for source in sources],
+            output,
+            config,
+            suffixes=suffix or (),
+            stdin=sys.stdin.buffer,
+            on_download=on_download,
+        )
     if not quiet:
         for line in job.describe():
             typer.echo(line, err=True)

@@ -1,0 +1,61 @@
+"""`make demo`: real photographs, embedded with the bundled weights, their neighbours and a PCA picture, in demo/."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+from skimage import data
+
+FOLDER = Path("demo")
+# Photographs that come with scikit-image; each is cut into overlapping views, which should find each other.
+PHOTOGRAPHS = (
+    "astronaut",
+    "chelsea",
+    "coffee",
+    "rocket",
+    "retina",
+    "immunohistochemistry",
+    "hubble_deep_field",
+    "grass",
+    "gravel",
+    "brick",
+)
+VIEWS = {"left": (0.0, 0.05, 0.7, 0.9), "right": (0.3, 0.1, 1.0, 0.95), "whole": (0.0, 0.0, 1.0, 1.0)}  # parts of width and height
+
+
+def save_photographs(folder: Path) -> None:
+    """Three views of each photograph, as JPEG."""
+    for name in PHOTOGRAPHS:
+        picture = Image.fromarray(getattr(data, name)()).convert("RGB")
+        picture.thumbnail((640, 640))
+        for view, (left, top, right, bottom) in VIEWS.items():
+            box = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
+            path = folder / name / f"{view}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.crop(tuple(map(round, box))).save(path, quality=92)
+
+
+def run(*words: str) -> None:
+    """Run a command as a user would, showing it first."""
+    print(f"\n$ dino-extract {' '.join(words)}", flush=True)
+    subprocess.run([str(Path(sys.executable).parent / "dino-extract"), *words], check=True)
+
+
+def main() -> None:
+    """Make demo/ anew."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    photos, file = str(FOLDER / "photos"), str(FOLDER / "photos.h5")
+    save_photographs(FOLDER / "photos")
+    run("embed", photos, "--model", "tiny", "--tokens", "cls,patch", "-o", file)
+    run("info", file)
+    run("search", file, "--path", "chelsea/left.jpg", "-k", "5", "--sheet", str(FOLDER / "neighbours.png"))
+    run("pca", file, "-o", str(FOLDER / "pca"))
+    print(f"\nLook at {FOLDER}/neighbours.png and {FOLDER}/pca/")
+
+
+if __name__ == "__main__":
+    main()
