@@ -202,7 +202,7 @@ class Loader:
         if shape is None or self._sizes_only:
             pixels = [np.zeros((0, 0, 3), np.uint8)] * count
         else:
-            pixels = np.zeros((count, *shape, 3), np.uint8)
+            pixels = np.empty((count, *shape, 3), np.uint8)  # every row is written, or zeroed where it failed, before it is handed out
         return _Slot(Batch(rows, pixels, np.zeros(count, np.uint8), [""] * count, np.zeros((count, 2), np.int32)), count)
 
     def _work(self) -> None:
