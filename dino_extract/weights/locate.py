@@ -17,7 +17,7 @@ import platformdirs
 from dino_extract.errors import WeightsError
 from dino_extract.weights.registry import Checkpoint, Mirror, weights_folder
 
-PlaceKind = Literal["bundled", "cache", "repository", "torch hub", "hugging face"]
+PlaceKind = Literal["bundled", "cache", "weights folder", "torch hub", "hugging face"]
 
 BLOB_NAME = re.compile(r"[0-9a-f]{64}")  # Hugging Face names large files by their SHA-256
 
@@ -59,7 +59,7 @@ def places(checkpoint: Checkpoint) -> Iterator[Place]:
         yield Place("bundled", weights_folder() / checkpoint.bundled_file, released)
     yield Place("cache", cached_path(checkpoint.name))
     if checkpoint.released_file:
-        yield Place("repository", weights_folder() / checkpoint.released_file, released)
+        yield Place("weights folder", weights_folder() / checkpoint.released_file, released)
         yield Place("torch hub", _torch_hub_folder() / checkpoint.released_file, released)
     for mirror in checkpoint.mirrors:
         yield _hugging_face_place(mirror)
