@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, BinaryIO
@@ -18,19 +18,17 @@ import torch
 from dino_extract.config import EmbedConfig
 from dino_extract.engine import ComputeDtype, Engine, choose_batch_size, choose_device, choose_dtype
 from dino_extract.errors import SourceError, StoreError
-from dino_extract.loader import Loader
+from dino_extract.loader import Loader, scan_image_sizes
 from dino_extract.preprocess import Preprocess, parse_size
 from dino_extract.source import Manifest, find_images, manifest_of, printable, resolve
-from dino_extract.status import Status
 from dino_extract.store import Layout, RowDataset, RowTable, Store, ensure_space
 from dino_extract.tokens import TokenSpec
-from dino_extract.weights import RANDOM_WEIGHTS_WARNING
-from dino_extract.weights.load import LoadedBackbone, load
+from dino_extract.weights import RANDOM_WEIGHTS_WARNING, LoadedBackbone
+from dino_extract.weights.load import load
 
 # What must be equal for rows of an earlier run to be kept; every other attribute only informs.
 SIGNATURE = ("model", "weights_sha256", "preprocessing", "tokens", "layers", "compute_dtype", "store_dtype")
 
-SCAN_BATCH = 1024  # headers per batch; they hold no pixels
 PROBE_BATCHES = 3  # of which the first warms up and the others are timed, for the estimate of `--dry-run`
 
 
@@ -131,7 +129,7 @@ class Plan:
     def text(self) -> str:
         """The plan for people."""
         return (
-            f"{self.images:,} images -> {self.path}, {self.nbytes / 1e6:,.1f} MB ({self.free_bytes / 1e9:,.1f} GB free), "
+            f"{self.images:,} images -> {self.path}, {self.nbytes:,} bytes ({self.free_bytes:,} free), "
             f"about {self.model_seconds:,.0f} s of model time"
         )
 
@@ -143,7 +141,6 @@ def prepare(
     *,
     suffixes: Sequence[str] = (),
     stdin: BinaryIO | None = None,
-    on_download: Callable[[int, int], None] | None = None,
 ) -> Job:
     """Find the images, load the model and lay out the file, without writing anything.
 
@@ -153,14 +150,13 @@ def prepare(
         config: all options.
         suffixes: as for `find_images`.
         stdin: where the source `-` reads its list from.
-        on_download: called with the bytes there and in all while released weights are downloaded.
 
     Raises:
         DinoExtractError: something about the sources, the model, the options or the disk does not fit.
     """
     manifest = find_images(sources, suffixes=suffixes, stdin=stdin)
     path = os.fspath(output) if output is not None else _default_output(sources)
-    job = _job(manifest, path, config, on_download)
+    job = _job(manifest, path, config)
     if not os.path.exists(path):
         ensure_space(path, job.nbytes())
     return job
@@ -197,15 +193,15 @@ def prepare_again(store: Store, paths: Sequence[str], **changes: Any) -> Job | N
 
 
 def _job_like(store: Store, manifest: Manifest, changes: dict[str, Any]) -> Job:
-    job = _job(manifest, store.path, config_of(store, **changes), None)
+    job = _job(manifest, store.path, config_of(store, **changes))
     if job.model.weights_sha256 != store.attrs["weights_sha256"]:
         message = f"`{store.path}` was made with weights {store.attrs['weights_sha256'][:16]}..., found {job.model.weights_sha256[:16]}..."
         raise StoreError(message, hint="name the checkpoint it was made with by `--weights PATH`")
     return job
 
 
-def _job(manifest: Manifest, path: str, config: EmbedConfig, on_download: Callable[[int, int], None] | None) -> Job:
-    model = load(config.model, weights=config.weights, random_seed=config.random_weights, offline=config.offline, progress=on_download)
+def _job(manifest: Manifest, path: str, config: EmbedConfig) -> Job:
+    model = load(config.model, weights=config.weights, random_seed=config.random_weights, offline=config.offline)
     spec = TokenSpec.parse(config.tokens, config.layers, model.module.depth)
     preprocess = _preprocess(config, model)
     device = choose_device(config.device)
@@ -229,22 +225,8 @@ def _job(manifest: Manifest, path: str, config: EmbedConfig, on_download: Callab
 
 def _native_grids(config: EmbedConfig, manifest: Manifest, preprocess: Preprocess) -> np.ndarray:
     """Patch grid (N, 2) int32 of every image from its header, (0, 0) where that cannot be read."""
-    rows = np.arange(len(manifest))
-    grids = np.zeros((len(manifest), 2), np.int32)
-    with Loader(
-        manifest,
-        rows,
-        preprocess,
-        batch_size=SCAN_BATCH,
-        num_workers=config.workers,
-        timeout_s=config.decode_timeout_s,
-        sizes_only=True,
-    ) as loader:
-        for batch in loader:
-            for row, status, (height, width) in zip(batch.rows, batch.status, batch.image_size.tolist(), strict=True):
-                if status == Status.OK:
-                    grids[row] = preprocess.native_grid(height, width)
-    return grids
+    sizes = scan_image_sizes(manifest, preprocess, num_workers=config.workers, timeout_s=config.decode_timeout_s)
+    return np.array([preprocess.native_grid(*size) if min(size) > 0 else (0, 0) for size in sizes.tolist()], np.int32)
 
 
 def config_of(store: Store, **changes: Any) -> EmbedConfig:
@@ -266,6 +248,7 @@ def config_of(store: Store, **changes: Any) -> EmbedConfig:
         "size": f"{pixels.height}x{pixels.width}" if pixels.height != pixels.width else str(pixels.height),
         "preprocess": pixels.policy,
         "alpha": pixels.alpha,
+        "fast_decode": pixels.fast_decode,
         "max_pixels": pixels.max_pixels,
         "dtype": attrs["compute_dtype"],
         "store_dtype": attrs["store_dtype"],
@@ -281,6 +264,7 @@ def _preprocess(config: EmbedConfig, model: LoadedBackbone) -> Preprocess:
         width=width,
         patch=model.module.patch_size,
         alpha=config.alpha,
+        fast_decode=config.fast_decode,
         max_pixels=config.max_pixels,
         mean=model.module.mean,
         std=model.module.std,
@@ -297,7 +281,7 @@ def _layout(
     for name, shape in shapes.items():
         is_ragged = is_native and name.endswith("patch_features")
         datasets.append(RowDataset(name, shape[-1:] if is_ragged else shape, config.store_dtype, is_ragged))
-    packages = ("dino-extract", "torch", "pillow", "simplejpeg", "h5py", "numpy")
+    packages = ("dino-extract", "torch", "pillow", "h5py", "numpy")
     attrs: dict[str, str | int | float | bool] = {
         "model": model.name,
         "weights": model.weights_source,

@@ -18,7 +18,7 @@ from dino_extract.errors import ExitCode
 
 Verdict = Literal["ok", "note", "problem"]
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "h5py", "safetensors")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "h5py", "safetensors")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dino_extract.cli.progress import choose_progress
 from dino_extract.cli.weights import download_progress
 from dino_extract.config import Alpha, Dtype, EmbedConfig, Policy, StoreDtype
 from dino_extract.errors import ConfigError, ExitCode
+from dino_extract.weights import ensure_available
 
 MODEL = "Model"
 PIXELS = "Pixels"
@@ -63,6 +64,10 @@ def embed(
     alpha: Annotated[
         Alpha, typer.Option(help="Transparency: dropped as officially, or over white or black.", rich_help_panel=PIXELS)
     ] = EmbedConfig.alpha,
+    fast_decode: Annotated[
+        bool,
+        typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size: faster, not exact.", rich_help_panel=PIXELS),
+    ] = EmbedConfig.fast_decode,
     max_pixels: Annotated[int, typer.Option(help="Do not decode larger images.", rich_help_panel=PIXELS)] = EmbedConfig.max_pixels,
     suffix: Annotated[
         list[str] | None, typer.Option(help="Take exactly files with this suffix (repeatable).", rich_help_panel=PIXELS)
@@ -93,9 +98,6 @@ def embed(
     Run the same command again to continue after any interruption, or to bring the file up to date: only what is missing or
     changed is embedded.
     """
-    from dino_extract.embedding import run  # loads torch, which `--help` must not wait for
-    from dino_extract.job import prepare
-
     config = EmbedConfig(
         model=model,
         weights=weights,
@@ -106,6 +108,7 @@ def embed(
         size=size,
         preprocess=preprocess,
         alpha=alpha,
+        fast_decode=fast_decode,
         device=device,
         dtype=dtype,
         store_dtype=store_dtype,
@@ -114,15 +117,15 @@ def embed(
         decode_timeout_s=decode_timeout_s,
         max_pixels=max_pixels,
     )
-    with download_progress(model or "weights", quiet=quiet) as on_download:
-        job = prepare(
-            ["-0" if null and source == "-" else source for source in sources],
-            output,
-            config,
-            suffixes=suffix or (),
-            stdin=sys.stdin.buffer,
-            on_download=on_download,
-        )
+    most_failures = _parse_max_failures(max_failures)
+    with download_progress(model or "weights", quiet=quiet) as progress:
+        # Before torch is loaded, so that missing weights are told at once.
+        ensure_available(model, weights=weights, random_seed=random_weights, offline=offline, progress=progress)
+    from dino_extract.embedding import run  # loads torch, which `--help` must not wait for
+    from dino_extract.job import prepare
+
+    listed = ["-0" if null and source == "-" else source for source in sources]
+    job = prepare(listed, output, config, suffixes=suffix or (), stdin=sys.stdin.buffer)
     if not quiet:
         for line in job.describe():
             typer.echo(line, err=True)
@@ -130,18 +133,18 @@ def embed(
         plan = job.plan()
         typer.echo(json.dumps(asdict(plan), indent=2) if as_json else plan.text())
         return
-    progress = choose_progress(quiet=quiet)
+    bar = choose_progress(quiet=quiet)
     try:
         result = run(
             job,
             overwrite=overwrite,
             prune=prune,
             retry_failed=retry_failed,
-            max_failures=_parse_max_failures(max_failures),
-            on_progress=progress,
+            max_failures=most_failures,
+            on_progress=bar,
         )
     finally:
-        progress.close()
+        bar.close()
     if not quiet:
         typer.echo(result.text(), err=True)
         typer.echo(f"next: dino-extract info {shlex.quote(result.path)}", err=True)
