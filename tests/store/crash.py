@@ -109,10 +109,12 @@ def crash_until_finished(folder: Path, sizes: list[int], rng: random.Random, exp
     path = folder / "out.h5"
     for step, num_rows in enumerate(sizes):
         log_path = folder / f"log{step}"
+        longest_s = 0.1
         while True:
             pid = run_child(path, num_rows, log_path)
             # half of the moments while the file is opened, half while rows are written
-            time.sleep(rng.uniform(0, 0.01) if rng.random() < 0.5 else rng.uniform(0, 0.1))
+            time.sleep(rng.uniform(0, 0.01) if rng.random() < 0.5 else rng.uniform(0, longest_s))
+            longest_s *= 1.1  # on a busy machine, too, one child comes to its end
             os.kill(pid, signal.SIGKILL)
             status = os.waitpid(pid, 0)[1]
             part = Path(f"{path}.part")
