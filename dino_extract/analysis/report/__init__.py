@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dino_extract.analysis.dedup import THRESHOLD
 from dino_extract.analysis.pictures import choose_positions, display_name
 from dino_extract.analysis.report.facts import MAX_FAILURES_SHOWN, failures, how_it_was_made, what_is_in_it
 from dino_extract.analysis.report.geometry import MapMethod, Neighbourhood, Survey, maps_of, neighbourhood, survey
@@ -35,7 +36,7 @@ __all__ = ["MAX_IMAGES", "ReportResult", "report"]
 
 MAX_IMAGES = 10_000  # on the map; a page with more is slow to load
 NUM_NEIGHBOURS = 12
-DUPLICATE_COSINE = 0.95
+DUPLICATE_COSINE = THRESHOLD
 _CLUSTER_SHOWN = 14  # most typical images of each cluster
 
 

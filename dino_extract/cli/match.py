@@ -1,0 +1,87 @@
+"""`match`: the same parts in two images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dino_extract.cli.options import AsJson, print_json, say
+from dino_extract.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    Seen = tuple["Image.Image", "NDArray[Any]"]
+
+
+def match(
+    image_a: Annotated[str, typer.Argument(metavar="A", help="An image file, or with --file a path in it.")],
+    image_b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    file: Annotated[str | None, typer.Option(metavar="FILE.h5", help="Take the stored patch tokens of two of its images.")] = None,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE.png", help="Where the picture goes.")] = "match.png",
+    count: Annotated[int, typer.Option(min=1, help="Draw at most this many matches.")] = 40,
+    spacing: Annotated[int, typer.Option(min=1, help="Patches between two matches that are drawn.")] = 2,
+    min_similarity: Annotated[float, typer.Option(help="Leave out pairs with a smaller cosine.")] = 0.0,
+    keep_background: Annotated[bool, typer.Option("--keep-background", help="Match every patch.")] = False,
+    model: Annotated[str | None, typer.Option(help="A name from `dino-extract weights list`, or timm/NAME.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="PATH", help="Checkpoint file in any layout, or a fine-tuning run folder.")] = None,
+    random_weights: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights: the matches mean little.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never download.")] = False,
+    size: Annotated[int, typer.Option(help="Shorter side in pixels; a multiple of the patch size.")] = 448,
+    as_json: AsJson = False,
+) -> None:
+    """Draw lines between patches of two images that are each other's most similar patch."""
+    from dino_extract.analysis.match import match_patches  # loads torch, which `--help` must not wait for
+
+    if file is not None:
+        (picture_a, patches_a), (picture_b, patches_b) = _stored(file, image_a, image_b)
+    else:
+        options = {"weights": weights, "random_seed": random_weights, "offline": offline}
+        (picture_a, patches_a), (picture_b, patches_b) = _embedded(image_a, image_b, model, size, options)
+    found = match_patches(patches_a, patches_b, foreground_only=not keep_background, min_similarity=min_similarity)
+    drawn = found.first(count, spacing=spacing)
+    try:
+        drawn.picture(picture_a, picture_b).save(output)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"`{output}` cannot be written: {error}") from error
+    say(f"{len(found):,} matches, {len(drawn):,} drawn")
+    if as_json:
+        print_json({"picture": output, "a": found.places_a, "b": found.places_b, "similarity": found.similarity})
+    else:
+        print(output)
+
+
+def _stored(file: str, *paths: str) -> list[Seen]:
+    from PIL import Image
+
+    from dino_extract.analysis.pictures import choose_positions, seen_picture
+    from dino_extract.store import open_store
+
+    pairs: list[Seen] = []
+    with open_store(file) as store:
+        store.require_complete()
+        for path in paths:
+            patches = store.patch_features[choose_positions(store, [path])[0]]
+            side = int(store.attrs.get("patch_size", 14))
+            blank = Image.new("RGB", (patches.shape[1] * side, patches.shape[0] * side), "grey")
+            pairs.append((seen_picture(store, path) or blank, patches))
+    return pairs
+
+
+def _embedded(image_a: str, image_b: str, model: str | None, size: int, options: dict[str, Any]) -> list[Seen]:
+    import torch
+
+    from dino_extract.analysis.sight import see
+    from dino_extract.weights.load import load
+
+    backbone = load(model, **options).module
+    pairs: list[Seen] = []
+    for path in (image_a, image_b):
+        seen = see(path, backbone, size=size)
+        with torch.inference_mode():
+            patches = backbone(seen.pixels(backbone)).patches[0]
+        grid = (seen.picture.height // backbone.patch_size, seen.picture.width // backbone.patch_size)
+        pairs.append((seen.picture, patches.unflatten(0, grid).numpy()))
+    return pairs
