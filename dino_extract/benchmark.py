@@ -1,0 +1,285 @@
+"""How fast each stage of embedding is on this machine, how fast they are together, and what would make that faster."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dino_extract.backbone import Backbone, DinoVisionTransformer
+from dino_extract.config import EmbedConfig
+from dino_extract.decode import open_upright
+from dino_extract.embedding import run
+from dino_extract.engine import Engine
+from dino_extract.engine.network import needs_patches
+from dino_extract.engine.streams import start_pool
+from dino_extract.errors import ConfigError
+from dino_extract.job import Job, prepare
+from dino_extract.preprocess import preprocess_picture
+from dino_extract.source import ImageError, manifest_of, read_image_bytes
+from dino_extract.store import RowTable, open_writer
+
+MODEL_SECONDS = 3.0  # long enough for a few batches of a small model on a slow machine
+IN_FLIGHT = 3  # batches under way in the engine, so that it never waits for the host
+PEAK_SECONDS = 1.0
+PEAK_SIDE = {"cpu": 1024, "cuda": 8192}  # matrices large enough to reach the peak, small enough to take milliseconds
+
+ADVICE = {
+    "read": "reading bounds the run: a faster disk, or `.tar` shards instead of many small files, would help",
+    "decode": "decoding bounds the run: smaller files, or more CPU cores, would help",
+    "resize": "resizing bounds the run: more CPU cores, or photographs of fewer pixels, would help",
+    "model": "the model bounds the run, as it should: only a GPU, a smaller `--model` or a smaller `--size` would help",
+    "write": "writing bounds the run: a faster disk, `--store-dtype float16` or fewer `--tokens` would help",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The speed of one stage with nothing else running.
+
+    Args:
+        images: how many it was measured on.
+        seconds: wall time for them.
+        images_per_s: on one core for reading, decoding and resizing; on the whole device for the others.
+    """
+
+    images: int
+    seconds: float
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """What a benchmark found.
+
+    Args:
+        model: name of the model.
+        device: where it ran.
+        dtype: of the matrix products.
+        cores: CPU cores in use.
+        batch_size: images in one batch of the model.
+        stages: read, decode, resize, model, write.
+        whole: the whole run with everything at once, from the first image read to the file under its name.
+        possible_images_per_s: what the stages would allow if they overlapped perfectly.
+        peak_gflops: measured rate of large matrix products in `dtype` on the device, in GFLOP/s.
+        model_gflops: what the model reached alone; None for a model whose work is not known.
+        bound: the stage that takes most of the scarcest resource.
+        advice: what would help, in a sentence.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    cores: int
+    batch_size: int
+    stages: dict[str, Stage]
+    whole: Stage
+    possible_images_per_s: float
+    peak_gflops: float
+    model_gflops: float | None
+    bound: str
+    advice: str
+
+    def text(self) -> str:
+        """The report for people, one line for each stage."""
+        lines = [f"{self.model} on {self.device} in {self.dtype}, {self.cores} cores, batch {self.batch_size}"]
+        for name, stage in [*self.stages.items(), ("whole run", self.whole)]:
+            unit = "images/s on one core" if name in ("read", "decode", "resize") else "images/s"
+            lines.append(f"{name:10}{stage.seconds:9.2f} s for {stage.images:,} images{stage.images_per_s:12,.1f} {unit}")
+        if self.model_gflops is not None:
+            share = self.model_gflops / self.peak_gflops
+            lines.append(f"the model reaches {self.model_gflops:,.0f} of {self.peak_gflops:,.0f} GFLOP/s, {share:.0%} of the peak")
+        share = self.whole.images_per_s / self.possible_images_per_s
+        lines.append(f"the whole run reaches {share:.0%} of the {self.possible_images_per_s:,.1f} images/s that the stages allow")
+        return "\n".join([*lines, self.advice])
+
+
+def benchmark(sources: Sequence[str], config: EmbedConfig, *, num_images: int = 256, scratch: str = ".") -> BenchmarkReport:
+    """Measure every stage of embedding alone, and the whole.
+
+    Args:
+        sources: folders, files, globs or `.tar` shards with the images to measure with; none makes up some of 500 x 375 pixels.
+        config: as for `embed`.
+        num_images: take this many of the images at most, spread evenly over all.
+        scratch: folder on the disk to be measured; everything written there is removed.
+
+    Raises:
+        DinoExtractError: as from `embed`; or not one of the images can be read.
+    """
+    if config.preprocess == "native":
+        raise ConfigError("`benchmark` needs images of one size, `--preprocess native` gives each its own", hint="leave it out")
+    with tempfile.TemporaryDirectory(prefix="dino-extract-benchmark-", dir=scratch) as folder:
+        if not sources:
+            sources = [os.path.join(folder, "images")]
+            make_images(sources[0], num_images)
+        job = _part_of(prepare(sources, os.path.join(folder, "whole.h5"), config), num_images)
+        stages, pixels = _measure_input(job)
+        engine = job.engine()
+        stages["model"], arrays = _measure_model(engine, pixels)
+        stages["write"] = _measure_write(job, arrays, os.path.join(folder, "write.h5"))
+        result = run(job)
+    whole = Stage(result.embedded, result.seconds, result.embedded / result.seconds)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = _load_of(stages, cores, shares_cores=job.device.type == "cpu")
+    bound = max(load, key=lambda name: load[name])
+    # On a CPU all stages want the same cores, so their times add up; beside a GPU the slowest sets the pace.
+    seconds_per_image = sum(load.values()) if job.device.type == "cpu" else max(load.values())
+    flops = forward_flops(job.model.module, (job.preprocess.height, job.preprocess.width), whole=needs_patches(job.spec))
+    return BenchmarkReport(
+        model=job.model.name,
+        device=str(job.device),
+        dtype=job.dtype,
+        cores=cores,
+        batch_size=engine.batch_size,
+        stages=stages,
+        whole=whole,
+        possible_images_per_s=1 / seconds_per_image,
+        peak_gflops=measure_peak(job.device, getattr(torch, job.dtype)) / 1e9,
+        model_gflops=None if flops is None else flops * stages["model"].images_per_s / 1e9,
+        bound=bound,
+        advice=ADVICE[bound],
+    )
+
+
+def forward_flops(backbone: Backbone, size: tuple[int, int], *, whole: bool) -> float | None:
+    """Floating-point operations of the engine for one image, two for each multiplication with its addition; None if not our network.
+
+    Args:
+        backbone: the model.
+        size: image height and width in pixels.
+        whole: whether patch tokens are kept; if not, the last block computes only CLS and register tokens.
+    """
+    if not isinstance(backbone, DinoVisionTransformer):
+        return None
+    dim, depth = backbone.embed_dim, backbone.depth
+    patches = (size[0] // backbone.patch_size) * (size[1] // backbone.patch_size)
+    prefix = 1 + backbone.num_registers
+    tokens = prefix + patches
+    kept = tokens if whole else prefix
+    embed = 2 * patches * dim * 3 * backbone.patch_size**2
+    full_block = 24 * tokens * dim**2 + 4 * tokens**2 * dim  # 3 + 1 + 8 widths of weights; the gated network has as many
+    last_block = 4 * tokens * dim**2 + 20 * kept * dim**2 + 4 * kept * tokens * dim
+    return float(embed + (depth - 1) * full_block + last_block)
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """The rate of large matrix products on the whole device, in operations per second: the ceiling of any model."""
+    if device.type == "cuda":
+        return _product_rate(device, dtype, PEAK_SIDE["cuda"])
+    cores = torch.get_num_threads()
+    pool = start_pool(cores, 1)
+    return sum(pool.map(lambda _: _product_rate(device, dtype, PEAK_SIDE["cpu"]), range(cores)))
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    left, right, out = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(3))
+
+    def multiply(times: int) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            torch.mm(left, right, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    multiply(3)
+    times = max(3, round(PEAK_SECONDS / (multiply(3) / 3)))
+    return 2 * side**3 * times / multiply(times)
+
+
+def make_images(folder: str, count: int) -> None:
+    """Write JPEGs of 500 x 375 pixels with as much detail at every scale as photographs have, about 70 KB each."""
+    os.mkdir(folder)
+    draw = np.random.default_rng(0)
+    for index in range(count):
+        octaves = [
+            np.asarray(Image.fromarray(draw.integers(0, 256, (2**k, 2**k, 3), dtype=np.uint8)).resize((500, 375)), np.float32)
+            for k in range(1, 9)
+        ]
+        Image.fromarray(np.mean(octaves, axis=0).astype(np.uint8)).save(Path(folder) / f"{index:06}.jpg", quality=90)
+
+
+def _part_of(job: Job, num_images: int) -> Job:
+    total = len(job.manifest)
+    if total <= num_images:
+        return job
+    images = [job.manifest[index * total // num_images] for index in range(num_images)]
+    return replace(job, manifest=manifest_of(job.manifest.root, images))
+
+
+def _measure_input(job: Job) -> tuple[dict[str, Stage], np.ndarray]:
+    """The stages before the model, each on one core, and one batch of pixels (B, H, W, 3) uint8."""
+    options = job.preprocess
+    count = 0
+    pixels: list[np.ndarray] = []
+    seconds = dict.fromkeys(("read", "decode", "resize"), 0.0)
+    for index in range(len(job.manifest)):
+        try:
+            start = time.perf_counter()
+            content = read_image_bytes(job.manifest[index], max_bytes=options.max_bytes)
+            opened = time.perf_counter()
+            picture, _ = open_upright(content, max_pixels=options.max_pixels, alpha=options.alpha)
+        except ImageError:
+            continue  # the whole run counts it as failed; here it has no time
+        decoded = time.perf_counter()
+        resized = np.asarray(preprocess_picture(picture, options))
+        done = time.perf_counter()
+        for name, value in zip(seconds, (opened - start, decoded - opened, done - decoded), strict=True):
+            seconds[name] += value
+        count += 1
+        if len(pixels) < job.batch_size:
+            pixels.append(resized)
+    if not pixels:
+        raise ConfigError("none of the images can be read", hint="`dino-extract embed` says why, image by image")
+    batch = np.stack([pixels[index % len(pixels)] for index in range(job.batch_size)])
+    return {name: Stage(count, value, count / max(value, 1e-9)) for name, value in seconds.items()}, batch
+
+
+def _measure_model(engine: Engine, pixels: np.ndarray) -> tuple[Stage, dict[str, np.ndarray]]:
+    arrays = engine(pixels)  # the first batch prepares what later ones use
+    under_way = deque(engine.submit(pixels) for _ in range(IN_FLIGHT))
+    under_way.popleft().result()
+    start = time.perf_counter()
+    done = 0
+    while done == 0 or time.perf_counter() - start < MODEL_SECONDS:
+        under_way.append(engine.submit(pixels))
+        under_way.popleft().result()
+        done += len(pixels)
+    seconds = time.perf_counter() - start
+    for batch in under_way:
+        batch.result()
+    return Stage(done, seconds, done / seconds), arrays
+
+
+def _measure_write(job: Job, arrays: dict[str, np.ndarray], path: str) -> Stage:
+    """Writing as many rows as there are images, to a finished file."""
+    table: RowTable = job.row_table()
+    count = len(table)
+    size = next(len(rows) for rows in arrays.values())
+    start = time.perf_counter()
+    with open_writer(path, table, job.layout) as writer:
+        for first in range(0, count, size):
+            rows = np.arange(first, min(first + size, count))
+            part = {name: values[: len(rows)].copy() for name, values in arrays.items()}
+            writer.write(rows, part, image_size=np.ones((len(rows), 2), np.int32))
+        writer.finish()
+    seconds = time.perf_counter() - start
+    return Stage(count, seconds, count / seconds)
+
+
+def _load_of(stages: dict[str, Stage], cores: int, *, shares_cores: bool) -> dict[str, float]:
+    """Seconds that an image costs in each stage with all cores at work; reading, decoding and resizing use them together."""
+    per_core = {name: 1 / stages[name].images_per_s / cores for name in ("read", "decode", "resize")}
+    if shares_cores:
+        return {**per_core, "model": 1 / stages["model"].images_per_s, "write": 1 / stages["write"].images_per_s}
+    together = sum(per_core.values())
+    slowest = max(per_core, key=lambda name: per_core[name])
+    return {slowest: together, "model": 1 / stages["model"].images_per_s, "write": 1 / stages["write"].images_per_s}

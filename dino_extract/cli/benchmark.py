@@ -1,0 +1,54 @@
+"""`benchmark`: how fast each stage is on this machine, and what bounds a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from dino_extract.cli.options import AsJson, print_json
+from dino_extract.config import Dtype, EmbedConfig
+
+EXAMPLES = """Examples:
+
+  dino-extract benchmark                         made-up images: this machine alone
+
+  dino-extract benchmark photos/ --model vitb14  your own photographs, from your own disk"""
+
+
+def benchmark(
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="[DIR]...", help="Images to measure with, as for `embed`; without any, some are made up.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="A name from `weights list`; its weights are random, which changes no time.")] = "vits14",
+    tokens: Annotated[str, typer.Option(help="What to keep, as for `embed`.")] = EmbedConfig.tokens,
+    layers: Annotated[str | None, typer.Option(help="As for `embed`.")] = EmbedConfig.layers,
+    size: Annotated[str, typer.Option(help="Input side in pixels, or HEIGHTxWIDTH.")] = EmbedConfig.size,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = EmbedConfig.device,
+    dtype: Annotated[Dtype, typer.Option(help="Of the computation.")] = EmbedConfig.dtype,
+    batch: Annotated[int, typer.Option(min=0, help="Images per batch; 0 finds a good size.")] = EmbedConfig.batch,
+    workers: Annotated[int, typer.Option(min=0, help="Decoder processes; 0 is one per free CPU.")] = EmbedConfig.workers,
+    images: Annotated[int, typer.Option(min=1, help="Measure with this many images at most.")] = 256,
+    scratch: Annotated[str, typer.Option(metavar="DIR", help="Folder on the disk to measure; left as it was.")] = ".",
+    as_json: AsJson = False,
+) -> None:
+    """Measure reading, decoding, resizing, the model, writing, and a whole run; say what bounds it."""
+    from dino_extract.benchmark import benchmark as measure  # loads torch, which `--help` must not wait for
+
+    config = EmbedConfig(
+        model=model,
+        random_weights=0,
+        tokens=tokens,
+        layers=layers,
+        size=size,
+        device=device,
+        dtype=dtype,
+        batch=batch,
+        workers=workers,
+    )
+    report = measure(sources or [], config, num_images=images, scratch=scratch)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        typer.echo(report.text())
