@@ -1,0 +1,230 @@
+"""Linear probes: how well a linear classifier on frozen embeddings does, everything chosen on held-out training images.
+
+Source: official dinov2/eval/log_regression.py and eval/linear.py, inputs from one or four layers with or without the mean patch token.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dino_extract.analysis.knn import draw_per_class
+from dino_extract.analysis.labels import classes_of, encode, labels_of, require_known
+from dino_extract.analysis.logistic import HELD_OUT, accuracy, choose_strength, fit_logistic, split_held_out
+from dino_extract.analysis.probe import Probe
+from dino_extract.analysis.scores import ClassScore, add_to_confusion, class_table, top_accuracy
+from dino_extract.analysis.sgd_heads import ITERATIONS, LEARNING_RATES, fit_heads
+from dino_extract.analysis.vectors import StoreSource, Vectors, opened, require_same_model, rows_where, stored_vectors
+from dino_extract.errors import ConfigError
+from dino_extract.store import Store
+
+Method = Literal["logistic", "sgd"]
+TEST_SHARE = 0.2  # of the images, where no test file is given
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to train that was tried: the input, its best setting (C, or learning rate), and accuracy on held-out training images."""
+
+    input: str
+    setting: float
+    held_out: float
+
+
+@dataclass(frozen=True, eq=False)
+class LinearResult:
+    """Outcome of a linear probe.
+
+    Args:
+        method: logistic or sgd.
+        candidates: what was tried, one per input.
+        chosen: the one with the best accuracy on held-out training images.
+        top1: accuracy on the test images, 0..1.
+        top5: as top1, within the first five classes.
+        confusion: (C, C) int64 test images by true (row) and predicted (column) class.
+        probe: the trained head.
+        num_train: training images.
+        num_test: test images.
+        unlabelled: images left out because they have no label.
+    """
+
+    method: Method
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+    top1: float
+    top5: float
+    confusion: NDArray[np.int64]
+    probe: Probe
+    num_train: int
+    num_test: int
+    unlabelled: int
+
+    @property
+    def per_class(self) -> list[ClassScore]:
+        """Recall, precision and the commonest mistake of each class."""
+        return class_table(self.confusion, self.probe.classes)
+
+
+def linear(
+    train: StoreSource,
+    test: StoreSource | None = None,
+    *,
+    method: Method = "logistic",
+    inputs: Sequence[str] = (),
+    labels: str | os.PathLike[str] | None = None,
+    test_labels: str | os.PathLike[str] | None = None,
+    label_depth: int = 1,
+    per_class: int | None = None,
+    iterations: int = ITERATIONS,
+    seed: int = 0,
+) -> LinearResult:
+    """Train a linear classifier on one store and test it on another, or on a fifth of the same one.
+
+    Args:
+        train: store, or path of one.
+        test: store, or path of one, made by the same model.
+        method: logistic regression (L-BFGS), or heads by SGD.
+        inputs: names from `inputs_in`; by default all that are stored are tried, and the best on held-out training images is taken.
+        labels: see `labels_of`; None for folder names.
+        test_labels: labels of `test`; by default `labels`.
+        label_depth: folders above the image that name its class.
+        per_class: few-shot: train on this many images of each class.
+        iterations: of SGD.
+        seed: of everything drawn at random.
+
+    Raises:
+        DinoExtractError: unfinished files, different models, no labels, a single class, or an input that is not stored.
+    """
+    with opened(train) as train_store:
+        names = labels_of(train_store, labels, label_depth)
+        classes = classes_of(names)
+        codes = encode(names, classes)
+        rows, unlabelled = rows_where(codes >= 0), int((codes < 0).sum())
+        available = _chosen_inputs(train_store, inputs)
+        if test is None:
+            fit, held = split_held_out(codes[rows], TEST_SHARE, seed)
+            learn, judge = _Images(train_store, rows[fit], codes), _Images(train_store, rows[held], codes)
+            return _run(learn.few(per_class, seed), judge, classes, available, method, iterations, seed, unlabelled)
+        with opened(test) as test_store:
+            require_same_model(train_store, test_store)
+            other_names = labels_of(test_store, test_labels if test_labels is not None else labels, label_depth)
+            require_known(other_names, classes)
+            test_codes = encode(other_names, classes)
+            judge = _Images(test_store, rows_where(test_codes >= 0), test_codes)
+            unlabelled += len(test_codes) - len(judge.rows)
+            learn = _Images(train_store, rows, codes).few(per_class, seed)
+            return _run(learn, judge, classes, available, method, iterations, seed, unlabelled)
+
+
+class _Images(NamedTuple):
+    """Some labelled images of a store."""
+
+    store: Store
+    rows: NDArray[np.int64]  # (n,) which of the embedded images
+    all_codes: NDArray[np.int64]  # class of every embedded image, -1 without label
+
+    @property
+    def codes(self) -> NDArray[np.int64]:
+        return self.all_codes[self.rows]
+
+    def vectors(self, datasets: Sequence[str]) -> Vectors:
+        return stored_vectors(self.store, *datasets).take(self.rows)
+
+    def few(self, per_class: int | None, seed: int) -> _Images:
+        """At most `per_class` of each class."""
+        if per_class is None:
+            return self
+        if per_class < 1:
+            raise ConfigError(f"`--per-class` must be at least 1, got {per_class}")
+        return self._replace(rows=self.rows[draw_per_class(self.codes, per_class, seed)])
+
+
+def inputs_in(store: Store) -> dict[str, tuple[str, ...]]:
+    """The official inputs that a store can give, and the datasets of each: cls, cls+mean, last4, last4+mean."""
+    layers = sorted(int(match[1]) for name in store.names if (match := re.fullmatch(r"layers/(\d+)/features", name)))
+    last4 = tuple(f"layers/{layer}/features" for layer in layers[-4:])
+    inputs: dict[str, tuple[str, ...]] = {}
+    if "features" in store:
+        inputs["cls"] = ("features",)
+    if len(last4) == 4:
+        inputs["last4"] = last4
+    if "mean_features" in store:
+        inputs.update({f"{name}+mean": (*datasets, "mean_features") for name, datasets in list(inputs.items())})
+    return inputs
+
+
+def _chosen_inputs(store: Store, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    available = inputs_in(store)
+    missing = [name for name in wanted if name not in available]
+    if missing or not available:
+        what = f"no input `{missing[0]}`" if missing else "no CLS tokens"
+        raise ConfigError(
+            f"`{store.path}` has {what}, only {', '.join(available) or ', '.join(store.names)}",
+            hint="embed with `--tokens cls,mean --layers last4` to have all inputs",
+        )
+    return {name: available[name] for name in wanted or available}
+
+
+def _run(
+    train: _Images,
+    test: _Images,
+    classes: tuple[str, ...],
+    inputs: dict[str, tuple[str, ...]],
+    method: Method,
+    iterations: int,
+    seed: int,
+    unlabelled: int,
+) -> LinearResult:
+    if len(test.rows) == 0:
+        raise ConfigError("no image is left to test on: every class has a single image", hint="give a test file")
+    candidates = []
+    for name, datasets in inputs.items():
+        vectors = train.vectors(datasets)
+        if method == "logistic":
+            setting, held_out = choose_strength(vectors, train.codes, len(classes), seed=seed)
+        else:
+            setting, held_out = _choose_rate(vectors, train.codes, len(classes), iterations, seed)
+        candidates.append(Candidate(name, setting, held_out))
+    chosen = max(candidates, key=lambda each: float(np.nan_to_num(each.held_out, nan=-1.0)))  # the first of equals
+    datasets = inputs[chosen.input]
+    if method == "logistic":
+        weight, bias = fit_logistic(train.vectors(datasets), train.codes, len(classes), chosen.setting)
+    else:
+        rates = (chosen.setting,)
+        weights, biases = fit_heads(
+            train.vectors(datasets), train.codes, len(classes), learning_rates=rates, iterations=iterations, seed=seed
+        )
+        weight, bias = weights[0], biases[0]
+    probe = Probe(weight.astype(np.float32), bias.astype(np.float32), classes, datasets, train.store.attrs)
+    top1, top5, confusion = _test(probe, test.vectors(datasets), test.codes)
+    return LinearResult(method, tuple(candidates), chosen, top1, top5, confusion, probe, len(train.rows), len(test.rows), unlabelled)
+
+
+def _choose_rate(vectors: Vectors, codes: NDArray[np.int64], num_classes: int, iterations: int, seed: int) -> tuple[float, float]:
+    """The learning rate whose head does best on held-out training images, and its accuracy there."""
+    fit, held = split_held_out(codes, HELD_OUT, seed)
+    if len(held) == 0:
+        return LEARNING_RATES[-1], float("nan")
+    weights, biases = fit_heads(vectors.take(fit), codes[fit], num_classes, iterations=iterations, seed=seed)
+    scores = [accuracy(vectors.take(held), codes[held], weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    best = int(np.argmax(scores))
+    return LEARNING_RATES[best], scores[best]
+
+
+def _test(probe: Probe, vectors: Vectors, codes: NDArray[np.int64]) -> tuple[float, float, NDArray[np.int64]]:
+    confusion = np.zeros((len(probe.classes), len(probe.classes)), np.int64)
+    right = np.zeros(2)
+    for first, block in vectors.blocks():
+        scores = torch.from_numpy(probe.probabilities(block))
+        true = codes[first : first + len(block)]
+        right += [top_accuracy(scores, torch.from_numpy(true), 1), top_accuracy(scores, torch.from_numpy(true), 5)]
+        add_to_confusion(confusion, true, scores.argmax(dim=1).numpy())
+    top1, top5 = (right / len(vectors)).tolist()
+    return top1, top5, confusion

@@ -1,0 +1,210 @@
+"""Multinomial logistic regression by L-BFGS, streamed in blocks, to the optimum that scikit-learn finds.
+
+Dimension key: `B` vectors in a block, `D` width, `C` classes. The strength C of the literature is spelled `strength`: the loss is
+    |W|^2 / 2 + strength * sum over images of -log softmax(W x + b)[class],  the bias b not penalised.
+Source: official dinov2/eval/log_regression.py (45 strengths from 1e-6 to 1e5, chosen on 10 % of the training images, then all of them).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dino_extract.analysis.vectors import Vectors, VectorSource, as_vectors
+from dino_extract.errors import ConfigError
+
+OFFICIAL_STRENGTHS = tuple((10.0 ** np.linspace(-6, 5, 45)).tolist())
+PATIENCE = 10  # strengths in a row without improvement on the held-out images, after which stronger ones are not tried
+HELD_OUT = 0.1  # share of the training images that chooses the strength
+MAX_ITER = 1000
+_TOLERANCE = 1e-7  # of the largest gradient entry of the mean loss
+_HELD_NBYTES = 1 << 30  # in float64; larger training sets are read again in every iteration
+
+
+class _Problem:
+    """Mean loss and gradient over all vectors, centred and scaled by one number: the same optimum, found in far fewer steps."""
+
+    def __init__(self, vectors: Vectors, codes: NDArray[np.int64], num_classes: int) -> None:
+        self.vectors, self.codes, self.num_classes = vectors, torch.from_numpy(codes), num_classes
+        sums, squares = np.zeros(vectors.dim), 0.0
+        for _, block in vectors.blocks():
+            sums += block.sum(axis=0, dtype=np.float64)
+        self.mean_D = torch.from_numpy(sums / len(vectors))
+        for _, block in vectors.blocks():
+            squares += float(((block - self.mean_D.numpy()) ** 2).sum())
+        self.scale = (squares / (len(vectors) * vectors.dim)) ** 0.5 or 1.0
+        is_held = len(vectors) * vectors.dim * 8 <= _HELD_NBYTES
+        self._held = list(self._read()) if is_held else None
+
+    def _read(self) -> Any:
+        for first, block in self.vectors.blocks():
+            yield first, (torch.from_numpy(block).double() - self.mean_D) / self.scale
+
+    def loss_and_gradient(self, weight_CD: Tensor, bias_C: Tensor, strength: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss divided by strength * n, which has the same optimum for all sizes, and its gradients."""
+        count = len(self.vectors)
+        penalty = 1.0 / (strength * self.scale**2 * count)
+        loss = 0.5 * penalty * (weight_CD**2).sum()
+        gradient_CD, gradient_C = penalty * weight_CD, torch.zeros_like(bias_C)
+        for first, block_BD in self._held if self._held is not None else self._read():
+            codes_B = self.codes[first : first + len(block_BD)]
+            log_BC = torch.log_softmax(block_BD @ weight_CD.T + bias_C, dim=1)
+            rows = torch.arange(len(codes_B))
+            loss = loss - log_BC[rows, codes_B].sum() / count
+            error_BC = log_BC.exp()
+            error_BC[rows, codes_B] -= 1.0
+            gradient_CD += error_BC.T @ block_BD / count
+            gradient_C += error_BC.sum(dim=0) / count
+        return loss, gradient_CD, gradient_C
+
+    def solve(self, strength: float, start: Tensor | None, max_iter: int) -> Tensor:
+        """(C, D + 1) float64 optimum, the bias last, in centred and scaled units; `start` is one of a neighbouring strength."""
+        shape = (self.num_classes, self.vectors.dim + 1)
+        solution = torch.zeros(shape, dtype=torch.float64) if start is None else start.clone()
+        solution.requires_grad_(True)
+        optimiser = torch.optim.LBFGS(
+            [solution], max_iter=max_iter, tolerance_grad=_TOLERANCE, tolerance_change=1e-12, history_size=20, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> Tensor:
+            with torch.no_grad():
+                loss, weight, bias = self.loss_and_gradient(solution[:, :-1], solution[:, -1], strength)
+                solution.grad = torch.cat([weight, bias[:, None]], dim=1)
+            return loss
+
+        optimiser.step(closure)
+        return solution.detach()
+
+    def unscaled(self, solution: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weight (C, D) and bias (C,) for vectors as they are stored."""
+        weight_CD = solution[:, :-1] / self.scale
+        return weight_CD.numpy(), (solution[:, -1] - weight_CD @ self.mean_D).numpy()
+
+
+def fit_logistic(
+    vectors: VectorSource, codes: NDArray[np.int64], num_classes: int, strength: float, *, max_iter: int = MAX_ITER
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weight (C, D) and bias (C,) float64 of the optimum for one strength.
+
+    Args:
+        vectors: (n, D).
+        codes: (n,) int64 class of each.
+        num_classes: C.
+        strength: inverse of the regularisation, scikit-learn's C.
+        max_iter: of L-BFGS.
+    """
+    problem = _Problem(as_vectors(vectors), codes, num_classes)
+    return problem.unscaled(problem.solve(strength, None, max_iter))
+
+
+def choose_strength(vectors: VectorSource, codes: NDArray[np.int64], num_classes: int, *, seed: int = 0) -> tuple[float, float]:
+    """The strength that does best on held-out training images, and its accuracy there; the weakest of equally good ones.
+
+    Args:
+        vectors: (n, D).
+        codes: (n,) int64.
+        num_classes: C.
+        seed: of the choice of held-out images.
+    """
+    vectors = as_vectors(vectors)
+    fit, held = split_held_out(codes, HELD_OUT, seed)
+    if len(held) == 0:
+        return 1.0, float("nan")  # one image per class leaves nothing to choose by
+    problem = _Problem(vectors.take(fit), codes[fit], num_classes)
+    best, best_accuracy, since, solution = 1.0, -1.0, 0, None
+    for strength in OFFICIAL_STRENGTHS:
+        solution = problem.solve(strength, solution, MAX_ITER)
+        score = accuracy(vectors.take(held), codes[held], *problem.unscaled(solution))
+        if score > best_accuracy:
+            best, best_accuracy, since = strength, score, 0
+        elif (since := since + 1) >= PATIENCE:
+            break
+    return best, best_accuracy
+
+
+def split_held_out(codes: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions to fit on and positions to hold out, ascending: of every class the same share, and one at least to fit on."""
+    rng = np.random.default_rng(seed)
+    held = []
+    for code in np.unique(codes).tolist():
+        rows = rng.permutation(np.flatnonzero(codes == code))
+        held.append(rows[: min(len(rows) - 1, max(1, round(len(rows) * share)))])
+    held_out = np.sort(np.concatenate(held)).astype(np.int64)
+    return np.setdiff1d(np.arange(len(codes)), held_out), held_out
+
+
+def accuracy(vectors: Vectors, codes: NDArray[np.int64], weight: NDArray[np.float64], bias: NDArray[np.float64]) -> float:
+    """Share of vectors whose highest score is their class."""
+    right = 0
+    for first, block in vectors.blocks():
+        right += int(((block @ weight.T + bias).argmax(axis=1) == codes[first : first + len(block)]).sum())
+    return right / len(vectors)
+
+
+class LogisticProbe:
+    """Logistic regression on embeddings with the interface of a scikit-learn classifier.
+
+    Args:
+        C: inverse of the regularisation; None chooses it on 10 % of the training images, over the official 45 values.
+        max_iter: of L-BFGS.
+        seed: of the choice of the held-out images.
+
+    Attributes:
+        classes_: labels, sorted.
+        coef_: (C, D) float64; one row per class, with two classes too.
+        intercept_: (C,) float64.
+        C_: the strength used.
+    """
+
+    def __init__(self, C: float | None = None, *, max_iter: int = MAX_ITER, seed: int = 0) -> None:
+        self.C, self.max_iter, self.seed = C, max_iter, seed
+
+    def fit(self, X: VectorSource, y: Any) -> LogisticProbe:
+        """Learn from (n, D) vectors and (n,) labels.
+
+        Raises:
+            ConfigError: a single class.
+        """
+        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ConfigError(f"classification needs two classes or more, but all images have the label `{self.classes_[0]}`")
+        vectors = as_vectors(X, "the training vectors")
+        if len(vectors) != len(codes):
+            raise ConfigError(f"{vectors.name} has {len(vectors):,} images, but {len(codes):,} labels")
+        self.C_ = self.C or choose_strength(vectors, codes, len(self.classes_), seed=self.seed)[0]
+        self.coef_, self.intercept_ = fit_logistic(vectors, codes, len(self.classes_), self.C_, max_iter=self.max_iter)
+        return self
+
+    def decision_function(self, X: VectorSource) -> NDArray[np.float64]:
+        """(n, C) scores."""
+        vectors = as_vectors(X)
+        return np.concatenate([block @ self.coef_.T + self.intercept_ for _, block in vectors.blocks()])
+
+    def predict_proba(self, X: VectorSource) -> NDArray[np.float64]:
+        """(n, C) probabilities."""
+        return torch.softmax(torch.from_numpy(self.decision_function(X)), dim=1).numpy()
+
+    def predict(self, X: VectorSource) -> NDArray[Any]:
+        """(n,) labels."""
+        found: NDArray[Any] = self.classes_[self.decision_function(X).argmax(axis=1)]
+        return found
+
+    def score(self, X: VectorSource, y: Any) -> float:
+        """Share of right labels."""
+        return float((self.predict(X) == np.asarray(y)).mean())
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments it was made with, as scikit-learn's tools ask for them."""
+        return {"C": self.C, "max_iter": self.max_iter, "seed": self.seed}
+
+    def set_params(self, **params: Any) -> LogisticProbe:
+        """Change arguments."""
+        for name, value in params.items():
+            if name not in self.get_params():
+                raise ValueError(f"no parameter `{name}`, only C, max_iter, seed")
+            setattr(self, name, value)
+        return self

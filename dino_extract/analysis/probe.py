@@ -1,0 +1,135 @@
+"""A linear classifier of embeddings as a file of its own, which knows by which network its inputs must be made."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dino_extract.analysis.vectors import StoreSource, Vectors, VectorSource, as_vectors, opened, stored_vectors
+from dino_extract.errors import ConfigError, StoreError
+from dino_extract.store import Store
+
+FORMAT = "1"  # of the metadata entry `dino_extract_probe`
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A linear head on stored vectors.
+
+    Args:
+        weight: (C, D) float32.
+        bias: (C,) float32.
+        classes: (C,) labels.
+        datasets: datasets of a store whose vectors, side by side, are the input.
+        attrs: root attributes of the training store: the model, and how images have to be embedded for this probe.
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    classes: tuple[str, ...]
+    datasets: tuple[str, ...]
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+    def probabilities(self, vectors: VectorSource) -> NDArray[np.float32]:
+        """(n, C) float32 probability of each class.
+
+        Raises:
+            ConfigError: vectors of another width.
+        """
+        vectors = as_vectors(vectors, "the input")
+        if vectors.dim != self.weight.shape[1]:
+            raise ConfigError(f"the probe takes vectors of width {self.weight.shape[1]}, {vectors.name} has width {vectors.dim}")
+        blocks = [torch.from_numpy(block @ self.weight.T + self.bias).softmax(dim=1).numpy() for _, block in vectors.blocks()]
+        return np.concatenate(blocks) if blocks else np.empty((0, len(self.classes)), np.float32)
+
+    def inputs_of(self, store: Store) -> Vectors:
+        """The vectors of a store that the probe takes.
+
+        Raises:
+            StoreError: made by another model, unfinished, or without the datasets.
+        """
+        theirs, ours = (str(attrs.get("weights_sha256", "unknown")) for attrs in (store.attrs, self.attrs))
+        if theirs != ours:
+            raise StoreError(
+                f"the probe was trained on `{self.attrs.get('model')}` (weights {ours[:16]}), "
+                f"`{store.path}` was made by `{store.attrs.get('model')}` (weights {theirs[:16]})",
+                hint="embed the images with the probe's model",
+            )
+        return stored_vectors(store, *self.datasets)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the probe as safetensors with its metadata.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        from safetensors.numpy import save_file
+
+        metadata = {"classes": list(self.classes), "datasets": list(self.datasets), "attrs": self.attrs}
+        tensors = {"weight": np.ascontiguousarray(self.weight, np.float32), "bias": np.ascontiguousarray(self.bias, np.float32)}
+        try:
+            save_file(tensors, path, metadata={"dino_extract_probe": FORMAT, "probe": json.dumps(metadata)})
+        except Exception as error:  # safetensors raises its own class for a missing folder and OSError for a full disk
+            raise StoreError(f"probe `{os.fspath(path)}` cannot be written: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Probe:
+        """A saved probe.
+
+        Raises:
+            StoreError: no such file, or not a probe.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(os.fspath(path), "np") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("dino_extract_probe") != FORMAT:
+                    raise StoreError(f"`{os.fspath(path)}` is not a probe", hint="make one with `dino-extract linear TRAIN.h5 --save PATH`")
+                fields = json.loads(metadata["probe"])
+                return cls(
+                    file.get_tensor("weight"), file.get_tensor("bias"), tuple(fields["classes"]), tuple(fields["datasets"]), fields["attrs"]
+                )
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise StoreError(f"probe `{os.fspath(path)}` cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class Classified:
+    """One classified image: its path, the likeliest labels, and their probabilities."""
+
+    path: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+def classify_store(probe: Probe | str | os.PathLike[str], store: StoreSource, *, top: int = 1) -> list[Classified]:
+    """The likeliest labels of every image of a store.
+
+    Args:
+        probe: probe, or path of one.
+        store: store, or path of one, made by the probe's model.
+        top: labels per image.
+
+    Raises:
+        StoreError: another model, an unfinished store, or no probe.
+    """
+    probe = probe if isinstance(probe, Probe) else Probe.load(probe)
+    with opened(store) as found:
+        return classify_vectors(probe, probe.inputs_of(found), found.paths, top=top)
+
+
+def classify_vectors(probe: Probe, vectors: VectorSource, paths: list[str], *, top: int = 1) -> list[Classified]:
+    """As `classify_store`, for vectors and the paths of their images."""
+    probabilities = probe.probabilities(vectors)
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    return [
+        Classified(path, tuple(probe.classes[code] for code in codes), tuple(float(row[code]) for code in codes))
+        for path, codes, row in zip(paths, order.tolist(), probabilities, strict=True)
+    ]

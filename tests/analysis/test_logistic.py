@@ -1,0 +1,103 @@
+"""Logistic regression against scikit-learn, in blocks, and chosen without the test set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dino_extract.analysis import logistic
+from dino_extract.analysis.logistic import LogisticProbe, choose_strength, fit_logistic, split_held_out
+from dino_extract.analysis.vectors import Vectors
+from dino_extract.errors import ConfigError
+from tests.analysis.stores import blobs
+
+
+def problem(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """300 overlapping vectors of 5 classes, off-centre and scaled as real features may be."""
+    vectors, labels = blobs(5, 60, 8, spread=2.0, seed=seed)
+    return 3.0 * vectors + 10.0, np.array([int(label[-2:]) for label in labels])
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1.0, 1e3])
+def test_the_optimum_is_that_of_scikit_learn(strength: float) -> None:
+    """Coefficients agree with scikit-learn's to four digits, for weak and strong regularisation."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    vectors, codes = problem()
+
+    weight, bias = fit_logistic(vectors, codes, 5, strength)
+
+    witness = linear_model.LogisticRegression(C=strength, tol=1e-10, max_iter=10_000).fit(vectors.astype(np.float64), codes)
+    np.testing.assert_allclose(weight, witness.coef_, atol=1e-4 * np.abs(witness.coef_).max())
+    np.testing.assert_allclose(bias - bias.mean(), witness.intercept_ - witness.intercept_.mean(), atol=1e-3 * np.abs(bias).max())
+
+
+def test_blocks_from_a_file_give_the_same_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training set above the memory limit is read in blocks, with the same result."""
+    vectors, codes = problem()
+    held = fit_logistic(vectors, codes, 5, 1.0)
+    monkeypatch.setattr(logistic, "_HELD_NBYTES", 0)
+    monkeypatch.setattr(Vectors.blocks, "__defaults__", (77,))
+
+    streamed = fit_logistic(vectors, codes, 5, 1.0)
+
+    np.testing.assert_allclose(streamed[0], held[0], atol=1e-5)
+
+
+def test_the_chosen_strength_is_not_beaten_on_the_held_out_images() -> None:
+    """No other strength of the grid that was tried does better on the held-out tenth."""
+    vectors, codes = problem()
+
+    strength, accuracy = choose_strength(vectors, codes, 5, seed=3)
+
+    fit, held = split_held_out(codes, 0.1, 3)
+    for other in (1e-6, 1e-4, 1e-2, 1.0, strength):
+        weight, bias = fit_logistic(vectors[fit], codes[fit], 5, other)
+        rival = float(((vectors[held] @ weight.T + bias).argmax(axis=1) == codes[held]).mean())
+        assert rival <= accuracy + 1e-9
+    assert accuracy > 0.5
+
+
+def test_held_out_images_are_of_every_class_and_disjoint() -> None:
+    """A tenth of each class is held out; a class of one image keeps it for training."""
+    codes = np.array([0] * 50 + [1] * 20 + [2])
+
+    fit, held = split_held_out(codes, 0.1, seed=0)
+
+    assert np.bincount(codes[held], minlength=3).tolist() == [5, 2, 0]
+    assert sorted([*fit, *held]) == list(range(71))
+
+
+def test_the_estimator_works_in_scikit_learn_tools() -> None:
+    """Cross-validation and cloning take it for one of their own."""
+    pytest.importorskip("sklearn")
+    from sklearn.base import clone
+    from sklearn.linear_model import LogisticRegression
+
+    vectors, codes = problem()
+    labels = np.array(["a", "b", "c", "d", "e"])[codes]
+
+    probe = clone(LogisticProbe(C=0.1)).fit(vectors, labels)
+
+    witness = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000).fit(vectors.astype(np.float64), labels)
+    assert probe.predict(vectors).tolist() == witness.predict(vectors).tolist()
+    np.testing.assert_allclose(probe.predict_proba(vectors), witness.predict_proba(vectors), atol=1e-3)
+    assert probe.score(vectors, labels) == pytest.approx(witness.score(vectors, labels))
+
+
+def test_a_strength_is_chosen_where_none_is_given() -> None:
+    """Without C the estimator chooses one and says which."""
+    vectors, codes = problem()
+
+    assert LogisticProbe().fit(vectors, codes).C_ in logistic.OFFICIAL_STRENGTHS
+
+
+def test_a_single_class_is_refused() -> None:
+    """There is nothing to tell apart."""
+    with pytest.raises(ConfigError, match="needs two classes or more, but all images have the label `a`"):
+        LogisticProbe().fit(np.eye(3, dtype=np.float32), ["a", "a", "a"])
+
+
+def test_an_unknown_parameter_is_named() -> None:
+    """A wrong parameter name is an error, as in scikit-learn."""
+    with pytest.raises(ValueError, match="no parameter `alpha`"):
+        LogisticProbe().set_params(alpha=1)
