@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -128,14 +128,15 @@ class Run:
 
     def train(self) -> RunSummary:
         """Train to the last step and give the summary."""
-        first = self._restore()
-        self._look(first)
-        if first == 0:
-            self._save(0, is_look=True)  # the start may turn out to have been the best
-        start = time.monotonic()
-        with self._signals(), self._data(first) as data:
-            self._train_steps(first, data)
-        seconds = time.monotonic() - start
+        with self.folder or nullcontext():
+            first = self._restore()
+            self._look(first)
+            if first == 0:
+                self._save(0, is_look=True)  # the start may turn out to have been the best
+            start = time.monotonic()
+            with self._signals(), self._data(first) as data:
+                self._train_steps(first, data)
+            seconds = time.monotonic() - start
         rate = (self.steps - first) * self.share.global_batch / seconds if first < self.steps else 0.0
         looks = self.monitor.looks if self.monitor is not None else []
         return RunSummary(Path(self.config.output), self.steps, rate, len(self.unreadable), looks)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from dino_extract.backbone import DinoVisionTransformer
 from dino_extract.errors import ConfigError
 from dino_extract.finetune.losses import koleo_loss
+from dino_extract.finetune.step import DivergedError
 from dino_extract.loader import Loader
 from dino_extract.preprocess import Preprocess
 from dino_extract.source import Manifest
@@ -71,7 +72,9 @@ class Monitor:
     ) -> None:
         self._manifest, self._rows, self._options = manifest, rows, options
         self._labelled, self._num_workers, self._collapse_ratio = labelled, num_workers, collapse_ratio
-        self._start_ND = self._embed(start, manifest, rows)
+        start_ND = self._embed(start, manifest, rows)
+        self._readable = start_ND.isfinite().all(dim=1)
+        self._start_ND = start_ND[self._readable]
         self.looks: list[dict[str, float]] = []
 
     @property
@@ -92,8 +95,14 @@ class Monitor:
         return all(look[self.criterion] < self.looks[-1][self.criterion] for look in self.looks[:-1])
 
     def look(self, backbone: DinoVisionTransformer, step: int) -> dict[str, float]:
-        """The figures of a backbone, which are kept in `looks` too."""
-        now_ND = self._embed(backbone, self._manifest, self._rows)
+        """The figures of a backbone, which are kept in `looks` too.
+
+        Raises:
+            DivergedError: an embedding is NaN or infinite.
+        """
+        now_ND = self._embed(backbone, self._manifest, self._rows)[self._readable]
+        if not now_ND.isfinite().all():
+            raise DivergedError(f"training diverged by step {step}: embeddings are NaN or infinite", hint="halve `--set optim.base_lr`")
         look = {
             "step": float(step),
             "effective_rank": effective_rank(now_ND),
@@ -108,18 +117,15 @@ class Monitor:
 
     def _knn(self, backbone: DinoVisionTransformer, labelled: Labelled) -> float:
         rows = np.concatenate([labelled.train_rows, labelled.test_rows])
-        vectors = self._embed(backbone, labelled.manifest, rows, keep_unreadable=True)
+        vectors = self._embed(backbone, labelled.manifest, rows)
         labels = torch.from_numpy(labelled.labels[rows])
         split, readable = len(labelled.train_rows), vectors.isfinite().all(dim=1)
         is_train = torch.arange(len(rows)) < split
         train, test = is_train & readable, ~is_train & readable
         return knn_accuracy(vectors[train], labels[train], vectors[test], labels[test])
 
-    def _embed(
-        self, backbone: DinoVisionTransformer, manifest: Manifest, rows: NDArray[np.int64], *, keep_unreadable: bool = False
-    ) -> Tensor:
-        vectors = embed_rows(backbone, manifest, rows, self._options, self._num_workers)
-        return vectors if keep_unreadable else vectors[vectors.isfinite().all(dim=1)]
+    def _embed(self, backbone: DinoVisionTransformer, manifest: Manifest, rows: NDArray[np.int64]) -> Tensor:
+        return embed_rows(backbone, manifest, rows, self._options, self._num_workers)
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -41,26 +42,41 @@ class RunBusyError(DinoExtractError):
 
 
 class RunFolder:
-    """Writes what a run gives; only the first rank has one.
+    """Writes what a run gives; only the first rank has one. A context manager: within it no other process may train into the folder.
 
     Args:
         path: the folder, made where it is missing.
         config: complete; an earlier run in the folder must have the same.
 
     Raises:
-        ConfigError: the folder holds a run with another configuration.
-        RunBusyError: another process is training into it.
+        ConfigError: on entering, the folder holds a run with another configuration.
+        RunBusyError: on entering, another process is training into it.
     """
 
     def __init__(self, path: Path, config: FinetuneConfig) -> None:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = self._take_lock()
-        self._refuse_another_run(config)
-        _write(path / "config.json", to_json(config))
+        self._config = config
+        self._lock = -1
         self._lines: list[dict[str, Any]] = []
-        self._tensorboard = _tensorboard(path)
+        self._tensorboard: Any = None
+
+    def __enter__(self) -> RunFolder:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._take_lock()
+        try:
+            self._refuse_another_run()
+            _write(self.path / "config.json", to_json(self._config))
+            self._tensorboard = _tensorboard(self.path)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        os.close(self._lock)
 
     def continue_from(self, step: int) -> None:
         """Keep the figures up to `step` and drop those of steps that were not saved and will be done again."""
@@ -103,13 +119,13 @@ class RunFolder:
             raise RunBusyError(f"another process is training into `{self.path}`", hint="wait for it, or choose another `-o`") from None
         return descriptor
 
-    def _refuse_another_run(self, config: FinetuneConfig) -> None:
+    def _refuse_another_run(self) -> None:
         path = self.path / "config.json"
         if not path.exists():
             return
         changed = {
             name: values
-            for name, values in differences(from_json(path.read_text(encoding="utf-8")), config).items()
+            for name, values in differences(from_json(path.read_text(encoding="utf-8")), self._config).items()
             if name not in FREE_TO_CHANGE
         }
         if changed:

@@ -18,7 +18,8 @@ from dino_extract.finetune.monitor import Labelled, Monitor, rows_to_watch, spli
 from dino_extract.finetune.student_teacher import Network, StudentTeacher
 from dino_extract.preprocess import Preprocess
 from dino_extract.source import Manifest, find_images
-from dino_extract.weights import backbone_config, find_checkpoint, load
+from dino_extract.weights import backbone_config, find_checkpoint
+from dino_extract.weights.load import load
 
 Say = Callable[[str], None]
 

@@ -178,5 +178,5 @@ class StudentTeacher:
         """Move every weight of the average towards the student's: average = momentum * average + (1 - momentum) * student."""
         average: list[Tensor] = [*self.average.parameters()]
         student: list[Tensor] = [*self.student.parameters()]
-        torch._foreach_mul_(average, momentum)
-        torch._foreach_add_(average, student, alpha=1 - momentum)
+        # average + (1 - momentum) * (student - average): exactly the same where both are equal, as a frozen backbone is.
+        torch._foreach_lerp_(average, student, 1 - momentum)

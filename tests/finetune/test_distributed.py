@@ -50,7 +50,7 @@ def test_rows_are_gathered_in_rank_order(tmp_path: Path) -> None:
     ],
 )
 def test_a_step_on_two_halves_equals_the_step_on_the_whole(tmp_path: Path, variant: str, work: ranks.Work) -> None:
-    """Mean losses, gradients and the teacher after one step on two ranks, by DDP or FSDP, equal those of one process with all four images."""
+    """Losses, gradients and the teacher after a step on two ranks, by DDP or FSDP, equal those of one process with all images."""
     parts = ranks.in_two_processes(work, tmp_path)
 
     whole = ranks.one_step(variant, slice(0, 4), None)

@@ -1,0 +1,140 @@
+"""`finetune`: unlabelled images in, an adapted or new backbone out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from dino_extract.errors import ConfigError
+from dino_extract.finetune.config import FinetuneConfig
+from dino_extract.finetune.presets import Preset, from_json, parse_settings, preset, to_json, with_values
+
+START = "Start"
+LENGTH = "Length and batch"
+CROPS = "Crops"
+WATCH = "Watch"
+MACHINE = "Machine"
+
+_NO_VALUE = "the preset's"
+
+
+def finetune(
+    sources: Annotated[list[str] | None, typer.Argument(metavar="SOURCE...", help="Folders, images, quoted globs, .tar shards.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="RUN/", help="Folder of the run; it continues what is there.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="A name from `dino-extract weights list`.", rich_help_panel=START)] = FinetuneConfig.model,
+    weights: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Start from this checkpoint or run folder.", rich_help_panel=START)
+    ] = FinetuneConfig.weights,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Start from random weights.", rich_help_panel=START)
+    ] = FinetuneConfig.from_scratch,
+    distill: Annotated[
+        str | None, typer.Option(metavar="TEACHER", help="Learn from this frozen model or checkpoint.", rich_help_panel=START)
+    ] = FinetuneConfig.distill,
+    offline: Annotated[bool, typer.Option("--offline", help="Never download.", rich_help_panel=START)] = FinetuneConfig.offline,
+    preset_name: Annotated[
+        Preset, typer.Option("--preset", help="Where values come from that are not given here.", rich_help_panel=START)
+    ] = "small",
+    config_path: Annotated[
+        Path | None, typer.Option("--config", metavar="config.json", help="Repeat a run with its configuration.", rich_help_panel=START)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any value of the configuration, such as optim.base_lr=1e-4.", rich_help_panel=START
+        ),
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the images.", show_default=_NO_VALUE, rich_help_panel=LENGTH)] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.", rich_help_panel=LENGTH)] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images of one forward pass on one process.", show_default=_NO_VALUE, rich_help_panel=LENGTH)
+    ] = None,
+    accumulation: Annotated[
+        int | None, typer.Option(min=1, help="Forward passes of one optimizer step.", show_default=_NO_VALUE, rich_help_panel=LENGTH)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=LENGTH)] = FinetuneConfig.seed,
+    global_size: Annotated[
+        int | None, typer.Option(help="Side of global crops in pixels.", show_default="224", rich_help_panel=CROPS)
+    ] = None,
+    local_size: Annotated[int | None, typer.Option(help="Side of local crops in pixels.", show_default="98", rich_help_panel=CROPS)] = None,
+    local_crops: Annotated[
+        int | None, typer.Option(min=0, help="Local crops of each image.", show_default="8", rich_help_panel=CROPS)
+    ] = None,
+    blur: Annotated[
+        Literal["nominal", "released"] | None,
+        typer.Option(help="Blur probabilities of the papers, or of the released weights.", show_default="nominal", rich_help_panel=CROPS),
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option("--eval", metavar="SOURCE", help="Labelled images (CLASS/*.jpg) for a kNN accuracy.", rich_help_panel=WATCH),
+    ] = FinetuneConfig.evaluate,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=MACHINE)] = FinetuneConfig.device,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the networks' products.", rich_help_panel=MACHINE)
+    ] = FinetuneConfig.dtype,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Decoder processes; 0 is one per free CPU.", rich_help_panel=MACHINE)
+    ] = FinetuneConfig.num_workers,
+    parallel: Annotated[
+        Literal["ddp", "fsdp"], typer.Option(help="Over several processes: copies, or shares of the networks.", rich_help_panel=MACHINE)
+    ] = FinetuneConfig.parallel,
+    compile_blocks: Annotated[
+        bool, typer.Option("--compile", help="Compile the blocks of the networks.", rich_help_panel=MACHINE)
+    ] = FinetuneConfig.compile,
+    checkpoint_blocks: Annotated[
+        bool, typer.Option("--checkpoint-blocks", help="Recompute activations to save memory.", rich_help_panel=MACHINE)
+    ] = FinetuneConfig.checkpoint_blocks,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration and do nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Adapt a backbone to unlabelled images with the DINOv2 objective, or train one from scratch.
+
+    Run the same command again to continue after any interruption. On several GPUs: `torchrun --nproc-per-node 8 --no-python dino-extract
+    finetune ...`. The result is a folder that `dino-extract embed --weights RUN/` takes.
+    """
+    base = from_json(config_path.read_text(encoding="utf-8")) if config_path is not None else preset(preset_name, from_scratch=from_scratch)
+    given: dict[str, Any] = {
+        "sources": tuple(sources) if sources else None,
+        "output": output,
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch,
+        "accumulation": accumulation,
+        "crops.global_crops_size": global_size,
+        "crops.local_crops_size": local_size,
+        "crops.local_crops_number": local_crops,
+        "crops.blur": blur,
+    }
+    config = with_values(base, {name: value for name, value in given.items() if value is not None})
+    if config_path is None:  # a repeated run takes these from its file
+        config = replace(config, model=model, weights=weights, distill=distill, seed=seed, evaluate=evaluate, offline=offline)
+        config = replace(
+            config,
+            device=device,
+            dtype=dtype,
+            num_workers=workers,
+            parallel=parallel,
+            compile=compile_blocks,
+            checkpoint_blocks=checkpoint_blocks,
+        )
+    config = with_values(config, parse_settings(settings or []))
+    if not config.sources or not config.output:
+        raise ConfigError("images and a folder for the run are needed", hint="for example `dino-extract finetune photos/ -o run/`")
+    if dry_run:
+        typer.echo(to_json(config), nl=False)
+        return
+
+    from dino_extract.finetune.loop import finetune as train  # loads torch, which `--help` must not wait for
+
+    summary = train(config, lambda line: typer.echo(line, err=True))
+    if as_json:
+        typer.echo(json.dumps({**asdict(summary), "output": str(summary.output)}))
+    typer.echo(f"{summary.steps} steps done, {summary.images_per_s:.1f} images/s, {summary.unreadable} unreadable images", err=True)
+    typer.echo(f"next: dino-extract embed photos/ --weights {shlex.quote(str(summary.output))}", err=True)

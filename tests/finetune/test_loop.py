@@ -1,0 +1,255 @@
+"""A run ends with the same weights however often it was stopped, and stops by itself when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dino_extract.errors import ConfigError, ExitCode
+from dino_extract.finetune.loop import CollapsedError, PreemptedError, finetune
+from dino_extract.finetune.output import RunBusyError, RunFolder
+from dino_extract.finetune.setup import choose_device, completed
+from dino_extract.finetune.step import DivergedError
+from dino_extract.weights.load import load
+from tests.finetune import runs
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-two small JPEGs."""
+    return runs.make_pictures(tmp_path_factory.mktemp("photos") / "pictures", 22)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def newest_state(output: Path) -> dict[str, Any]:
+    """The newest checkpoint of a run."""
+    return torch.load(sorted((output / "checkpoints").glob("step-*.pt"))[-1], weights_only=True)
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    """The lines of figures of a run, without those that tell the time."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in ("images_per_s", "input_wait_share")} for line in lines]
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    """Two trees are equal to the bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for first, second in zip(one, other, strict=True):
+            assert_equal(first, second)
+    else:
+        assert one == other
+
+
+def test_a_killed_run_continues_to_the_same_weights(pictures: Path, tmp_path: Path) -> None:
+    """Twenty steps straight equal ten steps, SIGKILL and the same command again: weights, optimizer, figures, all to the bit."""
+    options: dict[str, Any] = {"steps": 20, "checkpoint_steps": 5, "drop_path_rate": 0.3, "monitor__every_steps": 10}
+    finetune(runs.small_config(pictures, tmp_path / "straight", **options))
+    config = runs.small_config(pictures, tmp_path / "killed", **options)
+
+    process = runs.start_process(config, tmp_path)
+    while not (tmp_path / "killed/checkpoints/step-0000010.pt").exists():
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    done = newest_state(tmp_path / "killed")["step"]
+    finetune(config)
+
+    assert 10 <= done < 20
+    assert_equal(newest_state(tmp_path / "killed"), newest_state(tmp_path / "straight"))
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "straight")
+
+
+def test_a_signal_saves_and_ends_with_try_again(pictures: Path, tmp_path: Path) -> None:
+    """SIGUSR1 during step 3 ends the run after that step, saved, with exit code 75."""
+    config = runs.small_config(pictures, tmp_path / "run", steps=50, checkpoint_steps=50, monitor__every_steps=50)
+
+    def interrupt(line: str) -> None:
+        if line.startswith("step 2/"):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with pytest.raises(PreemptedError, match="stopped by a signal after step 2 of 50") as stopped:
+        finetune(config, interrupt)
+
+    assert stopped.value.exit_code == ExitCode.TRY_AGAIN
+    assert newest_state(tmp_path / "run")["step"] == 2
+
+
+def test_broken_images_are_replaced_and_counted(tmp_path: Path) -> None:
+    """With 2 of 24 images cut in half the run goes through all its steps and lists both."""
+    folder = runs.make_pictures(tmp_path / "pictures", 24, broken=2)
+
+    summary = finetune(runs.small_config(folder, tmp_path / "run", steps=6))
+
+    assert summary.unreadable == 2
+    assert [line.split("\t")[0] for line in (tmp_path / "run/unreadable.tsv").read_text().splitlines()] == ["022.jpg", "023.jpg"]
+    assert metrics(tmp_path / "run")[-2]["step"] == 6
+
+
+def test_divergence_stops_the_run_and_says_so(pictures: Path, tmp_path: Path) -> None:
+    """A learning rate that makes gradients infinite stops the run with the losses and where the last good weights are."""
+    options: dict[str, Any] = {"optim__base_lr": 1e30, "schedule__warmup_steps": 0, "monitor__images": 0, "checkpoint_steps": 20}
+    config = runs.small_config(pictures, tmp_path / "run", steps=20, **options)
+
+    with pytest.raises(DivergedError, match=r"training diverged at step \d+: the gradient of .* is NaN or infinite \(losses: dino_local"):
+        finetune(config)
+
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run/model.safetensors").values())
+
+
+def test_embeddings_that_are_not_finite_stop_the_run_before_it_is_saved(pictures: Path, tmp_path: Path) -> None:
+    """A look at embeddings that are NaN ends the run, and the newest checkpoint is from before."""
+    options: dict[str, Any] = {
+        "optim__base_lr": 1e30,
+        "schedule__warmup_steps": 0,
+        "monitor__every_steps": 1,
+        "schedule__momentum_teacher": 0.0,
+    }
+
+    with pytest.raises(DivergedError, match="embeddings are NaN or infinite"):
+        finetune(runs.small_config(pictures, tmp_path / "run", steps=20, checkpoint_steps=20, **options))
+
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run/model.safetensors").values())
+
+
+def test_the_result_loads_as_a_model_without_further_words(pictures: Path, tmp_path: Path) -> None:
+    """`model.safetensors` in the run's folder is the averaged backbone, with its own architecture in the header."""
+    finetune(runs.small_config(pictures, tmp_path / "run"))
+
+    loaded = load(weights=tmp_path / "run")
+
+    want = {
+        name.removeprefix("backbone."): tensor for name, tensor in newest_state(tmp_path / "run")["average"].items() if "head" not in name
+    }
+    assert_equal(dict(loaded.module.state_dict()), want)
+    assert loaded.name == "tiny"
+
+
+def test_only_heads_learn_during_the_head_warm_up(pictures: Path, tmp_path: Path) -> None:
+    """Starting from trained weights, the backbone is still the same after the warm-up, and another one at the end."""
+    finetune(runs.small_config(pictures, tmp_path / "start", steps=1))
+    options: dict[str, Any] = {
+        "weights": str(tmp_path / "start"),
+        "from_scratch": False,
+        "head_warmup_steps": 3,
+        "monitor__every_steps": 3,
+        "objective__anchor_loss_weight": 1.0,
+    }
+    config = runs.small_config(pictures, tmp_path / "run", steps=6, checkpoint_steps=3, **options)
+    lines: list[str] = []
+
+    finetune(config, lines.append)
+
+    warm = torch.load(tmp_path / "run/checkpoints/step-0000003.pt", weights_only=True)["student"]
+    start, end = load(weights=tmp_path / "start").module.state_dict(), newest_state(tmp_path / "run")["student"]
+    name = "blocks.0.attn.qkv.weight"
+    assert torch.equal(warm[f"backbone.{name}"], start[name])
+    assert not torch.equal(end[f"backbone.{name}"], start[name])
+    assert lines[0].startswith("loaded 176 of 176 weights of `tiny`")
+
+
+def test_distillation_leaves_the_teacher_alone(pictures: Path, tmp_path: Path) -> None:
+    """A student learns from a frozen teacher whose backbone is the given one to the bit at the end."""
+    finetune(runs.small_config(pictures, tmp_path / "teacher", steps=1))
+
+    finetune(runs.small_config(pictures, tmp_path / "run", distill=str(tmp_path / "teacher"), head_warmup_steps=2, steps=4))
+
+    state, given = newest_state(tmp_path / "run"), load(weights=tmp_path / "teacher").module.state_dict()
+    assert_equal({name: state["teacher"][f"backbone.{name}"] for name in given}, dict(given))
+    assert metrics(tmp_path / "run")[1]["ibot"] > 0
+
+
+def test_a_finished_run_is_not_done_again(pictures: Path, tmp_path: Path) -> None:
+    """The same command on a finished run changes no weight and trains no step."""
+    config = runs.small_config(pictures, tmp_path / "run")
+    finetune(config)
+    before = newest_state(tmp_path / "run")
+
+    lines: list[str] = []
+    finetune(config, lines.append)
+
+    assert_equal(newest_state(tmp_path / "run"), before)
+    assert not [line for line in lines if line.startswith("step ")]
+
+
+def test_another_configuration_is_refused_with_the_differences(pictures: Path, tmp_path: Path) -> None:
+    """A folder with a run of another learning rate is left alone, and both rates are named."""
+    finetune(runs.small_config(pictures, tmp_path / "run", steps=1))
+
+    with pytest.raises(ConfigError, match=r"optim\.base_lr was 0\.002 and is now 0\.5"):
+        finetune(runs.small_config(pictures, tmp_path / "run", steps=1, optim__base_lr=0.5))
+
+
+def test_two_runs_do_not_share_a_folder(pictures: Path, tmp_path: Path) -> None:
+    """While a run holds its folder a second one is told to come back later."""
+    config = runs.small_config(pictures, tmp_path / "run")
+
+    with (
+        RunFolder(tmp_path / "run", config),
+        pytest.raises(RunBusyError, match="another process is training"),
+        RunFolder(tmp_path / "run", config),
+    ):
+        pass
+
+
+def test_a_collapse_stops_the_run_and_gives_the_best_look(pictures: Path, tmp_path: Path) -> None:
+    """When every look is below a ratio of the best that nothing can reach, the run stops with the weights of the best look."""
+    config = runs.small_config(pictures, tmp_path / "run", steps=30, monitor__every_steps=1, monitor__collapse_ratio=0.99999)
+    config = replace(config, optim=replace(config.optim, base_lr=0.3), schedule=replace(config.schedule, momentum_teacher=0.5))
+
+    with pytest.raises(CollapsedError, match="the embeddings collapsed by step") as collapsed:
+        finetune(config)
+
+    best = torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)
+    assert f"that of step {best['step']}" in collapsed.value.message
+    assert torch.equal(load_file(tmp_path / "run/model.safetensors")["cls_token"], best["average"]["backbone.cls_token"])
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_under_torchrun_train_as_one(pictures: Path, tmp_path: Path, parallel: str) -> None:
+    """Two processes with batches of 4 have the losses of one with batches of 8, step by step."""
+    options: dict[str, Any] = {"steps": 3, "monitor__every_steps": 3, "parallel": parallel}
+    finetune(runs.small_config(pictures, tmp_path / "one", batch_size=8, **options))
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+    process = runs.start_process(runs.small_config(pictures, tmp_path / "two", batch_size=4, **options), tmp_path, *torchrun)
+    _, said = process.communicate(timeout=300)
+
+    assert process.returncode == 0, said.decode()
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
+        assert one["step"] == two["step"]
+        if "loss" in one:
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def test_lengths_left_open_become_shares_of_the_run(pictures: Path, tmp_path: Path) -> None:
+    """An adaptation of 200 steps warms heads up for 20, and schedules 18 of the other 180 as warm-up."""
+    from dino_extract.finetune.data import Order
+
+    config = runs.small_config(pictures, tmp_path, steps=200, from_scratch=False)
+
+    full = completed(config, Order(22, 4, 0), choose_device("cpu"))
+
+    assert (full.head_warmup_steps, full.schedule.warmup_steps, full.monitor.every_steps) == (20, 18, 10)
