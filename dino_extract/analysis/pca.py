@@ -3,8 +3,10 @@
 Dimension key: h w patch grid, N patches, D width of a token.
 
 Source: DINOv2 (arXiv 2304.07193) Sec. 7.4 (PCA of patch features): a first PCA over the patches of all images, thresholded, separates
-the object from the background; the first three components of a second PCA over the remaining patches are the colours. The sign of the
-first component is arbitrary; here the side that is rarer on the border of the images than inside is the foreground.
+the object from the background; the first three components of a second PCA over the remaining patches are the colours. Two differences:
+the first component is that of the variation within images, because between images of different scenes the strongest component tells
+scenes apart, and not objects from backgrounds; and its sign, which is arbitrary, makes the side that is rarer on the border of the
+images than inside the foreground.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class PcaColours:
         colour_axes: (3, D) three unit vectors, strongest first.
         low: (3,) score that is colour 0.
         high: (3,) score that is colour 255.
-        explained: (4,) shares of variance: of the first component over all patches, then of the three over the foreground.
+        explained: (4,) shares of variance: of the first component in the variation within images, then of the three in the foreground.
         made_with: which model and dataset the tokens are of.
     """
 
@@ -177,7 +179,7 @@ def pca(
         limit: at most this many of them, evenly spread; None for no limit.
         layer: the block whose tokens are used; None for the final output.
         components: directions of an earlier call, instead of fitting new ones.
-        threshold: of the first component in standard deviations above its mean; None finds the gap by Otsu's method.
+        threshold: of the score along the first component, in standard deviations above its mean; None finds the gap by Otsu's method.
         flip: take the other side of the first component for the foreground.
         keep_background: colour every patch.
 
@@ -231,12 +233,17 @@ def fit_pca_colours(
         for position in chosen:
             yield _finite(rows[position], f"the patch tokens of image {position}").astype(np.float32)
 
-    count, center_D, scatter = moments(patches.reshape(-1, patches.shape[-1]) for patches in images())
-    values, axes = principal_axes(scatter / count, 1)
-    direction_D, sigma = axes[0], float(np.sqrt(values[0]))
+    def tokens() -> Iterator[NDArray[np.float32]]:
+        return (patches.reshape(-1, patches.shape[-1]) for patches in images())
+
+    count, center_D, scatter = moments(tokens())
+    _, _, within = moments(flat - flat.mean(axis=0) for flat in tokens())
+    values, axes = principal_axes(within / count, 1)
+    direction_D = axes[0]
+    sigma = float(np.sqrt(direction_D @ scatter @ direction_D / count))
     if not sigma > 1e-6 * max(1.0, float(np.linalg.norm(center_D))):
         raise StoreError("all patch tokens are alike, so they have no principal components", hint="give more images, or other ones")
-    first_share = values[0] / float(np.trace(scatter / count))
+    first_share = values[0] / float(np.trace(within / count))
     if keep_background:
         cut = -np.inf
     else:
@@ -246,9 +253,7 @@ def fit_pca_colours(
         direction_D, cut = sign * direction_D, sign * otsu if threshold is None else threshold * sigma
 
     def foreground() -> Iterator[NDArray[Any]]:
-        for patches in images():
-            flat = patches.reshape(-1, patches.shape[-1])
-            yield flat[(flat - center_D) @ direction_D > cut]
+        return (flat[(flat - center_D) @ direction_D > cut] for flat in tokens())
 
     colour_center_D, colour_3D, low_3, high_3, shares = _colours(foreground)
     explained = np.concatenate([[first_share], shares])

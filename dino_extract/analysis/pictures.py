@@ -19,6 +19,7 @@ from dino_extract.source import printable, read_image_bytes, resolve
 from dino_extract.store import Store
 
 GAP_PX = 6  # white between pictures
+_CAPTION_PX = 18
 _NAME_CHARS = 80  # of a path that go into a file name, well below the 255 bytes of common file systems
 
 
@@ -111,18 +112,20 @@ def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str] | Non
 
 
 def _lay_out(pictures: Sequence[Image.Image], columns: int, captions: Sequence[str] | None, margin: int) -> Image.Image:
-    cell_w, cell_h = (max(sizes) for sizes in zip(*(picture.size for picture in pictures), strict=True))
-    font, caption_h = ImageFont.load_default(12), 18 if captions else 0
-    num_rows = math.ceil(len(pictures) / columns)
-    size = (columns * (cell_w + GAP_PX) - GAP_PX + 2 * margin, num_rows * (cell_h + caption_h + GAP_PX) - GAP_PX + 2 * margin)
+    cell_w, caption_h = max(picture.width for picture in pictures), _CAPTION_PX if captions else 0
+    rows = [range(first, min(first + columns, len(pictures))) for first in range(0, len(pictures), columns)]
+    heights = [max(pictures[index].height for index in row) + caption_h for row in rows]
+    size = (columns * (cell_w + GAP_PX) - GAP_PX + 2 * margin, sum(heights) + GAP_PX * (len(rows) - 1) + 2 * margin)
     sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, picture in enumerate(pictures):
-        left = margin + index % columns * (cell_w + GAP_PX)
-        top = margin + index // columns * (cell_h + caption_h + GAP_PX)
-        sheet.paste(picture, (left + (cell_w - picture.width) // 2, top + (cell_h - picture.height) // 2))
-        if captions:
-            draw.text((left + cell_w / 2, top + cell_h + 2), _shortened(captions[index], font, cell_w), "black", font, anchor="ma")
+    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(12), margin
+    for row, height in zip(rows, heights, strict=True):
+        for column, index in enumerate(row):
+            left, picture = margin + column * (cell_w + GAP_PX), pictures[index]
+            sheet.paste(picture, (left + (cell_w - picture.width) // 2, top))
+            if captions:
+                at = (left + cell_w / 2, top + picture.height + 2)
+                draw.text(at, _shortened(captions[index], font, cell_w), "black", font, anchor="ma")
+        top += height + GAP_PX
     return sheet
 
 

@@ -38,6 +38,18 @@ def test_the_disc_is_the_foreground_whatever_the_sign_of_the_first_component(sig
         np.testing.assert_array_equal(colours.foreground(field), disc(16, 16))
 
 
+def test_images_of_different_scenes_do_not_hide_the_foreground() -> None:
+    """Far larger differences between images than inside them leave the disc the foreground."""
+    fields = [patch_field(16, 16, seed) for seed in range(4)]
+    for seed, field in enumerate(fields):
+        field[..., 10 + seed] += 40
+
+    colours = fit_pca_colours(fields)
+
+    for field in fields:
+        np.testing.assert_array_equal(colours.foreground(field), disc(16, 16))
+
+
 def test_flip_makes_the_background_the_foreground() -> None:
     """With `flip` exactly the patches outside the disc are kept."""
     field = patch_field(16, 16, 0)
@@ -48,15 +60,16 @@ def test_flip_makes_the_background_the_foreground() -> None:
 
 
 def test_components_equal_those_of_scikit_learn() -> None:
-    """Both PCAs span what scikit-learn finds on all patches and on those of the disc, with the same shares of variance."""
+    """Both PCAs are those of scikit-learn: on all patches less the mean of their image, and on the patches of the disc."""
     decomposition = pytest.importorskip("sklearn.decomposition")
     fields = [patch_field(12, 12, 0), patch_field(9, 15, 1)]
     flat = np.concatenate([field.reshape(-1, field.shape[-1]) for field in fields])
+    centred = np.concatenate([field.reshape(-1, field.shape[-1]) - field.mean(axis=(0, 1)) for field in fields])
     inside = np.concatenate([disc(12, 12).ravel(), disc(9, 15).ravel()])
 
     colours = fit_pca_colours(fields)
 
-    first = decomposition.PCA(1).fit(flat)
+    first = decomposition.PCA(1).fit(centred)
     second = decomposition.PCA(3).fit(flat[inside])
     np.testing.assert_allclose(np.abs(colours.foreground_axis @ first.components_[0]), 1, atol=1e-6)
     np.testing.assert_allclose(np.abs(np.sum(colours.colour_axes * second.components_, axis=1)), 1, atol=1e-5)
