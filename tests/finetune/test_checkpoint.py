@@ -1,0 +1,53 @@
+"""Checkpoints are complete or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dino_extract.finetune.checkpoint import CheckpointError, Checkpoints
+
+
+def test_the_newest_two_and_the_best_stay(tmp_path: Path) -> None:
+    """Of four checkpoints the last two are kept, and the best one although it is older."""
+    checkpoints = Checkpoints(tmp_path)
+
+    for step in range(1, 5):
+        path = checkpoints.save(step, {"step": step, "weight": torch.tensor([float(step)])})
+        if step == 1:
+            checkpoints.keep_as_best(path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "step-0000003.pt", "step-0000004.pt"]
+    assert checkpoints.read(checkpoints.best_path)["step"] == 1
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest["weight"].item() == 4
+
+
+def test_a_half_written_file_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    """What a killed save left behind is passed over."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"step": 3})
+    (tmp_path / "step-0000004.tmp").write_bytes(b"half")
+
+    newest = checkpoints.newest()
+
+    assert newest is not None
+    assert newest["step"] == 3
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    """A run that has not been saved starts from the beginning."""
+    assert Checkpoints(tmp_path / "absent").newest() is None
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    """A file that is not a checkpoint is an error with its path and what to do."""
+    (tmp_path / "step-0000001.pt").write_bytes(b"not a checkpoint")
+
+    with pytest.raises(CheckpointError, match=r"step-0000001\.pt` cannot be read") as damaged:
+        Checkpoints(tmp_path).newest()
+
+    assert damaged.value.hint == "remove it to continue from the one before"

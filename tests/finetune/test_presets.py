@@ -1,0 +1,127 @@
+"""A configuration is complete, survives its JSON, and every value of it can be set by name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dino_extract.cli.finetune import finetune
+from dino_extract.errors import ConfigError
+from dino_extract.finetune.config import FinetuneConfig
+from dino_extract.finetune.presets import differences, from_json, parse_settings, preset, to_json, with_values
+
+ALL = [(name, from_scratch) for name in ("small", "short", "long") for from_scratch in (True, False)]
+
+
+def asked(*arguments: str) -> FinetuneConfig:
+    """The configuration that the command makes of its arguments."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(finetune)
+    result = CliRunner().invoke(app, [*arguments, "--dry-run"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return from_json(result.stdout)
+
+
+@pytest.mark.parametrize(("name", "from_scratch"), ALL)
+def test_a_preset_survives_its_json(name: str, from_scratch: bool) -> None:
+    """Writing and reading a preset gives the same configuration."""
+    config = preset(name, from_scratch=from_scratch)
+
+    assert from_json(to_json(config)) == config
+
+
+def test_long_is_the_official_recipe_of_that_name() -> None:
+    """The long preset has untied heads of 131072 prototypes, no layer-wise decay and half a million crops of warm-up."""
+    config = preset("long", from_scratch=True)
+
+    assert config.objective.dino_head.n_prototypes == 131072
+    assert config.objective.ibot_head is not None
+    assert (config.optim.base_lr, config.optim.layerwise_decay, config.schedule.momentum_teacher) == (2e-4, 1.0, 0.994)
+
+
+def test_every_field_can_be_set_from_the_command_line() -> None:
+    """`--set` with each dotted name and another value changes exactly that value."""
+    config = preset("long", from_scratch=True)
+
+    for name, value in _leaves(asdict(config)):
+        other: Any = _other(name, value)
+        changed = with_values(config, parse_settings([f"{name}={json.dumps(other)}"]))
+        assert list(differences(config, changed)) == [name]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    return [
+        leaf
+        for name, value in tree.items()
+        for leaf in (_leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)])
+    ]
+
+
+def _other(name: str, value: Any) -> Any:
+    choices = {"crops.blur": "released", "objective.centering": "centering", "dtype": "float32", "parallel": "fsdp"}
+    if name in choices:
+        return choices[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, tuple | list):
+        return ["a"] if name == "sources" else [0.2, 0.3]
+    return "text" if isinstance(value, str) or name in ("weights", "distill", "evaluate") else 7
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim.base=1", "there is no setting `optim.base`"),
+        ("steps=many", "`steps` takes int, got `many`"),
+        ("crops.blur=none", "`crops.blur` takes nominal, released, got `none`"),
+        ("steps", "`--set` takes NAME=VALUE, got `steps`"),
+    ],
+)
+def test_a_wrong_setting_is_named(setting: str, message: str) -> None:
+    """An unknown name, a wrong type, a wrong choice and a missing value each have their sentence."""
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        with_values(FinetuneConfig(), parse_settings([setting]))
+
+
+def test_the_command_puts_options_over_the_preset() -> None:
+    """Options and settings win over the preset, and what is not given stays the preset's."""
+    config = asked("photos", "-o", "run", "--from-scratch", "--model", "tiny", "--global-size", "98", "--set", "optim.base_lr=0.5")
+
+    want = with_values(preset("small", from_scratch=True), {"sources": ("photos",), "output": "run", "model": "tiny"})
+    assert config == with_values(want, {"crops.global_crops_size": 98, "optim.base_lr": 0.5})
+
+
+def test_a_run_is_repeated_from_its_configuration(tmp_path: Any) -> None:
+    """`--config` gives the same configuration with another folder."""
+    config = with_values(preset("short", from_scratch=True), {"sources": ("a", "b"), "output": "run", "model": "tiny", "seed": 5})
+    path = tmp_path / "config.json"
+    path.write_text(to_json(config))
+
+    again = asked("--config", str(path), "-o", "other")
+
+    assert differences(config, again) == {"output": ("run", "other")}
+
+
+def test_help_and_dry_run_do_not_load_torch() -> None:
+    """The command's options are known without torch."""
+    code = "import sys, dino_extract.cli.finetune; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_field_is_explained() -> None:
+    """The docstring of every configuration class has a line for each of its fields."""
+    for cls in {FinetuneConfig, *(type(getattr(FinetuneConfig(), entry.name)) for entry in fields(FinetuneConfig))}:
+        if hasattr(cls, "__dataclass_fields__"):
+            for entry in fields(cls):
+                named = f"        {entry.name}:" in (cls.__doc__ or "")
+                assert named or entry.name in ("crops", "objective", "optim", "schedule", "monitor"), f"{cls.__name__}.{entry.name}"
