@@ -28,6 +28,7 @@ class Probe:
         classes: (C,) labels.
         datasets: datasets of a store whose vectors, side by side, are the input.
         attrs: root attributes of the training store: the model, and how images have to be embedded for this probe.
+        path: where it was loaded from.
     """
 
     weight: NDArray[np.float32]
@@ -35,6 +36,7 @@ class Probe:
     classes: tuple[str, ...]
     datasets: tuple[str, ...]
     attrs: dict[str, Any] = field(default_factory=dict)
+    path: str = ""
 
     def probabilities(self, vectors: VectorSource) -> NDArray[np.float32]:
         """(n, C) float32 probability of each class.
@@ -93,9 +95,8 @@ class Probe:
                 if metadata.get("dino_extract_probe") != FORMAT:
                     raise StoreError(f"`{os.fspath(path)}` is not a probe", hint="make one with `dino-extract linear TRAIN.h5 --save PATH`")
                 fields = json.loads(metadata["probe"])
-                return cls(
-                    file.get_tensor("weight"), file.get_tensor("bias"), tuple(fields["classes"]), tuple(fields["datasets"]), fields["attrs"]
-                )
+                weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+                return cls(weight, bias, tuple(fields["classes"]), tuple(fields["datasets"]), fields["attrs"], os.fspath(path))
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise StoreError(f"probe `{os.fspath(path)}` cannot be read: {error}") from error
 

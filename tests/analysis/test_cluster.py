@@ -1,0 +1,221 @@
+"""k-means, hierarchies, agreement with labels, and balanced or seeded choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dino_extract.analysis.cluster import (
+    agreement,
+    balanced_sample,
+    cluster,
+    curate,
+    default_levels,
+    even_shares,
+    hierarchy,
+    nearest_in_turn,
+)
+from dino_extract.analysis.kmeans import kmeans, learn_centres
+from dino_extract.analysis.vectors import Vectors
+from dino_extract.errors import ConfigError, StoreError
+from tests.analysis.stores import blobs, keys_of, write_store
+
+
+def test_separate_groups_are_found_whole() -> None:
+    """Ten well separated groups are the ten clusters."""
+    vectors, labels = blobs(10, 30, 16, spread=0.1)
+
+    found = kmeans(vectors, 10)
+
+    codes = np.array([int(label[-2:]) for label in labels])
+    assert agreement(found.codes, codes).nmi == pytest.approx(1.0)
+
+
+def test_clusters_are_numbered_by_size() -> None:
+    """Cluster 0 is the largest."""
+    vectors, _ = blobs(3, 40, 16, spread=0.1)
+
+    found = kmeans(vectors[:90], 3)
+
+    assert np.bincount(found.codes).tolist() == [40, 40, 10]
+
+
+def test_the_objective_is_as_good_as_scikit_learn() -> None:
+    """On overlapping groups the mean squared distance is within 2 % of scikit-learn's best of ten starts."""
+    sklearn = pytest.importorskip("sklearn.cluster")
+    vectors, _ = blobs(8, 50, 8, spread=0.8)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    found = kmeans(vectors, 8)
+
+    witness = sklearn.KMeans(8, n_init=10, random_state=0).fit(unit)
+    ours = ((unit - found.centres[found.codes]) ** 2).sum()
+    means = np.stack([unit[witness.labels_ == code].mean(axis=0) for code in range(8)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    assert ours <= 1.02 * ((unit - means[witness.labels_]) ** 2).sum()
+
+
+def test_every_vector_is_with_its_nearest_centre() -> None:
+    """Codes and similarities are those of the nearest centre."""
+    vectors, _ = blobs(5, 40, 6, spread=1.5)
+
+    found = kmeans(vectors, 7)
+
+    cosines = vectors @ found.centres.T / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.similarity, cosines.max(axis=1), atol=1e-5)
+    np.testing.assert_allclose(cosines[np.arange(200), found.codes], cosines.max(axis=1), atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_clusters() -> None:
+    """Clustering is repeatable."""
+    vectors, _ = blobs(5, 40, 6, spread=1.5)
+
+    np.testing.assert_array_equal(kmeans(vectors, 7, seed=3).codes, kmeans(vectors, 7, seed=3).codes)
+
+
+def test_copies_do_not_break_the_first_centres() -> None:
+    """With fewer different vectors than clusters, the clusters still are as many as asked, and none is NaN."""
+    centres = learn_centres(Vectors(np.repeat(np.eye(3, dtype=np.float32), 10, axis=0)), 5)
+
+    assert centres.shape == (5, 3)
+    assert bool(centres.isfinite().all())
+
+
+def test_more_clusters_than_images_are_refused() -> None:
+    """The message gives both numbers."""
+    with pytest.raises(ConfigError, match="has 3 images: they cannot make 5 clusters"):
+        kmeans(np.eye(3, dtype=np.float32), 5)
+
+
+def test_levels_are_nested() -> None:
+    """Images of one fine cluster are always in one coarse cluster."""
+    vectors, _ = blobs(12, 20, 16, spread=0.5)
+
+    fine, coarse = hierarchy(vectors, [12, 3])
+
+    assert all(len(set(coarse.codes[fine.codes == code].tolist())) == 1 for code in range(12))
+    assert sorted(np.bincount(coarse.codes).tolist(), reverse=True) == np.bincount(coarse.codes).tolist()
+
+
+def test_levels_must_fall() -> None:
+    """A level with more clusters than the one below it is refused."""
+    with pytest.raises(ConfigError, match="falling numbers of clusters, got 5, 10"):
+        hierarchy(np.eye(20, dtype=np.float32), [5, 10])
+
+
+def test_nmi_equals_scikit_learn_and_purity_a_count() -> None:
+    """Normalised mutual information is scikit-learn's; purity counts the commonest label of each cluster."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 4, 200)
+    clusters = np.where(rng.random(200) < 0.6, codes, rng.integers(0, 6, 200))
+
+    found = agreement(clusters, codes)
+
+    assert found.nmi == pytest.approx(metrics.normalized_mutual_info_score(codes, clusters))
+    assert found.purity == pytest.approx(sum(np.bincount(codes[clusters == each]).max() for each in set(clusters.tolist())) / 200)
+
+
+def test_shares_are_as_equal_as_sizes_allow() -> None:
+    """A small cluster gives all it has and the others share the rest; the sum is always the budget."""
+    rng = np.random.default_rng(0)
+
+    assert even_shares(np.array([1, 10, 10]), 9, rng).tolist() == [1, 4, 4]
+    assert sorted(even_shares(np.array([5, 5, 5]), 7, rng).tolist()) == [2, 2, 3]
+    assert even_shares(np.array([2, 3]), 99, rng).tolist() == [2, 3]
+
+
+def test_a_balanced_sample_evens_out_rare_kinds() -> None:
+    """Of 900 common and 100 rare images, a budget of 100 takes 50 of each."""
+    codes = np.array([0] * 900 + [1] * 100)
+
+    rows = balanced_sample([codes], 100)
+
+    assert np.bincount(codes[rows]).tolist() == [50, 50]
+    assert len(set(rows.tolist())) == 100
+
+
+def test_a_balanced_sample_goes_down_the_levels() -> None:
+    """The budget is shared by the coarse clusters first, then by the fine ones within each."""
+    fine, coarse = np.repeat([0, 1, 2, 3], 25), np.repeat([0, 0, 0, 1], 25)
+
+    rows = balanced_sample([fine, coarse], 30)
+
+    assert np.bincount(fine[rows]).tolist() == [5, 5, 5, 15]
+
+
+def test_seeds_take_their_neighbours_in_turn() -> None:
+    """Each seed's nearest comes before any seed's second nearest, and no image is taken twice."""
+    bank = np.array([[1, 0], [1, 0.1], [1, 0.2], [0, 1], [0.3, 1], [-1, 0]], np.float32)
+    seeds = np.array([[1, 0], [1, 0.01], [0, 1]], np.float32)
+
+    rows = nearest_in_turn(seeds, bank, 4)
+
+    assert set(rows[:2].tolist()) == {0, 3}
+    assert set(rows.tolist()) == {0, 1, 3, 4}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A store with 60 images of one kind and 10 of each of two others."""
+    vectors, labels = blobs(3, 60, 16, spread=0.2)
+    keep = [*range(60), *range(60, 70), *range(120, 130)]
+    return write_store(tmp_path / "x.h5", keys_of([labels[row] for row in keep]), {"features": vectors[keep]})
+
+
+def test_curating_balances_a_file(path: str) -> None:
+    """From 60, 10 and 10 images, a budget of 30 takes 10 of each kind."""
+    chosen = curate(path, 30, levels=[3])
+
+    assert [sum(key.startswith(f"class00{code}/") for key in chosen) for code in range(3)] == [10, 10, 10]
+
+
+@pytest.mark.parametrize("by", ["sample", "cluster"])
+def test_curating_like_seeds_takes_their_kind(path: str, tmp_path: Path, by: str) -> None:
+    """With seeds of one kind, all that is chosen is of that kind."""
+    vectors, _ = blobs(3, 60, 16, spread=0.2, seed=9)
+    seeds = write_store(tmp_path / "seeds.h5", [f"s{row}.jpg" for row in range(5)], {"features": vectors[60:65]})
+
+    chosen = curate(path, 8, levels=[3], like=seeds, by=by)  # type: ignore[arg-type]  # one of the literals
+
+    assert len(chosen) == 8
+    assert all(key.startswith("class001/") for key in chosen)
+
+
+def test_too_few_seeds_for_clusters_are_refused(path: str, tmp_path: Path) -> None:
+    """Three seeds are not more than 3."""
+    vectors, _ = blobs(3, 60, 16, spread=0.2)
+    seeds = write_store(tmp_path / "seeds.h5", ["a.jpg", "b.jpg", "c.jpg"], {"features": vectors[:3]})
+
+    with pytest.raises(ConfigError, match="no cluster has 4 of the 3 seeds or more"):
+        curate(path, 8, levels=[3], like=seeds, by="cluster")
+
+
+def test_seeds_of_another_model_are_refused(path: str, tmp_path: Path) -> None:
+    """Seeds must be embedded by the same network."""
+    seeds = write_store(tmp_path / "seeds.h5", ["a.jpg"], {"features": np.ones((1, 16), np.float32)}, model="vitb14")
+
+    with pytest.raises(StoreError, match="made by different models"):
+        curate(path, 8, like=seeds)
+
+
+def test_a_budget_above_the_file_is_refused(path: str) -> None:
+    """More images than there are cannot be chosen."""
+    with pytest.raises(ConfigError, match=r"must be from 1 to the 80 images of .*, got 99"):
+        curate(path, 99)
+
+
+def test_a_store_is_clustered_at_every_level(path: str) -> None:
+    """Levels come finest first, over all embedded images."""
+    levels = cluster(path, 6, coarser=[3])
+
+    assert [len(level.centres) for level in levels] == [6, 3]
+    assert all(len(level.codes) == 80 for level in levels)
+
+
+def test_default_levels_grow_with_the_file() -> None:
+    """10,000 images are divided into 200 and 14, a handful into what is possible."""
+    assert default_levels(10_000) == [200, 14]
+    assert default_levels(1) == [1]

@@ -1,0 +1,63 @@
+"""The `cluster` and `curate` commands."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from dino_extract.cli.cluster import cluster, curate
+from dino_extract.errors import ConfigError
+from tests.analysis.stores import blobs, keys_of, write_store
+from tests.cli.analysis_app import run_command
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A store of three well separated classes."""
+    vectors, labels = blobs(3, 10, 16, spread=0.1)
+    return write_store(tmp_path / "photos.h5", keys_of(labels), {"features": vectors}, root=str(tmp_path))
+
+
+def test_clusters_are_described(path: str) -> None:
+    """Agreement with the folders and a line per cluster are on stdout."""
+    out, _ = run_command(cluster, path, "3")
+
+    assert out.splitlines()[0] == "3 clusters of 30 images   purity 100.00%   NMI 1.0000"
+    assert [line.split()[1] for line in out.splitlines()[2:]] == ["10", "10", "10"]
+
+
+def test_the_csv_has_every_image_at_every_level(path: str, tmp_path: Path) -> None:
+    """Path, cluster of each level and similarity, a line per image."""
+    run_command(cluster, path, "6", "--coarser", "3", "-o", str(tmp_path / "c.csv"))
+
+    with open(tmp_path / "c.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert list(lines[0]) == ["path", "cluster6", "cluster3", "similarity"]
+    assert len(lines) == 30
+    assert all(len({line["cluster3"] for line in lines if line["path"].startswith(f"class00{code}")}) == 1 for code in range(3))
+
+
+def test_a_sheet_is_drawn_for_each_cluster(path: str, tmp_path: Path) -> None:
+    """The folder has as many pictures as there are clusters."""
+    _, err = run_command(cluster, path, "3", "--sheets", str(tmp_path / "sheets"))
+
+    assert len(list((tmp_path / "sheets").glob("*.png"))) == 3
+    assert "3 contact sheets" in err
+
+
+def test_curated_paths_are_printed_or_written(path: str, tmp_path: Path) -> None:
+    """The same paths go to stdout or into the file."""
+    out, _ = run_command(curate, path, "--budget", "9")
+
+    run_command(curate, path, "--budget", "9", "-o", str(tmp_path / "list.txt"))
+
+    assert (tmp_path / "list.txt").read_text() == out
+    assert len(out.splitlines()) == 9
+
+
+def test_levels_must_be_numbers(path: str) -> None:
+    """A word for a level is an error that shows how to write it."""
+    with pytest.raises(ConfigError, match="`--coarser` takes numbers, got `few`"):
+        run_command(cluster, path, "3", "--coarser", "few")
