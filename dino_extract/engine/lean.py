@@ -104,7 +104,7 @@ class LeanTransformer:
         self.patch_size = backbone.patch_size
         self.num_prefix = 1 + backbone.num_registers
         self.prefix_only = prefix_only
-        self._device, self._dtype = device, dtype
+        self._device = device
         self._centre = pixel_centre(backbone).to(device, dtype)
         self._patch_embed = make_linear(*fold_pixels(backbone))
         self._stem = stem_of(backbone)
@@ -140,16 +140,12 @@ class LeanTransformer:
         batch, height, width, channels = pixels.shape
         grid = (height // side, width // side)
         assert (height % side, width % side) == (0, 0), f"expected sides divisible by {side}, got {height}x{width}"
-        rows_BhwPE = pixels.view(batch, grid[0], side, grid[1], side * channels).transpose(2, 3)
+        rows_BhwPE = pixels.view(batch, grid[0], side, grid[1], side * channels).transpose(2, 3).contiguous()
         # Small integers: exact in bfloat16, so that nothing is lost before the first product.
-        centred_BhwPE = torch.empty(rows_BhwPE.shape, dtype=self._dtype, device=self._device)
-        torch.sub(rows_BhwPE, self._centre, out=centred_BhwPE)
-        x_BND = self._patch_embed(centred_BhwPE.view(-1, side * side * channels)).view(batch, grid[0] * grid[1], -1)
+        centred_TE = (rows_BhwPE - self._centre).view(-1, side * side * channels)
         prefix_RD, positions_ND = self.positions(grid)
-        x_BSD = positions_ND.new_empty(batch, self.num_prefix + x_BND.shape[1], x_BND.shape[2])
-        x_BSD[:, : self.num_prefix] = prefix_RD
-        torch.add(x_BND, positions_ND, out=x_BSD[:, self.num_prefix :])
-        return x_BSD
+        x_BND = self._patch_embed(centred_TE).view(batch, grid[0] * grid[1], -1) + positions_ND
+        return torch.cat([prefix_RD.expand(batch, -1, -1), x_BND], dim=1)
 
     def positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """CLS with its position and registers (1 + R, D), and positions of patches (N, D), float32; made once for each grid."""
