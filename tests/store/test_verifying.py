@@ -22,31 +22,28 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return path.read_bytes()
 
 
-def row_of_byte(path: Path, position: int) -> int | None:
-    """The row that owns a byte of the file, found with plain h5py; None outside the rows."""
+def owners(path: Path) -> list[int | None]:
+    """The row that owns each byte of the file, found with plain h5py; None outside the rows."""
+    owner: list[int | None] = [None] * path.stat().st_size
     with h5py.File(path, "r") as file:
         for name in ("features", "layers/9/patch_features", "patch_features", "image_size", "status", "error", "row_crc"):
             if name not in file:
                 continue
-            dataset = file[name]
-            inside = position - dataset.id.get_offset()
-            if not 0 <= inside < dataset.id.get_storage_size():
-                continue
-            item = int(inside // (dataset.dtype.itemsize * max(1, dataset[:1].size)))
+            dataset, num_rows = file[name], len(file["paths"])
             is_ragged = name == "patch_features" and "patch_offsets" in file
-            return int((file["patch_offsets"][:] <= item).sum()) - 1 if is_ragged else item
-    return None
+            starts = file["patch_offsets"][:].tolist() if is_ragged else list(range(num_rows + 1))
+            item_nbytes = dataset.id.get_storage_size() // starts[-1]
+            for row in range(num_rows):
+                first, last = (dataset.id.get_offset() + starts[i] * item_nbytes for i in (row, row + 1))
+                owner[first:last] = [row] * (last - first)
+    return owner
 
 
-def check_flip(folder: Path, finished: bytes, position: int, bit: int) -> None:
+def check_flip(damaged: Path, finished: bytes, position: int, bit: int, row: int | None) -> None:
     """Flip one bit, and assert that `verify_store` finds it, in the right place."""
-    intact, damaged = folder / "intact.h5", folder / "damaged.h5"
-    if not intact.exists():
-        intact.write_bytes(finished)
     content = bytearray(finished)
     content[position] ^= 1 << bit
     damaged.write_bytes(content)
-    row = row_of_byte(intact, position)
 
     report = verify_store(damaged)
 
@@ -71,18 +68,22 @@ def test_intact_file_passes(tmp_path: Path, finished: bytes) -> None:
 def test_flipped_bits_are_found_and_located(tmp_path: Path, finished: bytes) -> None:
     """Any one flipped bit is found: in a row, the row is named; elsewhere, the header is."""
     rng = random.Random(0)
+    (tmp_path / "intact.h5").write_bytes(finished)
+    owner = owners(tmp_path / "intact.h5")
 
     for _ in range(200):
-        check_flip(tmp_path, finished, rng.randrange(len(finished)), rng.randrange(8))
+        position = rng.randrange(len(finished))
+        check_flip(tmp_path / "damaged.h5", finished, position, rng.randrange(8), owner[position])
 
 
 @pytest.mark.slow
 def test_every_byte_is_covered(tmp_path: Path, finished: bytes) -> None:
     """One flipped bit in each byte of the file, one after the other, is always found."""
     rng = random.Random(1)
+    (tmp_path / "intact.h5").write_bytes(finished)
 
-    for position in range(len(finished)):
-        check_flip(tmp_path, finished, position, rng.randrange(8))
+    for position, row in enumerate(owners(tmp_path / "intact.h5")):
+        check_flip(tmp_path / "damaged.h5", finished, position, rng.randrange(8), row)
 
 
 @pytest.mark.parametrize(
