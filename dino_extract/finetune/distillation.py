@@ -68,8 +68,8 @@ def _train_heads(
         schedule, momentum_teacher=MOMENTUM, final_momentum_teacher=MOMENTUM, teacher_temp=config.schedule.warmup_teacher_temp
     )
     order = Order(len(manifest), share.global_batch, config.seed + ORDER_OFFSET)
-    patch = teacher.backbone.patch_size
-    with TrainingData(manifest, order, share, config.crops, patch, first_step=0, last_step=steps, num_workers=config.num_workers) as data:
+    patch, workers = teacher.backbone.patch_size, setup.decoders_of_this_process(config)
+    with TrainingData(manifest, order, share, config.crops, patch, first_step=0, last_step=steps, num_workers=workers) as data:
         batches = iter(data)
         for step in range(steps):
             values = schedule_values(schedule, config.optim.head_warmup_lr, step, steps)

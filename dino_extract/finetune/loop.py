@@ -299,7 +299,7 @@ class Run:
             self.start.config.patch_size,
             first_step=first,
             last_step=self.steps,
-            num_workers=self.config.num_workers,
+            num_workers=setup.decoders_of_this_process(self.config),
         )
 
     @contextmanager

@@ -16,6 +16,7 @@ from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.data import Order, Share
 from dino_extract.finetune.monitor import Labelled, Monitor, rows_to_watch, split_labelled
 from dino_extract.finetune.student_teacher import Network, StudentTeacher
+from dino_extract.loader import default_num_workers
 from dino_extract.preprocess import Preprocess
 from dino_extract.source import Manifest, find_images
 from dino_extract.weights import backbone_config, find_checkpoint
@@ -63,6 +64,11 @@ def choose_device(name: str) -> torch.device:
 def share_of_this_process(config: FinetuneConfig) -> Share:
     """What this process takes of every global batch."""
     return Share(config.batch_size, config.accumulation, distributed.rank(), distributed.world_size())
+
+
+def decoders_of_this_process(config: FinetuneConfig) -> int:
+    """How many decoder processes this process starts; those of one machine share its processors."""
+    return config.num_workers or max(1, default_num_workers() // distributed.local_world_size())
 
 
 def completed(config: FinetuneConfig, order: Order, device: torch.device) -> FinetuneConfig:
@@ -149,7 +155,7 @@ def build_monitor(config: FinetuneConfig, start: DinoVisionTransformer, manifest
         rows_to_watch(len(manifest), config.monitor.images),
         options,
         labelled=labelled,
-        num_workers=config.num_workers,
+        num_workers=decoders_of_this_process(config),
         collapse_ratio=config.monitor.collapse_ratio,
     )
 

@@ -253,3 +253,14 @@ def test_lengths_left_open_become_shares_of_the_run(pictures: Path, tmp_path: Pa
     full = completed(config, Order(22, 4, 0), choose_device("cpu"))
 
     assert (full.head_warmup_steps, full.schedule.warmup_steps, full.monitor.every_steps) == (20, 18, 10)
+
+
+@pytest.mark.parametrize("option", ["checkpoint_blocks", pytest.param("compile", marks=pytest.mark.slow)])
+def test_ways_to_save_memory_or_time_leave_the_losses_as_they_are(pictures: Path, tmp_path: Path, option: str) -> None:
+    """Recomputed activations and compiled blocks give the losses of the plain run."""
+    finetune(runs.small_config(pictures, tmp_path / "plain", steps=2))
+
+    finetune(runs.small_config(pictures, tmp_path / "other", steps=2, **{option: True}))
+
+    losses = [[line["loss"] for line in metrics(tmp_path / name) if "loss" in line] for name in ("plain", "other")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
