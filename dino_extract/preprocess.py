@@ -19,8 +19,7 @@ SizePolicy = Literal["crop", "squash", "pad", "native"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, 0..1
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RESIZE_OF_CROP = (256, 224)  # the official evaluation resizes the shorter side to 256 and crops 224
-TALL = 2  # height : width from which Pillow 13 resizes rows first
-WORTH_CROPPING = 0.8  # copying less than this share of the rows is cheaper than resizing the columns of all of them
+EXACT_ASPECT = 16  # a longer picture is not resized as a whole: it could fill the memory, to be cropped away
 MAX_ASPECT = 8  # `native`: at most this many times longer than wide, else one scan line would fill the memory with patches
 
 _RULES: dict[SizePolicy, str] = {
@@ -156,27 +155,16 @@ def preprocess_picture(picture: Image.Image, options: Preprocess) -> Image.Image
 
 
 def _resize_and_crop(picture: Image.Image, full: tuple[int, int], crop: tuple[int, int]) -> Image.Image:
-    """The centre `crop` of the picture resized to `full`, without computing what is cropped away.
+    """The centre `crop` of the picture resized to `full`, bit for bit as torchvision's Resize and CenterCrop give it.
 
-    Pillow resizes columns first and rows second, rounding to 8 bits between; from version 13 on it changes the order where that is
-    cheaper, and then single pixels differ by up to 24 grey levels. To give what resize and crop one after the other give, the order is
-    fixed here by two calls. Only tall pictures that get smaller are resized as a whole: for them Pillow changes the order itself.
+    Of very long pictures only what the crop shows is resized, in one call, whose rounding may differ in single pixels.
     """
     top, left = round((full[0] - crop[0]) / 2.0), round((full[1] - crop[1]) / 2.0)  # half to even, as torchvision's CenterCrop
-    if picture.height > TALL * picture.width and full[1] < picture.width:
+    if max(full) <= EXACT_ASPECT * min(full):
         return picture.resize(full[::-1], Image.Resampling.BICUBIC).crop((left, top, left + crop[1], top + crop[0]))
-    scale_x, scale_y = picture.width / full[1], picture.height / full[0]  # pixels of the picture per pixel of the result
-    box_top, box_bottom = top * scale_y, (top + crop[0]) * scale_y
-    margin = 2 * max(scale_y, 1.0) + 1  # the bicubic kernel reaches two result pixels, or two picture pixels where it enlarges
-    first, last = max(int(box_top - margin), 0), min(int(box_bottom + margin) + 1, picture.height)
-    if last - first < WORTH_CROPPING * picture.height:
-        picture = picture.crop((0, first, picture.width, last))
-    else:
-        first = 0
-    columns = picture.resize(
-        (crop[1], picture.height), Image.Resampling.BICUBIC, box=(left * scale_x, 0, (left + crop[1]) * scale_x, picture.height)
-    )
-    return columns.resize(crop[::-1], Image.Resampling.BICUBIC, box=(0, box_top - first, crop[1], box_bottom - first))
+    x, y = picture.width / full[1], picture.height / full[0]  # pixels of the picture per pixel of the result
+    box = (left * x, top * y, (left + crop[1]) * x, (top + crop[0]) * y)
+    return picture.resize(crop[::-1], Image.Resampling.BICUBIC, box=box)
 
 
 def preprocess(image: NDArray[np.uint8], options: Preprocess) -> NDArray[np.uint8]:
