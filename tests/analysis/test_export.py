@@ -101,6 +101,16 @@ def test_csv_reads_back_to_the_same_numbers(store: Store, tmp_path: Path) -> Non
     np.testing.assert_array_equal(np.array([row[3:] for row in rows], np.float32), store.features[:])
 
 
+def test_csv_in_half_precision_reads_back_to_the_same_numbers(store: Store, tmp_path: Path) -> None:
+    """Numbers written as float16 have at most five digits, and read back as the nearest float16 of the stored ones."""
+    export(store, tmp_path / "x.csv", dtype="float16")
+
+    with open(tmp_path / "x.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))[1:]
+    np.testing.assert_array_equal(np.array([row[3:] for row in rows], np.float16), store.features[:].astype(np.float16))
+    assert max(len(number.lstrip("-0.").replace(".", "")) for row in rows for number in row[3:]) <= 5
+
+
 def test_h5ad_is_read_by_anndata(store: Store, tmp_path: Path) -> None:
     """Anndata reads matrix, paths, folders and provenance, whole and from disk."""
     anndata = pytest.importorskip("anndata")
