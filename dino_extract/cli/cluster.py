@@ -180,7 +180,7 @@ def _draw(store: Store, level: Clusters, folder: str) -> None:
     paths = store.paths
 
     def tiles(rows: NDArray[np.int64]) -> list[Tile]:
-        return [stored_tile(store, paths[row], f"{level.similarity[row]:.3f} {paths[row]}") for row in rows.tolist()]
+        return [stored_tile(store, paths[row], f"{level.similarity[row]:.3f} {os.path.basename(paths[row])}") for row in rows.tolist()]
 
     for number in range(len(level.centres)):
         rows = _by_similarity(level, number)

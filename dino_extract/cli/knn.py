@@ -21,7 +21,7 @@ EXAMPLES = """Examples:
 
 def knn(
     train: Annotated[str, typer.Argument(metavar="TRAIN.h5", help="Labelled images.")],
-    test: Annotated[str | None, typer.Argument(metavar="[TEST.h5]", help="Images to classify; without it, each one by all others.")] = None,
+    test: Annotated[str | None, typer.Argument(metavar="TEST.h5", help="Images to classify; without it, each one by all others.")] = None,
     labels: Labels = None,
     test_labels: Annotated[str | None, typer.Option(metavar="CSV|H5:DATASET", help="Labels of TEST.h5; by default --labels.")] = None,
     label_depth: LabelDepth = 1,

@@ -21,7 +21,7 @@ EXAMPLES = """Examples:
 
 def linear(
     train: Annotated[str, typer.Argument(metavar="TRAIN.h5", help="Labelled images.")],
-    test: Annotated[str | None, typer.Argument(metavar="[TEST.h5]", help="Images to test on; without it, a fifth of TRAIN.h5.")] = None,
+    test: Annotated[str | None, typer.Argument(metavar="TEST.h5", help="Images to test on; without it, a fifth of TRAIN.h5.")] = None,
     method: Annotated[
         Literal["logistic", "sgd"], typer.Option(help="Logistic regression by L-BFGS, or heads by SGD over the official learning rates.")
     ] = "logistic",

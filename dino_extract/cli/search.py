@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +32,7 @@ MAP_QUERIES = 2000  # more change the third digit at most, and each costs a sort
 
 def search(
     file: Annotated[str, typer.Argument(metavar="FILE.h5", help="Where to search.")],
-    queries: Annotated[list[str] | None, typer.Argument(metavar="[QUERY]...", help="Images, folders, or another .h5 file.")] = None,
+    queries: Annotated[list[str] | None, typer.Argument(metavar="QUERY...", help="Images, folders, or another .h5 file.")] = None,
     path: Annotated[list[str] | None, typer.Option(metavar="KEY", help="An image of FILE.h5 itself (repeatable).")] = None,
     top: Annotated[int, typer.Option(help="Images to find for each query.")] = 10,
     dataset: Dataset = "features",
@@ -112,7 +113,10 @@ def _draw(store: Store, results: list[SearchResult], queries: list[str], paths: 
     strips = [
         Strip(
             result.query,
-            [query_tile(result.query), *(stored_tile(store, hit.path, f"{hit.similarity:.3f} {hit.path}") for hit in result.hits)],
+            [
+                query_tile(result.query),
+                *(stored_tile(store, hit.path, f"{hit.similarity:.3f} {os.path.basename(hit.path)}") for hit in result.hits),
+            ],
         )
         for result in results
     ]
