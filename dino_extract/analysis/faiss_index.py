@@ -16,7 +16,7 @@ from dino_extract.store import Store
 
 IndexKind = Literal["hnsw", "ivfpq"]
 
-HNSW_LINKS = 32  # per vector, 256 bytes: with the settings below recall@10 is above 0.95 on clustered vectors (docs/search.md)
+HNSW_LINKS = 32  # per vector, 256 bytes
 HNSW_BUILD = 100  # candidates looked at while a vector is inserted
 HNSW_SEARCH = 128  # candidates looked at by a query
 IVF_TRAIN_PER_LIST = 40  # faiss warns below 39

@@ -18,7 +18,7 @@ from torch import Tensor
 from dino_extract.analysis.kmeans import learn_centres
 from dino_extract.analysis.vectors import Vectors, unit
 
-EXACT_PRODUCTS = 4e9  # similarities that are computed exactly: 63,000 images among themselves, half a minute on two cores
+EXACT_PRODUCTS = 4e9  # similarities that are computed exactly: 63,000 images among themselves
 BUCKET_ROWS = 1000  # wanted size of a bucket: small ones are quick, large ones miss fewer pairs
 PROBES = 4  # nearest buckets that a query looks into; docs/dedup.md has the recall
 LEARN_ITERATIONS = 8  # rough buckets serve as well
@@ -77,7 +77,7 @@ def _bucket_pairs(queries: Vectors, bank: Vectors, threshold: float, seed: int) 
     """Every query is compared with the members of the buckets nearest to it.
 
     Two vectors that are nearly the same are nearly always in, or next to, the same bucket. The comparison within a bucket is a matrix
-    product, which is ten times faster than looking up one query after the other in an inverted file.
+    product, which is faster than looking up one query after the other in an inverted file.
     """
     num_buckets = max(1, math.ceil(len(bank) / BUCKET_ROWS))
     centres_KD = learn_centres(bank, num_buckets, seed=seed, iterations=LEARN_ITERATIONS, sample_per_cluster=LEARN_PER_BUCKET)

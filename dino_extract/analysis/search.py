@@ -29,7 +29,7 @@ from dino_extract.store import Store
 
 IndexChoice = Literal["auto", "exact", "hnsw", "ivfpq"]
 
-EXACT_ROWS = 2_000_000  # up to here `auto` searches exactly: a few seconds per block of queries, and nothing to build
+EXACT_ROWS = 2_000_000  # up to here `auto` searches exactly: nothing to build, nothing missed
 _SIMILARITIES = 64 << 20  # that mAP sorts at a time
 
 
