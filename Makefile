@@ -19,7 +19,6 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY) ## Embed real photographs and look at the result
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check scikit-image
 	$(BIN)/python docs/demo.py
 
 test: $(READY) ## Run every test but the slow proofs (under 15 minutes on 2 cores)
@@ -27,6 +26,9 @@ test: $(READY) ## Run every test but the slow proofs (under 15 minutes on 2 core
 
 test-slow: $(READY) ## Run the long proofs: kills, fuzzing, full-size checkpoints
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+bench: $(READY) ## Measure against other tools on this machine, in one run
+	$(BIN)/python benchmarks/peers.py
 
 check: $(READY) ## Check format, style, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -10,10 +10,29 @@ from types import FrameType
 import typer
 
 from dino_extract import __version__
-from dino_extract.cli import doctor, embed, export, inspect, knn, pca, search, weights
+from dino_extract.cli import (
+    attention,
+    benchmark,
+    cluster,
+    dedup,
+    doctor,
+    embed,
+    export,
+    finetune,
+    inspect,
+    knn,
+    linear,
+    linear_dense,
+    match,
+    pca,
+    report,
+    search,
+    weights,
+)
 from dino_extract.errors import DinoExtractError, ExitCode
 
-AFTER = "After embedding"
+NUMBERS = "After embedding: answers"
+PICTURES = "After embedding: pictures and files"
 
 app = typer.Typer(
     name="dino-extract",
@@ -27,12 +46,23 @@ app = typer.Typer(
 app.command("embed", epilog=embed.EXAMPLES)(embed.embed)
 app.command("info")(inspect.info)
 app.command("verify")(inspect.verify)
-app.command("doctor")(doctor.doctor)
+app.command("finetune")(finetune.finetune)
 app.add_typer(weights.app, name="weights")
-app.command("knn", rich_help_panel=AFTER)(knn.knn)
-app.command("search", rich_help_panel=AFTER)(search.search)
-app.command("pca", rich_help_panel=AFTER)(pca.pca)
-app.command("export", rich_help_panel=AFTER)(export.export)
+app.command("doctor")(doctor.doctor)
+app.command("benchmark")(benchmark.benchmark)
+app.command("knn", rich_help_panel=NUMBERS)(knn.knn)
+app.command("linear", rich_help_panel=NUMBERS)(linear.linear)
+app.command("classify", rich_help_panel=NUMBERS)(linear.classify)
+app.command("linear-dense", rich_help_panel=NUMBERS)(linear_dense.linear_dense)
+app.command("search", rich_help_panel=NUMBERS)(search.search)
+app.command("dedup", rich_help_panel=NUMBERS)(dedup.dedup)
+app.command("cluster", rich_help_panel=NUMBERS)(cluster.cluster)
+app.command("curate", rich_help_panel=NUMBERS)(cluster.curate)
+app.command("pca", rich_help_panel=PICTURES)(pca.pca)
+app.command("match", rich_help_panel=PICTURES)(match.match)
+app.command("attention", rich_help_panel=PICTURES)(attention.attention)
+app.command("report", rich_help_panel=PICTURES)(report.report)
+app.command("export", rich_help_panel=PICTURES)(export.export)
 
 
 class Signalled(BaseException):
