@@ -16,21 +16,23 @@ from dino_extract.finetune.student_teacher import Batch
 from tests.finetune import golden
 
 Work = Callable[[int], dict[str, Tensor]]
+Parts = list[dict[str, Tensor]]  # what each rank gave
 
 
-def in_two_processes(work: Work, folder: Path) -> list[dict[str, Tensor]]:
-    """What `work(rank)` gave on each of two gloo processes."""
+def in_two_processes(folder: Path) -> dict[str, Parts]:
+    """What each function of `WORK` gave on each of two gloo processes, which do one after the other."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(_entry, (work, port, folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    multiprocessing.spawn(_entry, (port, folder), nprocs=2)
+    given = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return {name: [part[name] for part in given] for name in given[0]}
 
 
-def _entry(rank: int, work: Work, port: int, folder: Path) -> None:
+def _entry(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.save(work(rank), folder / f"{rank}.pt")
+    torch.save({work.__name__: work(rank) for work in WORK}, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -99,3 +101,13 @@ def half_of_a_centering_step(rank: int) -> dict[str, Tensor]:
 def half_of_a_sharded_step(rank: int) -> dict[str, Tensor]:
     """The same with untied heads and the networks shared out over both ranks."""
     return one_step("sinkhorn_separate_heads", slice(2 * rank, 2 * rank + 2), world(), "fsdp")
+
+
+WORK: list[Work] = [
+    sinkhorn_of_uneven_parts,
+    koleo_of_halves,
+    gathered_rows,
+    half_of_a_sinkhorn_step,
+    half_of_a_centering_step,
+    half_of_a_sharded_step,
+]

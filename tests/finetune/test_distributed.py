@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,31 +9,39 @@ from dino_extract.finetune.losses import Center, koleo_loss, sinkhorn_knopp
 from tests.finetune import ranks
 
 
-def test_sinkhorn_and_centre_of_uneven_parts_equal_those_of_the_whole(tmp_path: Path) -> None:
-    """Targets and centre do not depend on how masked patches are spread over ranks."""
-    parts = ranks.in_two_processes(ranks.sinkhorn_of_uneven_parts, tmp_path)
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ranks.Parts]:
+    """What two gloo processes gave, by the name of what they did."""
+    return ranks.in_two_processes(tmp_path_factory.mktemp("ranks"))
 
+
+def test_sinkhorn_and_centre_of_uneven_parts_equal_those_of_the_whole(done: dict[str, ranks.Parts]) -> None:
+    """Targets and centre do not depend on how masked patches are spread over ranks."""
     center = Center(12)
     center.update(ranks.rows())
+
+    parts = done["sinkhorn_of_uneven_parts"]
+
     torch.testing.assert_close(torch.cat([part["targets"] for part in parts]), sinkhorn_knopp(ranks.rows(), 0.05, 3))
     for part in parts:
         torch.testing.assert_close(part["center"], center.value)
 
 
-def test_koleo_over_two_ranks_equals_koleo_of_the_whole(tmp_path: Path) -> None:
+def test_koleo_over_two_ranks_equals_koleo_of_the_whole(done: dict[str, ranks.Parts]) -> None:
     """Loss and gradient are those of the whole batch on one process."""
-    parts = ranks.in_two_processes(ranks.koleo_of_halves, tmp_path)
-
     whole = ranks.rows()[:6].clone().requires_grad_()
     loss = koleo_loss(whole)
     loss.backward()
+
+    parts = done["koleo_of_halves"]
+
     torch.testing.assert_close(parts[0]["loss"], loss.detach())
     torch.testing.assert_close(torch.cat([part["grad"] for part in parts]), whole.grad)
 
 
-def test_rows_are_gathered_in_rank_order(tmp_path: Path) -> None:
+def test_rows_are_gathered_in_rank_order(done: dict[str, ranks.Parts]) -> None:
     """Each rank sees rank 0's rows first and knows where its own begin."""
-    parts = ranks.in_two_processes(ranks.gathered_rows, tmp_path)
+    parts = done["gathered_rows"]
 
     assert [part["rows"].flatten().tolist() for part in parts] == [[0, 0, 1, 1]] * 2
     assert [part["first"].item() for part in parts] == [0, 2]
@@ -49,11 +55,12 @@ def test_rows_are_gathered_in_rank_order(tmp_path: Path) -> None:
         ("sinkhorn_separate_heads", ranks.half_of_a_sharded_step),
     ],
 )
-def test_a_step_on_two_halves_equals_the_step_on_the_whole(tmp_path: Path, variant: str, work: ranks.Work) -> None:
+def test_a_step_on_two_halves_equals_the_step_on_the_whole(done: dict[str, ranks.Parts], variant: str, work: ranks.Work) -> None:
     """Losses, gradients and the teacher after a step on two ranks, by DDP or FSDP, equal those of one process with all images."""
-    parts = ranks.in_two_processes(work, tmp_path)
-
     whole = ranks.one_step(variant, slice(0, 4), None)
+
+    parts = done[work.__name__]
+
     for name, want in whole.items():
         got = (parts[0][name] + parts[1][name]) / 2
         torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
