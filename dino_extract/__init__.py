@@ -13,10 +13,23 @@ __version__ = "0.1.0"
 # public name -> module and name where it is defined
 _EXPORTS = {
     "DinoExtractError": ("dino_extract.errors", "DinoExtractError"),
+    "attention_maps": ("dino_extract.analysis.attention", "attention_maps"),
+    "cluster": ("dino_extract.analysis.cluster", "cluster"),
+    "curate": ("dino_extract.analysis.cluster", "curate"),
+    "dedup": ("dino_extract.analysis.dedup", "dedup"),
     "embed": ("dino_extract.embedding", "embed"),
     "embed_like": ("dino_extract.embedding", "embed_like"),
+    "export": ("dino_extract.analysis.export", "export"),
+    "knn": ("dino_extract.analysis.knn", "knn"),
+    "leaks": ("dino_extract.analysis.dedup", "leaks"),
+    "linear": ("dino_extract.analysis.linear", "linear"),
+    "linear_dense": ("dino_extract.analysis.linear_dense", "linear_dense"),
     "load_backbone": ("dino_extract.weights", "load_backbone"),
+    "match_patches": ("dino_extract.analysis.match", "match_patches"),
     "open": ("dino_extract.store", "open_store"),
+    "pca": ("dino_extract.analysis.pca", "pca"),
+    "report": ("dino_extract.analysis.report", "report"),
+    "search": ("dino_extract.analysis.search", "search"),
     "verify": ("dino_extract.verification", "verify"),
 }
 

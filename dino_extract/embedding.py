@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from dino_extract.config import EmbedConfig
 from dino_extract.engine import Engine
-from dino_extract.errors import DinoExtractError
-from dino_extract.job import Job, prepare, prepare_like
+from dino_extract.errors import DinoExtractError, SourceError
+from dino_extract.job import Job, MadeWith, prepare, prepare_like
 from dino_extract.loader import Batch
 from dino_extract.status import Status
-from dino_extract.store import Store, Writer, open_store, open_writer
+from dino_extract.store import Writer, open_store, open_writer
 
 # stage -> what it is, and what makes it shorter
 ADVICE = {
@@ -25,6 +27,8 @@ ADVICE = {
     "model": "the model: a GPU, a smaller `--model` or a smaller `--size` would help",
     "write": "writing: a faster disk, `--store-dtype float16` or fewer `--tokens` would help",
 }
+
+BATCHES_IN_FLIGHT = 2  # while one is read back the next is computed, so that the model never waits
 
 OnProgress = Callable[[int, int, int], None]  # images done, images in all, images without an embedding
 
@@ -132,23 +136,31 @@ def run(
     )
 
 
-def embed_like(store: Store, sources: Sequence[str], **changes: Any) -> tuple[list[str], np.ndarray]:
+def embed_like(store: MadeWith, sources: Sequence[str], **changes: Any) -> tuple[list[str], np.ndarray]:
     """Paths and CLS embeddings (n, D) float32 of other images, made exactly as those of a file.
 
     Args:
-        store: the file.
-        sources: folders, files, globs or `.tar` shards; images that cannot be read are left out.
+        store: the file, or anything else that records how it was made.
+        sources: folders, files, globs or `.tar` shards; images that cannot be read are left out. The paths lead to the images
+            from the working directory.
         changes: fields of `EmbedConfig` to set differently from the file, such as `weights` where the checkpoint has moved.
 
     Raises:
         StoreError: the weights found now are not those the file was made with.
+        SourceError: none of the images can be read.
     """
     job = prepare_like(store, sources, **changes)
-    paths, features = [], []
+    folder = "" if job.manifest.root == os.getcwdb() else os.fsdecode(job.manifest.root)
+    paths: list[str] = []
+    features: list[np.ndarray] = []
+    errors: list[str] = []
     for batch, arrays in embedded_batches(job, np.arange(len(job.manifest)), {"decode": 0.0, "model": 0.0}):
         is_good = batch.status == Status.OK
-        paths += [os.fsdecode(job.manifest.keys[row]) for row in batch.rows[is_good].tolist()]
+        paths += [os.path.join(folder, os.fsdecode(job.manifest.keys[row])) for row in batch.rows[is_good].tolist()]
         features.append(arrays["features"][is_good].astype(np.float32))
+        errors += filter(None, batch.errors)
+    if not paths:
+        raise SourceError(f"none of the {len(job.manifest):,} images can be read, the first because of `{errors[0]}`")
     return paths, np.concatenate(features)
 
 
@@ -162,17 +174,32 @@ def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> It
     """
     if not len(rows):
         return
-    engine = job.engine()
-    with job.loader(rows) as loader:
+    engine = job.engine(release=True)
+    in_flight: deque[tuple[Batch, Callable[[], dict[str, Any]]]] = deque()
+
+    def finish_oldest() -> tuple[Batch, dict[str, Any]]:
+        batch, result = in_flight.popleft()
         clock = time.monotonic()
-        for batch in loader:
-            decoded = time.monotonic()
-            arrays = engine(batch.pixels) if isinstance(batch.pixels, np.ndarray) else _embed_native(job, engine, batch)
-            computed = time.monotonic()
-            waited["decode"] += decoded - clock
-            waited["model"] += computed - decoded
-            yield batch, arrays
+        arrays = result()
+        waited["model"] += time.monotonic() - clock
+        return batch, arrays
+
+    with job.loader(rows) as loader:
+        batches = iter(loader)
+        while True:
             clock = time.monotonic()
+            batch = next(batches, None)
+            waited["decode"] += time.monotonic() - clock
+            if batch is None:
+                break
+            if isinstance(batch.pixels, np.ndarray):
+                in_flight.append((batch, engine.submit(batch.pixels).result))
+            else:
+                in_flight.append((batch, partial(_embed_native, job, engine, batch)))
+            if len(in_flight) > BATCHES_IN_FLIGHT:
+                yield finish_oldest()
+        while in_flight:
+            yield finish_oldest()
 
 
 def _embed_native(job: Job, engine: Engine, batch: Batch) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from dino_extract.source import Manifest, find_images, manifest_of, printable, r
 from dino_extract.store import Layout, RowDataset, RowTable, Store, ensure_space
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import RANDOM_WEIGHTS_WARNING, LoadedBackbone
-from dino_extract.weights.load import load
+from dino_extract.weights.loading import load
 
 # What must be equal for rows of an earlier run to be kept; every other attribute only informs.
 SIGNATURE = ("model", "weights_sha256", "preprocessing", "tokens", "layers", "compute_dtype", "store_dtype")
@@ -53,8 +53,8 @@ class Job:
         manifest = self.manifest
         return RowTable(manifest.keys, manifest.file_size, manifest.file_mtime_ns, self.grid_size)
 
-    def engine(self) -> Engine:
-        """The model, ready to run."""
+    def engine(self, *, release: bool = False) -> Engine:
+        """The model, ready to run; with `release` it takes over the weights, and the job cannot make another one."""
         return Engine(
             self.model.module,
             self.spec,
@@ -62,6 +62,7 @@ class Job:
             dtype=self.dtype,
             store_dtype=self.config.store_dtype,
             batch_size=self.batch_size,
+            release=release,
         )
 
     def loader(self, rows: np.ndarray) -> Loader:
@@ -106,6 +107,18 @@ class Job:
         seconds = min(times[1:]) * len(self.manifest) / self.batch_size
         free = shutil.disk_usage(os.path.dirname(os.path.abspath(self.output))).free
         return Plan(self.output, len(self.manifest), self.nbytes(), free, round(seconds, 1))
+
+
+class MadeWith(Protocol):
+    """Anything that records how embeddings were made: a store, or a classifier trained on one."""
+
+    @property
+    def path(self) -> str:
+        """The file."""
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """Attributes as `embed` writes them."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +175,11 @@ def prepare(
     return job
 
 
-def prepare_like(store: Store, sources: Sequence[str], **changes: Any) -> Job:
+def prepare_like(store: MadeWith, sources: Sequence[str], **changes: Any) -> Job:
     """A job that embeds other images exactly as those of a file were embedded; it is not meant to be written to a file.
 
     Args:
-        store: the file.
+        store: the file, or anything that records how it was made.
         sources: as for `find_images`.
         changes: fields of `EmbedConfig` to set differently from the file, such as `weights` where the checkpoint has moved.
 
@@ -192,7 +205,7 @@ def prepare_again(store: Store, paths: Sequence[str], **changes: Any) -> Job | N
     return _job_like(store, manifest_of(root, found), changes) if found else None
 
 
-def _job_like(store: Store, manifest: Manifest, changes: dict[str, Any]) -> Job:
+def _job_like(store: MadeWith, manifest: Manifest, changes: dict[str, Any]) -> Job:
     job = _job(manifest, store.path, config_of(store, **changes))
     if job.model.weights_sha256 != store.attrs["weights_sha256"]:
         message = f"`{store.path}` was made with weights {store.attrs['weights_sha256'][:16]}..., found {job.model.weights_sha256[:16]}..."
@@ -229,7 +242,7 @@ def _native_grids(config: EmbedConfig, manifest: Manifest, preprocess: Preproces
     return np.array([preprocess.native_grid(*size) if min(size) > 0 else (0, 0) for size in sizes.tolist()], np.int32)
 
 
-def config_of(store: Store, **changes: Any) -> EmbedConfig:
+def config_of(store: MadeWith, **changes: Any) -> EmbedConfig:
     """The options that a file was made with, so that other images get comparable embeddings.
 
     Args:

@@ -21,7 +21,7 @@ from dino_extract.analysis.match import match_patches
 from dino_extract.analysis.pca import pca
 from dino_extract.analysis.report import report
 from dino_extract.analysis.sight import see
-from dino_extract.weights.load import load
+from dino_extract.weights.loading import load
 
 PICTURES = Path(__file__).parent / "pictures"
 MAX_NBYTES = 190_000  # of one picture: a repository is not an album

@@ -237,8 +237,20 @@ def test_other_images_are_embedded_like_those_of_a_file(photos: Path, tmp_path: 
 
     with open_store(tmp_path / "x.h5") as store:
         paths, features = embed_like(store, [str(photos)])
-        assert paths == store.paths
+        assert paths == [str(photos / path) for path in store.paths]
         np.testing.assert_allclose(features, store.features[:], atol=1e-6)
+
+
+def test_no_readable_image_is_one_sentence(photos: Path, tmp_path: Path) -> None:
+    """`embed_like` of a damaged file alone says why it cannot be read."""
+    embed(photos, tmp_path / "x.h5", model="tiny", random_weights=0, size="28", workers=1)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+
+    with (
+        open_store(tmp_path / "x.h5") as store,
+        pytest.raises(DinoExtractError, match="none of the 1 images can be read, the first because"),
+    ):
+        embed_like(store, [str(tmp_path / "broken.png")])
 
 
 def test_weights_that_have_changed_are_noticed(photos: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def attention(
     """Draw what the CLS token of each attention head attends to; register tokens are left out."""
     from dino_extract.analysis import attention as analysis  # loads torch, which `--help` must not wait for
     from dino_extract.analysis.sight import see
-    from dino_extract.weights.load import load
+    from dino_extract.weights.loading import load
 
     backbone = load(model, weights=weights, random_seed=random_weights, offline=offline).module
     results = []

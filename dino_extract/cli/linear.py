@@ -103,7 +103,7 @@ def classify(
             )
         from dino_extract.embedding import embed_like  # the model is loaded for images alone
 
-        paths, vectors = embed_like(trained, images)  # type: ignore[arg-type]  # of a store, it reads attributes and path alone
+        paths, vectors = embed_like(trained, images)
         found += classify_vectors(trained, vectors, paths, top=top)
     if as_json:
         print_json([asdict(each) for each in found])

@@ -74,7 +74,7 @@ def _embedded(image_a: str, image_b: str, model: str | None, size: int, options:
     import torch
 
     from dino_extract.analysis.sight import see
-    from dino_extract.weights.load import load
+    from dino_extract.weights.loading import load
 
     backbone = load(model, **options).module
     pairs: list[Seen] = []

@@ -20,7 +20,7 @@ from dino_extract.loader import default_num_workers
 from dino_extract.preprocess import Preprocess
 from dino_extract.source import Manifest, find_images
 from dino_extract.weights import backbone_config, find_checkpoint
-from dino_extract.weights.load import load
+from dino_extract.weights.loading import load
 
 Say = Callable[[str], None]
 

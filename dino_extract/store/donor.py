@@ -84,7 +84,7 @@ def differences(header: Header, layout: Layout) -> list[str]:
     for name in layout.signature:
         lines += _attr_differences(name, header.attrs.get(name), layout.attrs.get(name))
     has, wants = ({each.name: each for each in datasets} for datasets in (header.datasets, layout.row_datasets))
-    for name in [*wants, *(name for name in has if name not in wants)]:
+    for name in [*wants, *(name for name in has if name not in wants)] if not lines else []:  # datasets follow from the settings
         if has.get(name) != wants.get(name):
             lines.append(f"dataset {name}: the file has {_described(has.get(name))}, you asked for {_described(wants.get(name))}")
     if not lines and list(has) != list(wants):
@@ -128,7 +128,7 @@ def _parsed(value: object) -> dict[str, object]:
 
 
 def _shown(value: object) -> str:
-    return "nothing" if value is None else str(value)
+    return "nothing" if value in (None, "") else str(value)
 
 
 def _described(dataset: RowDataset | None) -> str:

@@ -106,6 +106,8 @@ def open_hdf5(path: str) -> Iterator[h5py.File]:
 
 def connect(path: str) -> h5py.File:
     """The same as `open_hdf5`, for a caller that closes the file itself."""
+    if not os.path.lexists(path):
+        raise StoreError(f"there is no file `{path}`", hint=f"`dino-extract embed SOURCE -o {path}` makes it")
     with disk.explained(f"read `{path}`"):
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # the plain reason, before HDF5 wraps it
     if not os.path.isfile(path):

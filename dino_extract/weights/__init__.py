@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dino_extract.weights.checkpoint import BackboneCheckpoint, architecture_name, backbone_config, read_checkpoint, save_checkpoint
-    from dino_extract.weights.load import LoadedBackbone, build, load, load_backbone
+    from dino_extract.weights.loading import LoadedBackbone, build, load, load_backbone
     from dino_extract.weights.locate import cache_dir
     from dino_extract.weights.registry import DEFAULT_MODEL, Checkpoint, checkpoints, find_checkpoint, is_timm, weights_folder
     from dino_extract.weights.resolve import WeightsFile, ensure_available, resolve_weights
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # module -> the names it defines
 _EXPORTS = {
     "checkpoint": ("BackboneCheckpoint", "architecture_name", "backbone_config", "read_checkpoint", "save_checkpoint"),
-    "load": ("LoadedBackbone", "build", "load", "load_backbone"),
+    "loading": ("LoadedBackbone", "build", "load", "load_backbone"),
     "locate": ("cache_dir",),
     "registry": ("DEFAULT_MODEL", "Checkpoint", "checkpoints", "find_checkpoint", "is_timm", "weights_folder"),
     "resolve": ("WeightsFile", "ensure_available", "resolve_weights"),

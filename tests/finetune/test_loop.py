@@ -20,7 +20,7 @@ from dino_extract.finetune.loop import CollapsedError, PreemptedError, finetune
 from dino_extract.finetune.output import RunBusyError, RunFolder
 from dino_extract.finetune.setup import choose_device, completed
 from dino_extract.finetune.step import DivergedError
-from dino_extract.weights.load import load
+from dino_extract.weights.loading import load
 from tests.finetune import runs
 
 

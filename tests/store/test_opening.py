@@ -221,8 +221,6 @@ def test_other_settings_are_refused_with_every_difference(tmp_path: Path) -> Non
     assert caught.value.message.splitlines()[1:] == [
         "  model: the file has vits14, you asked for vitb14",
         "  preprocess.resize: the file has 256, you asked for 512",
-        "  dataset features: the file has 8 float16, you asked for 16 float32",
-        "  dataset layers/9/patch_features: the file has 2 x 3 x 4 float32, you asked for nothing",
     ]
     assert caught.value.hint == "`--overwrite` replaces it, `-o` chooses another file"
     assert (tmp_path / "out.h5").read_bytes() == before

@@ -118,5 +118,5 @@ def test_file_without_checksums_is_refused(tmp_path: Path) -> None:
 
 def test_missing_file_is_an_error(tmp_path: Path) -> None:
     """A path that leads nowhere is said to lead nowhere."""
-    with pytest.raises(StoreError, match="no such file or folder"):
+    with pytest.raises(StoreError, match="there is no file"):
         verify_store(tmp_path / "none.h5")

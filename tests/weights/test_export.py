@@ -13,7 +13,7 @@ from dino_extract.backbone import BackboneConfig
 from dino_extract.errors import ConfigError, WeightsError
 from dino_extract.weights.checkpoint import read_checkpoint, save_checkpoint
 from dino_extract.weights.export import INTERPOLATION_NOTE, convert
-from dino_extract.weights.load import load_backbone
+from dino_extract.weights.loading import load_backbone
 from dino_extract.weights.untrained import untrained_backbone
 
 PLAIN = BackboneConfig(embed_dim=128, depth=2, num_heads=2, image_size=70)

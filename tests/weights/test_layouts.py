@@ -15,7 +15,7 @@ from dino_extract.backbone import Backbone, BackboneConfig
 from dino_extract.errors import WeightsError
 from dino_extract.weights.checkpoint import backbone_config
 from dino_extract.weights.layouts import ExportLayout, expected_shapes, from_official, infer_config, to_official
-from dino_extract.weights.load import load
+from dino_extract.weights.loading import load
 from dino_extract.weights.registry import find_checkpoint
 from dino_extract.weights.untrained import untrained_backbone
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from dino_extract.errors import ConfigError, WeightsError
-from dino_extract.weights.load import load
+from dino_extract.weights.loading import load
 from dino_extract.weights.timm_backbone import TimmBackbone
 
 

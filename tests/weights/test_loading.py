@@ -21,7 +21,7 @@ from dino_extract.weights import cache, locate, registry
 from dino_extract.weights.checkpoint import backbone_config, save_checkpoint
 from dino_extract.weights.files import write_pickle, write_safetensors
 from dino_extract.weights.layouts import from_official
-from dino_extract.weights.load import load, load_backbone
+from dino_extract.weights.loading import load, load_backbone
 from dino_extract.weights.registry import Checkpoint, Mirror, checkpoints, find_checkpoint
 from dino_extract.weights.untrained import untrained_backbone
 from tests.weights.conftest import SMALL_ARCHITECTURE, Misbehaving
