@@ -28,7 +28,8 @@ test-slow: $(READY) ## Run the long proofs: kills, fuzzing, full-size checkpoint
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 bench: $(READY) ## Measure against other tools on this machine, in one run
-	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/peers.py photos build/bench
+	$(BIN)/python benchmarks/peers.py compare build/bench
 
 check: $(READY) ## Check format, style, types and the direction of imports
 	$(BIN)/ruff format --check .

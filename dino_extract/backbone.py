@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD
 
 # Batch size and tokens per image of each crop size in a packed batch.
 CropShapes = Sequence[tuple[int, int]]

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Policy = Literal["crop", "squash", "pad", "native"]
-Alpha = Literal["drop", "white", "black"]
+SizePolicy = Literal["crop", "squash", "pad", "native"]
+AlphaPolicy = Literal["drop", "white", "black"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 StoreDtype = Literal["float16", "float32"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, 0..1
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_PIXELS = 100_000_000  # 400 MB as Pillow holds it; well above any camera, and in reach of the memory limit of a decoder process
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class EmbedConfig:
     tokens: str = "cls"
     layers: str | None = None
     size: str = "224"
-    preprocess: Policy = "crop"
-    alpha: Alpha = "drop"
+    preprocess: SizePolicy = "crop"
+    alpha: AlphaPolicy = "drop"
     fast_decode: bool = False
     device: str = "auto"
     dtype: Dtype = "auto"
@@ -52,4 +56,4 @@ class EmbedConfig:
     batch: int = 0
     workers: int = 0
     decode_timeout_s: float = 30.0
-    max_pixels: int = 100_000_000
+    max_pixels: int = MAX_PIXELS

@@ -10,21 +10,19 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffTags, UnidentifiedImageError
 
+from dino_extract.config import MAX_PIXELS, AlphaPolicy
 from dino_extract.source import ImageError
 from dino_extract.status import Status
-
-AlphaPolicy = Literal["drop", "white", "black"]
 
 # The usual raster formats. Left out: what runs other programs (EPS, PDF), what is not a picture (HDF5, GRIB, BUFR, FITS, MPEG), and
 # formats so rare that attackers alone read their decoders (FPX, MIC, SPIDER, WMF, ICNS, ...). MPO opens as JPEG.
 FORMATS = tuple("JPEG PNG WEBP TIFF BMP DIB GIF AVIF JPEG2000 TGA PPM PSD ICO DDS QOI PCX SGI IM".split())  # noqa: SIM905
-MAX_PIXELS = 100_000_000  # 400 MB as Pillow holds it; well above any camera, and in reach of the memory limit of a decoder process
 MAX_ERROR_CHARS = 200
 
 _TRANSPOSE = {

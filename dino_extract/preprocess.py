@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dino_extract.decode import MAX_PIXELS, AlphaPolicy
+from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, AlphaPolicy, SizePolicy
 from dino_extract.errors import ConfigError
 from dino_extract.source import MAX_FILE_BYTES
 
-SizePolicy = Literal["crop", "squash", "pad", "native"]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, 0..1
-IMAGENET_STD = (0.229, 0.224, 0.225)
 RESIZE_OF_CROP = (256, 224)  # the official evaluation resizes the shorter side to 256 and crops 224
 EXACT_ASPECT = 16  # a longer picture is not resized as a whole: it could fill the memory, to be cropped away
 MAX_ASPECT = 8  # `native`: at most this many times longer than wide, else one scan line would fill the memory with patches

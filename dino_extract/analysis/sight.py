@@ -12,9 +12,10 @@ from torch import Tensor
 
 from dino_extract.analysis.pictures import display_name
 from dino_extract.backbone import Backbone
+from dino_extract.config import SizePolicy
 from dino_extract.decode import open_upright
 from dino_extract.errors import SourceError
-from dino_extract.preprocess import Preprocess, SizePolicy, preprocess_picture
+from dino_extract.preprocess import Preprocess, preprocess_picture
 from dino_extract.source import ImageError, ImageRef, read_image_bytes
 
 

@@ -12,7 +12,7 @@ import typer
 
 from dino_extract.cli.progress import choose_progress
 from dino_extract.cli.weights import download_progress
-from dino_extract.config import Alpha, Dtype, EmbedConfig, Policy, StoreDtype
+from dino_extract.config import AlphaPolicy, Dtype, EmbedConfig, SizePolicy, StoreDtype
 from dino_extract.errors import ConfigError, ExitCode
 from dino_extract.weights import ensure_available
 
@@ -59,10 +59,10 @@ def embed(
     ] = EmbedConfig.layers,
     size: Annotated[str, typer.Option(help="Input side in pixels, or HEIGHTxWIDTH.", rich_help_panel=PIXELS)] = EmbedConfig.size,
     preprocess: Annotated[
-        Policy, typer.Option(help="crop: the official transform; squash, pad, native: the whole image.", rich_help_panel=PIXELS)
+        SizePolicy, typer.Option(help="crop: the official transform; squash, pad, native: the whole image.", rich_help_panel=PIXELS)
     ] = EmbedConfig.preprocess,
     alpha: Annotated[
-        Alpha, typer.Option(help="Transparency: dropped as officially, or over white or black.", rich_help_panel=PIXELS)
+        AlphaPolicy, typer.Option(help="Transparency: dropped as officially, or over white or black.", rich_help_panel=PIXELS)
     ] = EmbedConfig.alpha,
     fast_decode: Annotated[
         bool,

@@ -10,7 +10,6 @@ from dino_extract.backbone import Backbone
 from dino_extract.errors import ConfigError
 
 ComputeDtype = Literal["float32", "bfloat16"]
-StoreDtype = Literal["float16", "float32"]
 
 # Tokens x width of one stream's batch that stay in a core's share of the cache: 16 images of ViT-S at 224 pixels.
 STREAM_ELEMENTS = 16 * 257 * 384

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from dino_extract.backbone import Backbone, DinoVisionTransformer
+from dino_extract.config import StoreDtype
 from dino_extract.engine.cpu import fastest_attention, fastest_linear
 from dino_extract.engine.cuda import CudaPipeline
 from dino_extract.engine.lean import LeanTransformer, PlainLinear, attend_fused
 from dino_extract.engine.network import AnyTokens, LayerTokens, LeanTokens, TokenNetwork, needs_patches
-from dino_extract.engine.plan import ComputeDtype, StoreDtype
+from dino_extract.engine.plan import ComputeDtype
 from dino_extract.engine.streams import Streams
 from dino_extract.tokens import TokenSpec
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dino_extract.backbone import IMAGENET_MEAN, IMAGENET_STD
+from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD
 from dino_extract.finetune.crops import CropParams
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's conversion to grey

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from dino_extract.backbone import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
+from dino_extract.backbone import BackboneConfig
+from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD
 from dino_extract.errors import ConfigError, WeightsError
 from dino_extract.weights.checkpoint import BackboneCheckpoint, read_checkpoint, save_checkpoint
 from dino_extract.weights.checksum import file_sha256

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dino_extract.backbone import Backbone, BackboneConfig, DinoVisionTransformer, Tokens
-from dino_extract.engine import ComputeDtype, Engine, StoreDtype, lean
+from dino_extract.config import StoreDtype
+from dino_extract.engine import ComputeDtype, Engine, lean
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import load_backbone
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dino_extract.backbone import IMAGENET_MEAN, IMAGENET_STD
+from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD
 from dino_extract.finetune.augment import blur, cut_crops, jitter_colours, make_crops
 from dino_extract.finetune.config import CropConfig
 from dino_extract.finetune.crops import CropParams, draw_crops
