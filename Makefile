@@ -22,10 +22,10 @@ demo: $(READY) ## Embed real photographs and look at the result
 	$(BIN)/python docs/demo.py
 
 test: $(READY) ## Run every test but the slow proofs (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 
 test-slow: $(READY) ## Run the long proofs: kills, fuzzing, full-size checkpoints
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "slow and not gpu"
 
 bench: $(READY) ## Measure against other tools on this machine, in one run
 	$(BIN)/python benchmarks/peers.py photos build/bench

@@ -34,7 +34,7 @@ def search(
     file: Annotated[str, typer.Argument(metavar="FILE.h5", help="Where to search.")],
     queries: Annotated[list[str] | None, typer.Argument(metavar="QUERY...", help="Images, folders, or another .h5 file.")] = None,
     path: Annotated[list[str] | None, typer.Option(metavar="KEY", help="An image of FILE.h5 itself (repeatable).")] = None,
-    top: Annotated[int, typer.Option(help="Images to find for each query.")] = 10,
+    top: Annotated[int, typer.Option("--top", "-k", help="Images to find for each query.")] = 10,
     dataset: Dataset = "features",
     index: Annotated[IndexChoice, typer.Option(help="exact, or an approximate faiss index kept beside the file.")] = "auto",
     measure: Annotated[bool, typer.Option("--map", help="Measure retrieval of images with the same label (mAP).")] = False,

@@ -1,0 +1,70 @@
+"""Commands that embed images of their own, to compare them with a file: `search`, `classify`, `dedup --calibrate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import Cli
+
+FAST = ["--model", "tiny", "--random-weights", "0", "--size", "28", "--workers", "1", "-q"]
+
+
+@pytest.fixture
+def photos(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """photos.h5 of eight smooth pictures in two classes, made in the working directory."""
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        path = tmp_path / "photos" / ("red" if number < 4 else "blue") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        noise[..., 0 if number < 4 else 2] = 255
+        Image.fromarray(noise).resize((60, 60), Image.Resampling.BICUBIC).save(path)
+    monkeypatch.chdir(tmp_path)
+    assert cli("embed", "photos", *FAST).code == 0
+    return tmp_path / "photos"
+
+
+def test_a_query_image_finds_itself_first(cli: Cli, photos: Path) -> None:
+    """An image file, embedded like the file, is its own nearest neighbour with cosine 1; the contact sheet is drawn."""
+    (result,) = json.loads(cli("search", "photos.h5", "photos/red/2.png", "-k", "3", "--sheet", "sheet.png", "--json").out)
+
+    assert result["hits"][0]["path"] == "red/2.png"
+    assert result["hits"][0]["similarity"] == pytest.approx(1, abs=1e-3)
+    assert len(result["hits"]) == 3
+    with Image.open("sheet.png") as sheet:
+        assert sheet.width > 100
+
+
+def test_a_missing_query_image_is_one_sentence(cli: Cli, photos: Path) -> None:
+    """A query that is no file ends with 1 and says so."""
+    ran = cli("search", "photos.h5", "nowhere.png")
+
+    assert ran.code == 1
+    assert "`nowhere.png` cannot be read" in ran.err
+
+
+def test_a_saved_classifier_labels_image_files(cli: Cli, photos: Path) -> None:
+    """A probe trained on the file gives each of its images, read anew, one of the two labels."""
+    assert cli("linear", "photos.h5", "--save", "probe.safetensors").code == 0
+
+    ran = cli("classify", "probe.safetensors", "photos/red/0.png", "photos/blue/7.png")
+
+    rows = [line.split("\t") for line in ran.out.splitlines()]
+    assert ran.code == 0
+    assert [row[0] for row in rows] == ["photos/blue/7.png", "photos/red/0.png"]
+    assert {row[1] for row in rows} <= {"red", "blue"}
+
+
+def test_calibration_measures_altered_copies_of_the_file_s_own_images(cli: Cli, photos: Path) -> None:
+    """`dedup --calibrate` embeds altered copies and gives a recall between 0 and 1 for each threshold, falling with it."""
+    steps = json.loads(cli("dedup", "photos.h5", "--calibrate", "4", "--json").out)
+
+    re_encoded = [step["recall"]["re-encode"] for step in steps]
+    assert all(0 <= recall <= 1 for recall in re_encoded)
+    assert re_encoded == sorted(re_encoded, reverse=True)
+    assert re_encoded[0] > 0.5
