@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import signal
 import sys
@@ -30,6 +31,10 @@ from dino_extract.cli import (
     weights,
 )
 from dino_extract.errors import DinoExtractError, ExitCode
+
+# The machine's limits, which may be hit anywhere; every other OSError is either explained where it occurs or a mistake of ours.
+MACHINE_IS_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+CONTINUE = "make room (`ulimit -n`, disk, memory); what was finished is kept, and the same command continues"
 
 NUMBERS = "After embedding: answers"
 PICTURES = "After embedding: pictures and files"
@@ -95,6 +100,11 @@ def main() -> None:
     except DinoExtractError as error:
         _say("error", error.message, error.hint)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in MACHINE_IS_FULL:
+            raise
+        _say("error", f"{(error.strerror or 'the machine is full').lower()}{f': `{error.filename}`' if error.filename else ''}", CONTINUE)
+        sys.exit(ExitCode.ERROR)
     except Signalled as signalled:
         # Every long command continues where it stopped, so the same words are the way on.
         _say("interrupted", "what was finished is kept", f"to continue, run `{shlex.join(['dino-extract', *sys.argv[1:]])}`")

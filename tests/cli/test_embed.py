@@ -142,6 +142,18 @@ def test_a_missing_model_is_told_within_two_seconds(cli: Cli, photos: Path, monk
     assert str(tmp_path / "empty") in ran.err
 
 
+def test_too_few_file_descriptors_are_one_sentence(photos: Path) -> None:
+    """With 9 open files allowed `embed` ends with 1 and a hint, not with a traceback; the same command then continues."""
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (9, 9)); from dino_extract.cli import main; main()"
+
+    ran = subprocess.run([sys.executable, "-c", limited, "embed", "photos", *FAST], capture_output=True, text=True)
+
+    assert ran.returncode == 1
+    assert "too many" in ran.stderr.lower()
+    assert "Traceback" not in ran.stderr
+    subprocess.run([*COMMAND, "embed", "photos", *FAST], check=True, capture_output=True)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(photos: Path, number: signal.Signals, code: int) -> None:
     """Ctrl-C ends with 130 and a pre-emption with 75; both print the command that continues, and it does."""
