@@ -6,7 +6,8 @@ import os
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
@@ -116,17 +117,18 @@ def run(
     with open_writer(job.output, job.row_table(), job.layout, overwrite=overwrite, prune=prune, retry_failed=retry_failed) as writer:
         done, failed = writer.reused, _num_failed(writer.path if writer.up_to_date else writer.part_path)
         start = 0
-        for batch, arrays in embedded_batches(job, _manifest_rows(job, writer), waited):
-            rows = writer.pending[start : start + len(batch.rows)]
-            clock = time.monotonic()
-            writer.write(rows, arrays, status=batch.status, errors=batch.errors, image_size=batch.image_size)
-            waited["write"] += time.monotonic() - clock
-            start += len(rows)
-            done += len(rows)
-            failed += int(np.count_nonzero(batch.status != Status.OK))
-            _check_failures(failed, writer.total, max_failures)
-            if on_progress is not None:
-                on_progress(done, writer.total, failed)
+        with closing(embedded_batches(job, _manifest_rows(job, writer), waited)) as batches:  # ends the decoders on errors too
+            for batch, arrays in batches:
+                rows = writer.pending[start : start + len(batch.rows)]
+                clock = time.monotonic()
+                writer.write(rows, arrays, status=batch.status, errors=batch.errors, image_size=batch.image_size)
+                waited["write"] += time.monotonic() - clock
+                start += len(rows)
+                done += len(rows)
+                failed += int(np.count_nonzero(batch.status != Status.OK))
+                _check_failures(failed, writer.total, max_failures)
+                if on_progress is not None:
+                    on_progress(done, writer.total, failed)
         clock = time.monotonic()
         writer.finish()
         waited["write"] += time.monotonic() - clock
@@ -164,7 +166,7 @@ def embed_like(store: MadeWith, sources: Sequence[str], **changes: Any) -> tuple
     return paths, np.concatenate(features)
 
 
-def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Iterator[tuple[Batch, dict[str, Any]]]:
+def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Generator[tuple[Batch, dict[str, Any]], None, None]:
     """Each decoded batch with its token arrays by dataset name.
 
     Args:
