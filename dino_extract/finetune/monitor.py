@@ -108,7 +108,7 @@ class Monitor:
             "effective_rank": effective_rank(now_ND),
             "neighbour_overlap": neighbour_overlap(self._start_ND, now_ND, OVERLAP_K),
             "feature_std": feature_std(now_ND),
-            "koleo": float(koleo_loss(now_ND)),
+            "feature_koleo": float(koleo_loss(now_ND)),
         }
         if self._labelled is not None:
             look["knn"] = self._knn(backbone, self._labelled)

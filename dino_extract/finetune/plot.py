@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, PANEL_HEIGHT, MARGIN = 900, 260, 60  # pixels
 PANELS = (
-    ("loss", ("loss", "dino_local", "dino_global", "ibot", "koleo", "anchor")),
+    ("loss", ("loss",)),
+    ("terms of the loss", ("dino_local", "dino_global", "ibot", "koleo", "anchor")),
     ("weighted kNN accuracy, share of neighbours kept", ("knn", "neighbour_overlap")),
     ("effective rank", ("effective_rank",)),
 )
