@@ -1,18 +1,21 @@
 """Near-duplicates: groups of images whose vectors are nearly the same, and images of one file that another file has too.
 
 Source: DINOv2 (arXiv 2304.07193) App. A, deduplication of LVD-142M: a neighbour graph above a similarity, its connected components by
-a disjoint set, one image kept of each; and relative deduplication against test sets. Its thresholds (0.6 and 0.45) belong to the
-copy-detection network used there; with DINOv2 embeddings unrelated images are often that similar (docs/dedup.md).
+a disjoint set; and relative deduplication against test sets. There one image of each component is kept, here as many as it takes for
+every dropped one to resemble a kept one (`covering`). Its thresholds (0.6 and 0.45) belong to the copy-detection network used there;
+with DINOv2 embeddings unrelated images are often that similar (docs/dedup.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_extract.analysis.covering import representatives
 from dino_extract.analysis.near_pairs import near_pairs, near_pairs_between
 from dino_extract.analysis.vectors import (
     StoreSource,
@@ -32,23 +35,44 @@ LADDER = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)  # thresholds that are coun
 
 
 @dataclass(frozen=True)
-class Group:
-    """Images that are nearly the same.
+class Kept:
+    """An image that stays, and those that can go because they are nearly the same.
 
     Args:
-        keep: the one to keep: the most pixels, then the first path.
-        drop: the others, by path.
-        similarity: cosine of each of the others to the kept one; below the threshold where they hang together through a third.
+        path: the image.
+        drop: those that can go, by path; none where all that resemble it go for another one.
+        similarity: cosine of each of them to it, at least the threshold.
     """
 
-    keep: str
+    path: str
     drop: tuple[str, ...]
     similarity: tuple[float, ...]
 
 
 @dataclass(frozen=True)
+class Group:
+    """Images that hang together: each is nearly the same as some other one, not always as every other one.
+
+    Args:
+        kept: those that stay, the one with the most pixels first, then by path. No two of them are nearly the same: there are several
+            only where the group is a chain.
+    """
+
+    kept: tuple[Kept, ...]
+
+    @property
+    def drop(self) -> list[str]:
+        """Paths that can go, sorted."""
+        return sorted(path for each in self.kept for path in each.drop)
+
+    def __len__(self) -> int:
+        """Number of images, kept and dropped."""
+        return sum(1 + len(each.drop) for each in self.kept)
+
+
+@dataclass(frozen=True)
 class Step:
-    """What a threshold would do: groups found, and images that would be dropped."""
+    """What a threshold would do: groups with something to drop, and images that would be dropped."""
 
     threshold: float
     groups: int
@@ -62,7 +86,7 @@ class DedupResult:
     Args:
         images: images compared.
         threshold: cosine from which two images count as the same.
-        groups: the largest first.
+        groups: those with something to drop, the largest first.
         ladder: what the threshold and stricter ones do.
     """
 
@@ -104,16 +128,20 @@ def dedup(
     """
     with opened(store) as found:
         vectors = stored_vectors(found, dataset)
-        components, ladder = group_rows(vectors, threshold, exact=exact, seed=seed)
         area = found.image_size.astype(np.int64).prod(axis=1)
+        groups, ladder = group_rows(vectors, threshold, worth=area, exact=exact, seed=seed)
         paths = found.paths
-        groups = []
-        for rows in components:
-            keep = int(rows[np.lexsort((rows, -area[rows]))[0]])
-            drop = rows[rows != keep]
-            similarity = (unit(vectors[drop]) @ unit(vectors[np.array([keep])])[0]).tolist()
-            groups.append(Group(paths[keep], tuple(paths[row] for row in drop.tolist()), tuple(similarity)))
-        return DedupResult(len(vectors), threshold, tuple(groups), tuple(ladder))
+        return DedupResult(len(vectors), threshold, tuple(_named(group, paths) for group in groups), tuple(ladder))
+
+
+def _named(group: RowGroup, paths: Sequence[str]) -> Group:
+    drops: dict[int, list[tuple[str, float]]] = {row: [] for row in group.rows[group.rows == group.keep].tolist()}
+    for row, keep, similarity in sorted(zip(group.rows.tolist(), group.keep.tolist(), group.similarity.tolist(), strict=True)):
+        if row != keep:
+            drops[keep].append((paths[row], similarity))
+    return Group(
+        tuple(Kept(paths[row], tuple(path for path, _ in drop), tuple(cosine for _, cosine in drop)) for row, drop in drops.items())
+    )
 
 
 def leaks(
@@ -156,14 +184,37 @@ def leaks(
         return [Leak(our_paths[row], their_paths[other[row]], float(best[row])) for row in rows.tolist()]
 
 
+class RowGroup(NamedTuple):
+    """Rows that hang together, those that are worth most first.
+
+    Args:
+        rows: (m,) int64.
+        keep: (m,) int64 row that stays and is nearly the same as this one: itself, or an earlier one.
+        similarity: (m,) float32 cosine to it, at least the threshold.
+    """
+
+    rows: NDArray[np.int64]
+    keep: NDArray[np.int64]
+    similarity: NDArray[np.float32]
+
+
 def group_rows(
-    vectors: VectorSource, threshold: float = THRESHOLD, *, exact: bool | None = None, seed: int = 0
-) -> tuple[list[NDArray[np.int64]], list[Step]]:
-    """Rows of two or more near-duplicates each, ascending, the largest group first; and what stricter thresholds would do.
+    vectors: VectorSource,
+    threshold: float = THRESHOLD,
+    *,
+    worth: NDArray[np.int64] | None = None,
+    exact: bool | None = None,
+    seed: int = 0,
+) -> tuple[list[RowGroup], list[Step]]:
+    """Groups of near-duplicates with what to keep of each, the largest first; and what stricter thresholds would do.
+
+    A group is a connected component of the pairs within the threshold. Of its rows, the one worth most stays, its direct neighbours
+    go, of the rest the one worth most stays, and so on.
 
     Args:
         vectors: (n, D).
         threshold: cosine from which two are the same.
+        worth: (n,) of each row, the higher the rather it stays; of equal ones the first stays. All are worth the same if left out.
         exact: as in `dedup`.
         seed: as in `dedup`.
 
@@ -178,9 +229,26 @@ def group_rows(
         for step, disjoint in zip(steps, sets, strict=True):
             is_same = cosine >= step
             disjoint.join(one[is_same], other[is_same])
-    groups = [disjoint.groups() for disjoint in sets]
-    ladder = [Step(step, len(each), sum(map(len, each)) - len(each)) for step, each in zip(steps, groups, strict=True)]
-    return groups[0], ladder
+    components = [_best_first(rows, worth) for rows in sets[0].groups()]
+    if not components:
+        return [], [Step(step, 0, 0) for step in steps]
+    rows = np.concatenate(components)
+    number = np.repeat(np.arange(len(components)), [len(each) for each in components])
+    stands_for, similarity = representatives(vectors.take(rows), number, steps)
+    ladder = []
+    for step, disjoint, places in zip(steps, sets, stands_for, strict=True):
+        goes = places != np.arange(len(rows))
+        disjoint.join(rows, rows[places])  # buckets may have missed the pair
+        ladder.append(Step(step, len(np.unique(disjoint.roots(rows[goes]))), int(goes.sum())))
+    cuts = np.flatnonzero(np.diff(number)) + 1
+    parts = [np.split(each, cuts) for each in (rows, rows[stands_for[0]], similarity[0])]
+    groups = [RowGroup(*each) for each in zip(*parts, strict=True)]
+    # Cosines of single pairs differ in the last digits from those of buckets, so a pair may lose its link.
+    return [group for group in groups if (group.rows != group.keep).any()], ladder
+
+
+def _best_first(rows: NDArray[np.int64], worth: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    return rows if worth is None else rows[np.lexsort((rows, -worth[rows]))]
 
 
 def _check(threshold: float) -> None:
@@ -197,20 +265,21 @@ class DisjointSet:
     def join(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
         """Put the rows of every pair into the same set."""
         while len(one):
-            one, other = self._root(one), self._root(other)
+            one, other = self.roots(one), self.roots(other)
             is_apart = one != other
             one, other = np.minimum(one, other)[is_apart], np.maximum(one, other)[is_apart]
             np.minimum.at(self._parent, other, one)  # a root always hangs on a smaller one: no loop can arise
 
     def groups(self) -> list[NDArray[np.int64]]:
         """Sets of two or more rows, each ascending, the largest first, then by first row."""
-        roots = self._root(np.arange(len(self._parent)))
+        roots = self.roots(np.arange(len(self._parent)))
         order = np.argsort(roots, kind="stable")
         cuts = np.flatnonzero(np.diff(roots[order])) + 1
         found = [rows for rows in np.split(order, cuts) if len(rows) > 1]
         return sorted(found, key=lambda rows: (-len(rows), int(rows[0])))
 
-    def _root(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def roots(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row that names the set of each row: the smallest of the set."""
         roots = rows
         while ((higher := self._parent[roots]) != roots).any():
             roots = higher

@@ -26,6 +26,7 @@ EXAMPLES = """Examples:
   dino-extract dedup photos.h5 --calibrate 200       what each threshold finds, on altered copies of your own images"""
 
 MAX_SHEET_GROUPS = 40
+MAX_SHEET_TILES = 16  # of one group
 MAX_LISTED = 20
 
 
@@ -46,8 +47,8 @@ def dedup(
 ) -> None:
     """Find near-duplicate images.
 
-    Images with a cosine above the threshold are joined into groups; of each group the image with the most pixels is kept. Nothing is
-    deleted: the lists say what to keep and what to drop.
+    Images with a cosine above the threshold are joined into groups. Of each group the image with the most pixels is kept and those like it
+    are dropped, then the next of the rest, until each is kept or like a kept one. Nothing is deleted: the lists say what to do.
     """
     from dino_extract.analysis import dedup as analysis  # loads torch, which `--help` must not wait for
     from dino_extract.analysis.vectors import opened
@@ -86,9 +87,11 @@ def _print_groups(result: DedupResult, as_json: bool) -> None:
     for step in result.ladder:
         print(f"{step.threshold:9}  {step.groups:6,}  {step.dropped:7,}")
     for group in result.groups[:MAX_LISTED]:
-        print(f"\nkeep         {group.keep}")
-        for path, similarity in zip(group.drop, group.similarity, strict=True):
-            print(f"drop  {similarity:.3f}  {path}")
+        print()
+        for kept in group.kept:
+            print(f"keep         {kept.path}")
+            for path, similarity in zip(kept.drop, kept.similarity, strict=True):
+                print(f"drop  {similarity:.3f}  {path}")
     if len(result.groups) > MAX_LISTED:
         say(f"note: {len(result.groups) - MAX_LISTED:,} more groups; `--json` or `--drop FILE.txt` has them all")
 
@@ -118,9 +121,12 @@ def _draw_groups(store: Store, result: DedupResult, sheet: str) -> None:
 
     strips = []
     for number, group in enumerate(result.groups[:MAX_SHEET_GROUPS], 1):
-        others = zip(group.drop[:15], group.similarity, strict=False)
-        tiles = [stored_tile(store, group.keep, "keep"), *(stored_tile(store, path, f"{similarity:.3f}") for path, similarity in others)]
-        strips.append(Strip(f"group {number}: {1 + len(group.drop)} images, kept {group.keep}", tiles))
+        shown: list[tuple[str, str]] = []
+        for kept in group.kept:
+            shown.append((kept.path, "keep"))
+            shown += [(path, f"{similarity:.3f}") for path, similarity in zip(kept.drop, kept.similarity, strict=True)]
+        tiles = [stored_tile(store, path, caption) for path, caption in shown[:MAX_SHEET_TILES]]
+        strips.append(Strip(f"group {number}: {len(group)} images, {len(group.kept)} kept", tiles))
     if not strips:
         say("no contact sheet: there are no groups")
         return

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from dino_extract.analysis import near_pairs
+from dino_extract.analysis import covering, near_pairs
 from dino_extract.analysis.altered import ALTERATIONS
-from dino_extract.analysis.dedup import DisjointSet, calibrate, dedup, group_rows, leaks
+from dino_extract.analysis.dedup import LADDER, DisjointSet, RowGroup, calibrate, dedup, group_rows, leaks
 from dino_extract.analysis.vectors import Vectors
 from dino_extract.errors import ConfigError, StoreError
 from tests.analysis.stores import write_store
@@ -29,6 +31,11 @@ def with_copies(count: int, copies: int, noise: float, dim: int = 32) -> np.ndar
     return np.concatenate([originals, originals[:copies] + noise * rng.standard_normal((copies, dim))]).astype(np.float32)
 
 
+def rows_of(groups: list[RowGroup]) -> set[tuple[int, ...]]:
+    """The rows of each group, ascending."""
+    return {tuple(sorted(group.rows.tolist())) for group in groups}
+
+
 @pytest.fixture
 def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets of about 50 vectors, and blocks that cut through them."""
@@ -40,7 +47,7 @@ def test_images_hang_together_through_others() -> None:
     """At 0, 5 and 10 degrees all are one group at a threshold of cos 6 degrees; 50 degrees stays alone."""
     groups, _ = group_rows(angles([0, 50, 5, 10]), float(np.cos(np.radians(6))))
 
-    assert [group.tolist() for group in groups] == [[0, 2, 3]]
+    assert [group.rows.tolist() for group in groups] == [[0, 2, 3]]
 
 
 def test_groups_equal_connected_components_by_scipy() -> None:
@@ -53,7 +60,7 @@ def test_groups_equal_connected_components_by_scipy() -> None:
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     _, component = csgraph.connected_components(unit @ unit.T >= 0.97, directed=False)
     witness = {tuple(np.flatnonzero(component == label)) for label in set(component.tolist())}
-    assert {tuple(group) for group in groups} == {group for group in witness if len(group) > 1}
+    assert rows_of(groups) == {group for group in witness if len(group) > 1}
     assert len(groups) > 10
 
 
@@ -68,6 +75,72 @@ def test_a_disjoint_set_joins_long_chains() -> None:
     assert [group.tolist() for group in disjoint.groups()] == [list(range(1000))]
 
 
+def naive_keep(cosine: np.ndarray, worth: np.ndarray, threshold: float) -> list[int]:
+    """For each row the one that stays for it: rows by worth, each kept unless an earlier kept one is within the threshold."""
+    kept: list[int] = []
+    keep = [-1] * len(cosine)
+    for row in sorted(range(len(cosine)), key=lambda row: (-worth[row], row)):
+        keep[row] = next((other for other in kept if cosine[row, other] >= threshold), row)
+        if keep[row] == row:
+            kept.append(row)
+    return keep
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 80), threshold=st.floats(0.5, 0.999), block=st.integers(1, 90))
+def test_what_goes_is_like_something_that_stays(seed: int, count: int, threshold: float, block: int) -> None:
+    """In blocks of any size as in a loop over single pairs: what goes is within the threshold of a kept row, no two kept ones are."""
+    rng = np.random.default_rng(seed)
+    vectors, worth = rng.standard_normal((count, 3)).astype(np.float32), rng.integers(0, 5, count)
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    steps = np.array([threshold, *LADDER])
+    assume(np.abs(cosine[np.triu_indices(count, 1)][:, None] - steps).min() > 1e-6)  # else rounding decides
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(covering, "_BLOCK_ROWS", block)
+        groups, ladder = group_rows(vectors, threshold, worth=worth)
+        again, _ = group_rows(vectors, threshold, worth=worth)
+
+    keep = np.arange(count)
+    for group in groups:
+        keep[group.rows] = group.keep
+        assert group.similarity == pytest.approx(cosine[group.rows, group.keep], abs=1e-6)
+    assert keep.tolist() == naive_keep(cosine, worth, threshold)
+    for step in ladder:
+        assert step.dropped == sum(row != kept for row, kept in enumerate(naive_keep(cosine, worth, step.threshold)))
+    assert [group.keep.tolist() for group in again] == [group.keep.tolist() for group in groups]
+
+
+@pytest.mark.usefixtures("small_buckets")
+def test_with_buckets_too_what_goes_is_like_something_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where buckets miss pairs, every dropped row is still within the threshold of a kept one of its group, and kept ones apart."""
+    monkeypatch.setattr(near_pairs, "BUCKET_ROWS", 20)
+    vectors = np.random.default_rng(0).standard_normal((600, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    groups, ladder = group_rows(vectors, 0.97, exact=False)
+
+    assert max(len(np.unique(group.keep)) for group in groups) > 3
+    for group in groups:
+        kept = vectors[np.unique(group.keep)]
+        assert ((vectors[group.rows] * vectors[group.keep]).sum(axis=1) >= 0.97 - 1e-6).all()
+        assert (np.triu(kept @ kept.T, 1) < 0.97 + 1e-6).all()
+    assert ladder[0].dropped == sum(int((group.rows != group.keep).sum()) for group in groups)
+    assert ladder[0].groups == len(groups)
+
+
+def test_of_a_chain_several_images_are_kept(tmp_path: Path) -> None:
+    """At 0, 5, 10 and 15 degrees and a threshold of 6 the ends do not resemble the largest image, so one of them stays as well."""
+    size = np.array([[10, 10], [20, 20], [10, 10], [10, 10], [10, 10]])
+    keys = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]
+    path = write_store(tmp_path / "x.h5", keys, {"features": angles([0, 5, 10, 15, 90])}, image_size=size)
+
+    [group] = dedup(path, threshold=float(np.cos(np.radians(6)))).groups
+
+    assert [(kept.path, kept.drop) for kept in group.kept] == [("b.jpg", ("a.jpg", "c.jpg")), ("d.jpg", ())]
+    assert (len(group), group.drop) == (4, ["a.jpg", "c.jpg"])
+
+
 @pytest.mark.usefixtures("small_buckets")
 def test_buckets_find_the_copies_that_all_pairs_find() -> None:
     """With 20 buckets, nearly every copy is found, and nothing that comparing all pairs would not find."""
@@ -76,7 +149,7 @@ def test_buckets_find_the_copies_that_all_pairs_find() -> None:
     groups, _ = group_rows(vectors, 0.9, exact=False)
 
     exact, _ = group_rows(vectors, 0.9, exact=True)
-    assert {tuple(group) for group in groups} <= {tuple(group) for group in exact}
+    assert rows_of(groups) <= rows_of(exact)
     assert len(groups) >= 0.97 * len(exact) >= 190
 
 
@@ -89,7 +162,7 @@ def test_a_bank_too_large_for_memory_goes_through_a_file(monkeypatch: pytest.Mon
 
     in_file, _ = group_rows(vectors, 0.9, exact=False)
 
-    assert [group.tolist() for group in in_file] == [group.tolist() for group in in_memory]
+    assert [group.rows.tolist() for group in in_file] == [group.rows.tolist() for group in in_memory]
 
 
 @pytest.mark.usefixtures("small_buckets")
@@ -111,8 +184,9 @@ def test_the_largest_image_is_kept(tmp_path: Path) -> None:
     result = dedup(path)
 
     [group] = result.groups
-    assert (group.keep, group.drop) == ("b.jpg", ("a.jpg", "c.jpg"))
-    assert group.similarity == pytest.approx([np.cos(np.radians(1))] * 2)
+    [kept] = group.kept
+    assert (kept.path, kept.drop) == ("b.jpg", ("a.jpg", "c.jpg"))
+    assert kept.similarity == pytest.approx([np.cos(np.radians(1))] * 2)
     assert result.drop == ["a.jpg", "c.jpg"]
 
 

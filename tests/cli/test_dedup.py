@@ -30,6 +30,17 @@ def test_groups_are_listed_with_what_to_keep(path: str) -> None:
     assert "keep         a.png\ndrop  1.000  b.png" in out
 
 
+def test_each_dropped_image_stands_below_the_one_it_resembles(tmp_path: Path) -> None:
+    """A chain of four is one group with two kept images, each with what goes for it."""
+    angle = np.radians([0, 5, 12, 17])
+    vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    path = write_store(tmp_path / "x.h5", ["a.png", "b.png", "c.png", "d.png"], {"features": vectors})
+
+    out, _ = run_command(dedup, path, "--threshold", "0.99")
+
+    assert out.endswith("\n\nkeep         a.png\ndrop  0.996  b.png\nkeep         c.png\ndrop  0.996  d.png\n")
+
+
 def test_keep_and_drop_lists_divide_the_file(path: str, tmp_path: Path) -> None:
     """Every image is in exactly one of the two lists."""
     run_command(dedup, path, "--keep", str(tmp_path / "keep.txt"), "--drop", str(tmp_path / "drop.txt"))
