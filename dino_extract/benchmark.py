@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dino_extract.backbone import Backbone, DinoVisionTransformer
 from dino_extract.config import EmbedConfig
 from dino_extract.decode import open_upright
 from dino_extract.embedding import run
 from dino_extract.engine import Engine
-from dino_extract.engine.network import needs_patches
 from dino_extract.engine.streams import start_pool
 from dino_extract.errors import ConfigError
 from dino_extract.job import Job, prepare
@@ -132,7 +130,7 @@ def benchmark(sources: Sequence[str], config: EmbedConfig, *, num_images: int = 
     bound = max(load, key=lambda name: load[name])
     # On a CPU all stages want the same cores, so their times add up; beside a GPU the slowest sets the pace.
     seconds_per_image = sum(load.values()) if job.device.type == "cpu" else max(load.values())
-    flops = forward_flops(job.model.module, (job.preprocess.height, job.preprocess.width), whole=needs_patches(job.spec))
+    flops = job.image_flops
     return BenchmarkReport(
         model=job.model.name,
         device=str(job.device),
@@ -147,27 +145,6 @@ def benchmark(sources: Sequence[str], config: EmbedConfig, *, num_images: int = 
         bound=bound,
         advice=ADVICE[bound],
     )
-
-
-def forward_flops(backbone: Backbone, size: tuple[int, int], *, whole: bool) -> float | None:
-    """Floating-point operations of the engine for one image, two for each multiplication with its addition; None if not our network.
-
-    Args:
-        backbone: the model.
-        size: image height and width in pixels.
-        whole: whether patch tokens are kept; if not, the last block computes only CLS and register tokens.
-    """
-    if not isinstance(backbone, DinoVisionTransformer):
-        return None
-    dim, depth = backbone.embed_dim, backbone.depth
-    patches = (size[0] // backbone.patch_size) * (size[1] // backbone.patch_size)
-    prefix = 1 + backbone.num_registers
-    tokens = prefix + patches
-    kept = tokens if whole else prefix
-    embed = 2 * patches * dim * 3 * backbone.patch_size**2
-    full_block = 24 * tokens * dim**2 + 4 * tokens**2 * dim  # 3 + 1 + 8 widths of weights; the gated network has as many
-    last_block = 4 * tokens * dim**2 + 20 * kept * dim**2 + 4 * kept * tokens * dim
-    return float(embed + (depth - 1) * full_block + last_block)
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:

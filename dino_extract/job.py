@@ -16,7 +16,16 @@ import numpy as np
 import torch
 
 from dino_extract.config import EmbedConfig
-from dino_extract.engine import ComputeDtype, Engine, choose_batch_size, choose_device, choose_dtype
+from dino_extract.engine import (
+    ComputeDtype,
+    Engine,
+    choose_batch_size,
+    choose_compiled,
+    choose_device,
+    choose_dtype,
+    forward_flops,
+    needs_patches,
+)
 from dino_extract.errors import SourceError, StoreError
 from dino_extract.loader import Loader, scan_image_sizes
 from dino_extract.preprocess import Preprocess, parse_size
@@ -55,6 +64,9 @@ class Job:
 
     def engine(self, *, release: bool = False) -> Engine:
         """The model, ready to run; with `release` it takes over the weights, and the job cannot make another one."""
+        # Of all images, not of those still to do: a run that was interrupted goes on with the same kernels, hence with the same bits.
+        # Of `native` none, as every shape would be compiled anew.
+        flops = None if self.image_flops is None or self.preprocess.grid is None else self.image_flops * len(self.manifest)
         return Engine(
             self.model.module,
             self.spec,
@@ -63,7 +75,13 @@ class Job:
             store_dtype=self.config.store_dtype,
             batch_size=self.batch_size,
             release=release,
+            compiled=choose_compiled(self.config.compile, self.device, flops),
         )
+
+    @property
+    def image_flops(self) -> float | None:
+        """Floating-point operations of the model for one image of the job's size; None if it is not our network."""
+        return forward_flops(self.model.module, (self.preprocess.height, self.preprocess.width), whole=needs_patches(self.spec))
 
     def loader(self, rows: np.ndarray) -> Loader:
         """Decoded batches of the given rows (n,) of the manifest, in their order."""

@@ -261,6 +261,15 @@ def test_weights_that_have_changed_are_noticed(photos: Path, tmp_path: Path) -> 
         embed_like(store, [str(photos)], random_weights=1)
 
 
+def test_options_of_speed_alone_do_not_make_another_file(photos: Path, tmp_path: Path) -> None:
+    """Batch, workers and compilation are no part of what a file records, so a run may go on with others."""
+    fast = replace(CONFIG, batch=2, workers=2, compile="on")
+
+    layouts = [prepare([str(photos)], tmp_path / "x.h5", config).layout for config in (CONFIG, fast)]
+
+    assert layouts[0] == layouts[1]
+
+
 def test_a_misspelt_option_is_a_type_error(photos: Path, tmp_path: Path) -> None:
     """`embed(..., modle=...)` fails at once instead of being ignored."""
     with pytest.raises(TypeError, match="modle"):

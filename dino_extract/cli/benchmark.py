@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dino_extract.cli.options import AsJson, print_json
-from dino_extract.config import Dtype, EmbedConfig
+from dino_extract.config import Compile, Dtype, EmbedConfig
 
 EXAMPLES = """Examples:
 
@@ -27,6 +27,7 @@ def benchmark(
     size: Annotated[str, typer.Option(help="Input side in pixels, or HEIGHTxWIDTH.")] = EmbedConfig.size,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = EmbedConfig.device,
     dtype: Annotated[Dtype, typer.Option(help="Of the computation.")] = EmbedConfig.dtype,
+    compile: Annotated[Compile, typer.Option(help="As for `embed`.")] = EmbedConfig.compile,  # noqa: A002 - the name of the option
     batch: Annotated[int, typer.Option(min=0, help="Images per batch; 0 finds a good size.")] = EmbedConfig.batch,
     workers: Annotated[int, typer.Option(min=0, help="Decoder processes; 0 is one per free CPU.")] = EmbedConfig.workers,
     images: Annotated[int, typer.Option(min=1, help="Measure with this many images at most.")] = 256,
@@ -44,6 +45,7 @@ def benchmark(
         size=size,
         device=device,
         dtype=dtype,
+        compile=compile,
         batch=batch,
         workers=workers,
     )

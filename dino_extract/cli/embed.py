@@ -12,7 +12,7 @@ import typer
 
 from dino_extract.cli.progress import choose_progress
 from dino_extract.cli.weights import download_progress
-from dino_extract.config import AlphaPolicy, Dtype, EmbedConfig, SizePolicy, StoreDtype
+from dino_extract.config import AlphaPolicy, Compile, Dtype, EmbedConfig, SizePolicy, StoreDtype
 from dino_extract.errors import ConfigError, ExitCode
 from dino_extract.weights import ensure_available
 
@@ -76,6 +76,9 @@ def embed(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=MACHINE)] = EmbedConfig.device,
     dtype: Annotated[Dtype, typer.Option(help="Of the computation.", rich_help_panel=MACHINE)] = EmbedConfig.dtype,
     store_dtype: Annotated[StoreDtype, typer.Option(help="Of the stored embeddings.", rich_help_panel=MACHINE)] = EmbedConfig.store_dtype,
+    compile: Annotated[  # noqa: A002 - the name of the option
+        Compile, typer.Option(help="Fuse the model by torch.compile; auto: on a GPU, for very many images.", rich_help_panel=MACHINE)
+    ] = EmbedConfig.compile,
     batch: Annotated[int, typer.Option(min=0, help="Images per batch; 0 finds a good size.", rich_help_panel=MACHINE)] = EmbedConfig.batch,
     workers: Annotated[
         int, typer.Option(min=0, help="Decoder processes; 0 is one per free CPU.", rich_help_panel=MACHINE)
@@ -112,6 +115,7 @@ def embed(
         device=device,
         dtype=dtype,
         store_dtype=store_dtype,
+        compile=compile,
         batch=batch,
         workers=workers,
         decode_timeout_s=decode_timeout_s,

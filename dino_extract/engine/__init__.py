@@ -1,6 +1,17 @@
 """The inference engine: a backbone made fast and proven equal to backbone.py."""
 
-from dino_extract.engine.plan import ComputeDtype, choose_batch_size, choose_device, choose_dtype
+from dino_extract.engine.network import needs_patches
+from dino_extract.engine.plan import ComputeDtype, choose_batch_size, choose_compiled, choose_device, choose_dtype, forward_flops
 from dino_extract.engine.run import Batch, Engine
 
-__all__ = ["Batch", "ComputeDtype", "Engine", "choose_batch_size", "choose_device", "choose_dtype"]
+__all__ = [
+    "Batch",
+    "ComputeDtype",
+    "Engine",
+    "choose_batch_size",
+    "choose_compiled",
+    "choose_device",
+    "choose_dtype",
+    "forward_flops",
+    "needs_patches",
+]

@@ -41,7 +41,7 @@ class Engine:
         batch_size: every batch is padded to this many images, so that the same kernels run whatever the batch holds.
         release: free the weights of `backbone` as they are taken over, so that memory never holds two copies; it cannot be used
             afterwards.
-        compiled: let torch.compile fuse what is left between the matrix products; pays on a GPU from some 10,000 images on.
+        compiled: let torch.compile fuse what is left between the matrix products; see `choose_compiled`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Engine:
         self.spec = spec
         self.device = device
         self.batch_size = batch_size
-        layer_tokens = fast_tokens(backbone, spec, device=device, dtype=getattr(torch, dtype), release=release)
+        layer_tokens = fast_tokens(backbone, spec, device=device, dtype=getattr(torch, dtype), release=release, compiled=compiled)
         self._network = TokenNetwork(
             torch.compile(layer_tokens) if compiled else layer_tokens,
             spec,
@@ -142,7 +142,9 @@ class Batch:
                 self._engine._shrink(self._size, error)
 
 
-def fast_tokens(backbone: Backbone, spec: TokenSpec, *, device: torch.device, dtype: torch.dtype, release: bool) -> LayerTokens:
+def fast_tokens(
+    backbone: Backbone, spec: TokenSpec, *, device: torch.device, dtype: torch.dtype, release: bool, compiled: bool
+) -> LayerTokens:
     """The model in the form that is fastest on the device: folded for our own network, as it is for any other."""
     if not isinstance(backbone, DinoVisionTransformer):
         return AnyTokens(backbone, device=device, dtype=dtype)
@@ -150,13 +152,14 @@ def fast_tokens(backbone: Backbone, spec: TokenSpec, *, device: torch.device, dt
     def plain_linear(weight: Tensor, bias: Tensor) -> PlainLinear:
         return PlainLinear(weight.to(device, dtype), bias.to(device, dtype))
 
+    has_own_forms = device.type == "cpu" and not compiled  # the compiler cannot look into packed weights, and packs them itself
     with torch.inference_mode():
         transformer = LeanTransformer(
             backbone,
             device=device,
             dtype=dtype,
-            make_linear=fastest_linear(dtype) if device.type == "cpu" else plain_linear,
-            attend=fastest_attention(dtype) if device.type == "cpu" else attend_fused,
+            make_linear=fastest_linear(dtype) if has_own_forms else plain_linear,
+            attend=fastest_attention(dtype) if has_own_forms else attend_fused,
             prefix_only=not needs_patches(spec),
             release=release,
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from dino_extract.backbone import Backbone, BackboneConfig, DinoVisionTransformer, Tokens
 from dino_extract.config import StoreDtype
 from dino_extract.engine import ComputeDtype, Engine, lean
+from dino_extract.engine.plan import compiler_problem
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import load_backbone
 
@@ -154,6 +155,22 @@ def test_datasets_have_the_promised_names_shapes_and_dtype(store_dtype: StoreDty
     promised = EVERYTHING.row_shapes(embed_dim=64, num_registers=4, grid=(4, 5))
     assert {name: array.shape for name, array in arrays.items()} == {name: (3, *shape) for name, shape in promised.items()}
     assert {array.dtype for array in arrays.values()} == {np.dtype(store_dtype)}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts
+def test_a_compiled_engine_gives_the_same_tokens() -> None:
+    """Compiled by torch for this CPU, in several threads and with a padded last batch, the network gives the backbone's tokens."""
+    if problem := compiler_problem(CPU):
+        pytest.skip(f"torch cannot compile here: {problem}")
+    backbone = make_backbone(BackboneConfig(embed_dim=64, depth=3, num_heads=2, image_size=70).with_registers())
+    pixels = make_pixels(5)
+
+    engine = Engine(backbone, EVERYTHING, device=CPU, dtype="float32", store_dtype="float32", batch_size=4, compiled=True)
+    arrays = engine(pixels)
+
+    want = reference_arrays(backbone, pixels)
+    for name, got in arrays.items():
+        assert_equal_tokens(got, want[name], 1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
-from dino_extract.engine import choose_batch_size, choose_device, choose_dtype
+from dino_extract.engine import choose_batch_size, choose_compiled, choose_device, choose_dtype, forward_flops, plan
+from dino_extract.engine.plan import compiler_problem, is_worth_compiling
 from dino_extract.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -62,3 +66,62 @@ def test_large_images_of_a_large_model_still_make_a_batch() -> None:
 def test_a_small_job_gets_a_small_batch(device: torch.device) -> None:
     """No batch is larger than the job."""
     assert choose_batch_size(backbone_of_width(384), (224, 224), device, 1) == 1
+
+
+@pytest.mark.parametrize(("dim", "heads", "depth", "gigaflops"), [(384, 6, 12, 93.4), (768, 12, 12, 303.1), (1024, 16, 24, 1013.6)])
+def test_work_of_a_model_is_that_which_timm_lists(dim: int, heads: int, depth: int, gigaflops: float) -> None:
+    """The whole forward at 518 pixels has twice the multiply-additions of timm's tables (46.76, 151.7, 507.2 G)."""
+    with torch.device("meta"):
+        backbone = DinoVisionTransformer(BackboneConfig(dim, depth, heads))
+
+    flops = forward_flops(backbone, (518, 518), whole=True)
+
+    assert flops == pytest.approx(gigaflops * 1e9, rel=1e-2)
+
+
+def test_keeping_only_cls_saves_most_of_the_last_block() -> None:
+    """For a ViT-S at 224 pixels the CLS token alone needs 7 % less work than all tokens."""
+    with torch.device("meta"):
+        backbone = DinoVisionTransformer(BackboneConfig(384, 12, 6))
+
+    whole, prefix = (forward_flops(backbone, (224, 224), whole=is_whole) for is_whole in (True, False))
+
+    assert whole is not None
+    assert prefix is not None
+    assert 0.92 < prefix / whole < 0.94
+
+
+@pytest.mark.parametrize(
+    ("device", "flops", "is_worth"), [(CUDA, 2e17, True), (CUDA, 1e16, False), (CUDA, None, False), (CPU, 1e30, False)]
+)
+def test_compiling_is_worth_it_for_much_work_of_our_own_on_a_gpu(device: torch.device, flops: float | None, is_worth: bool) -> None:
+    """A small job, another library's network and a CPU are not compiled for."""
+    assert is_worth_compiling(device, flops) is is_worth
+
+
+def test_off_never_compiles() -> None:
+    """`--compile off` holds for any amount of work."""
+    assert not choose_compiled("off", CUDA, 1e30)
+
+
+def test_without_a_compiler_auto_goes_on_and_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch cannot compile, `auto` does without it, and `on` is one sentence with torch's reason."""
+    monkeypatch.setattr(plan, "compiler_problem", lambda device: "no working C++ compiler")
+
+    assert not choose_compiled("auto", CUDA, 1e30)
+    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler, and torch says: no working C\\+\\+ compiler"):
+        choose_compiled("on", CPU, None)
+
+
+def test_a_missing_compiler_is_found_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a compiler that is not there the problem is one line that is not empty; it is no exception."""
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, str(tmp_path / "no-such-compiler")))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiler_problem.cache_clear()
+    torch.compiler.reset()
+
+    problem = compiler_problem(CPU)
+
+    compiler_problem.cache_clear()
+    assert problem
+    assert "\n" not in problem
