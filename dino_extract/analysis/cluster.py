@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.kmeans import Clusters, assign, kmeans
 from dino_extract.analysis.neighbours import nearest
 from dino_extract.analysis.vectors import (
@@ -24,7 +25,6 @@ from dino_extract.analysis.vectors import (
     as_vectors,
     opened,
     require_same_dim,
-    require_same_model,
     stored_vectors,
 )
 from dino_extract.errors import ConfigError
@@ -138,14 +138,14 @@ def curate(
         store: store, or path of one.
         budget: images wanted.
         levels: clusters of each level, falling; by default about two times the root of the images, and the root of that.
-        like: seed images, made by the same model.
+        like: seed images, made alike.
         by: with `like`: `sample` takes the nearest neighbour of every seed, then the second nearest, and so on; `cluster` takes
             images evenly from all clusters with more than 3 seeds in them.
         dataset: vectors to compare.
         seed: of everything drawn at random.
 
     Raises:
-        StoreError: unfinished, or different models.
+        StoreError: unfinished, or made differently.
         ConfigError: a budget above the number of images, or no cluster with enough seeds.
     """
     with opened(store) as found:
@@ -157,7 +157,7 @@ def curate(
             rows = balanced_sample([level.codes for level in hierarchy(vectors, sizes, seed=seed)], budget, seed=seed)
         else:
             with opened(like) as seeds:
-                require_same_model(found, seeds)
+                require_made_alike(found, seeds)
                 wanted = stored_vectors(seeds, dataset)
                 require_same_dim(wanted, vectors)
                 if by == "sample":

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.covering import representatives
 from dino_extract.analysis.near_pairs import near_pairs, near_pairs_between
 from dino_extract.analysis.vectors import (
@@ -23,7 +24,6 @@ from dino_extract.analysis.vectors import (
     as_vectors,
     opened,
     require_same_dim,
-    require_same_model,
     rows_where,
     stored_vectors,
     unit,
@@ -164,12 +164,12 @@ def leaks(
         seed: as in `dedup`.
 
     Raises:
-        StoreError: different models, an unfinished or empty store.
+        StoreError: files made differently, an unfinished or empty store.
         ConfigError: a threshold outside 0..1.
     """
     _check(threshold)
     with opened(store) as ours, opened(against) as theirs:
-        require_same_model(ours, theirs)
+        require_made_alike(ours, theirs)
         queries, bank = stored_vectors(ours, dataset), stored_vectors(theirs, dataset)
         require_same_dim(queries, bank)
         best, other = np.full(len(queries), -np.inf, np.float32), np.full(len(queries), -1, np.int64)

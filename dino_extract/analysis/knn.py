@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.labels import classes_of, encode, labels_of, require_known
 from dino_extract.analysis.neighbours import nearest_blocks
 from dino_extract.analysis.scores import ClassScore, add_to_confusion, class_table, top_accuracy
@@ -26,7 +27,6 @@ from dino_extract.analysis.vectors import (
     as_vectors,
     opened,
     require_same_dim,
-    require_same_model,
     rows_where,
     stored_vectors,
 )
@@ -123,7 +123,7 @@ def knn(
 
     Args:
         train: store, or path of one.
-        test: store, or path of one, made by the same model.
+        test: store, or path of one, made alike.
         labels: see `labels_of`; None for folder names.
         test_labels: labels of `test`; by default `labels`.
         label_depth: folders above the image that name its class.
@@ -135,7 +135,7 @@ def knn(
         seed: of the first draw; the next ones count on.
 
     Raises:
-        DinoExtractError: unfinished files, different models, no labels, a single class, or options that make no sense.
+        DinoExtractError: unfinished files, files made differently, no labels, a single class, or options that make no sense.
     """
     options = KnnOptions(k, temperature, per_class, tries, seed)
     with opened(train) as train_store:
@@ -143,7 +143,7 @@ def knn(
         if test is None:
             return classify(vectors, names, options=options)
         with opened(test) as test_store:
-            require_same_model(train_store, test_store)
+            require_made_alike(train_store, test_store)
             others = stored_vectors(test_store, dataset)
             other_names = labels_of(test_store, test_labels if test_labels is not None else labels, label_depth)
             return classify(vectors, names, others, other_names, options=options)

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.knn import draw_per_class
 from dino_extract.analysis.labels import classes_of, encode, labels_of, require_known
 from dino_extract.analysis.logistic import HELD_OUT, accuracy, choose_strength, fit_logistic, split_held_out
 from dino_extract.analysis.probe import Probe
 from dino_extract.analysis.scores import ClassScore, add_to_confusion, class_table, top_accuracy
 from dino_extract.analysis.sgd_heads import ITERATIONS, LEARNING_RATES, fit_heads
-from dino_extract.analysis.vectors import StoreSource, Vectors, opened, require_same_model, rows_where, stored_vectors
+from dino_extract.analysis.vectors import StoreSource, Vectors, opened, rows_where, stored_vectors
 from dino_extract.errors import ConfigError
 from dino_extract.store import Store
 
@@ -89,7 +90,7 @@ def linear(
 
     Args:
         train: store, or path of one.
-        test: store, or path of one, made by the same model.
+        test: store, or path of one, made alike.
         method: logistic regression (L-BFGS), or heads by SGD.
         inputs: names from `inputs_in`; by default all that are stored are tried, and the best on held-out training images is taken.
         labels: see `labels_of`; None for folder names.
@@ -100,7 +101,7 @@ def linear(
         seed: of everything drawn at random.
 
     Raises:
-        DinoExtractError: unfinished files, different models, no labels, a single class, or an input that is not stored.
+        DinoExtractError: unfinished files, files made differently, no labels, a single class, or an input that is not stored.
     """
     with opened(train) as train_store:
         names = labels_of(train_store, labels, label_depth)
@@ -113,7 +114,7 @@ def linear(
             learn, judge = _Images(train_store, rows[fit], codes), _Images(train_store, rows[held], codes)
             return _run(learn.few(per_class, seed), judge, classes, available, method, iterations, seed, unlabelled)
         with opened(test) as test_store:
-            require_same_model(train_store, test_store)
+            require_made_alike(train_store, test_store)
             other_names = labels_of(test_store, test_labels if test_labels is not None else labels, label_depth)
             require_known(other_names, classes)
             test_codes = encode(other_names, classes)

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.dense_targets import IGNORED, Targets, Task
-from dino_extract.analysis.vectors import StoreSource, opened, require_same_model, rows_where
+from dino_extract.analysis.vectors import StoreSource, opened, rows_where
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.store import Rows, Store
 
@@ -127,7 +128,7 @@ def linear_dense(
             learn = _Images(learn.store, learn.targets, learn.parts, np.sort(order[cut:]), learn.keys, learn.sizes)
             return _run(learn, judge, task, max_depth, iterations, seed, without)
         with opened(test) as test_store:
-            require_same_model(train_store, test_store)
+            require_made_alike(train_store, test_store)
             folder = targets if test_targets is None else test_targets
             judge, more = _images(test_store, datasets, Targets(folder, task, test_store.attrs, depth_scale=depth_scale))
             return _run(learn, judge, task, max_depth, iterations, seed, without + more)

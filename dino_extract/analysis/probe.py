@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.vectors import StoreSource, Vectors, VectorSource, as_vectors, opened, stored_vectors
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.store import Store
@@ -36,7 +37,7 @@ class Probe:
     classes: tuple[str, ...]
     datasets: tuple[str, ...]
     attrs: dict[str, Any] = field(default_factory=dict)
-    path: str = ""
+    path: str = "the classifier"
 
     def probabilities(self, vectors: VectorSource) -> NDArray[np.float32]:
         """(n, C) float32 probability of each class.
@@ -54,15 +55,9 @@ class Probe:
         """The vectors of a store that the probe takes.
 
         Raises:
-            StoreError: made by another model, unfinished, or without the datasets.
+            StoreError: made differently than the training store, unfinished, or without the datasets.
         """
-        theirs, ours = (str(attrs.get("weights_sha256", "unknown")) for attrs in (store.attrs, self.attrs))
-        if theirs != ours:
-            raise StoreError(
-                f"the probe was trained on `{self.attrs.get('model')}` (weights {ours[:16]}), "
-                f"`{store.path}` was made by `{store.attrs.get('model')}` (weights {theirs[:16]})",
-                hint="embed the images with the probe's model",
-            )
+        require_made_alike(self, store)
         return stored_vectors(store, *self.datasets)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -115,11 +110,11 @@ def classify_store(probe: Probe | str | os.PathLike[str], store: StoreSource, *,
 
     Args:
         probe: probe, or path of one.
-        store: store, or path of one, made by the probe's model.
+        store: store, or path of one, made as the probe's training store was.
         top: labels per image.
 
     Raises:
-        StoreError: another model, an unfinished store, or no probe.
+        StoreError: a store made differently, an unfinished one, or no probe.
     """
     probe = probe if isinstance(probe, Probe) else Probe.load(probe)
     with opened(store) as found:

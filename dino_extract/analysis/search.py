@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.faiss_index import open_index, search_index
 from dino_extract.analysis.neighbours import nearest
 from dino_extract.analysis.vectors import (
@@ -19,7 +20,6 @@ from dino_extract.analysis.vectors import (
     as_vectors,
     opened,
     require_same_dim,
-    require_same_model,
     rows_where,
     stored_vectors,
     unit,
@@ -63,7 +63,7 @@ def search(
 
     Args:
         store: where to search.
-        queries: (Q, D) vectors, or another store made by the same model, all of whose images are queries.
+        queries: (Q, D) vectors, or another store made alike, all of whose images are queries.
         paths: images of the store itself that are queries too; they are not found themselves.
         top: hits per query; fewer where the store has fewer images.
         dataset: vectors to compare.
@@ -71,7 +71,7 @@ def search(
         names: what the queries that are vectors are called in the result.
 
     Raises:
-        StoreError: a store of another model, unfinished, or without such a dataset.
+        StoreError: a store made differently, unfinished, or without such a dataset.
         ConfigError: no query, a path that the store does not have, or faiss is needed and missing.
     """
     if top < 1:
@@ -89,7 +89,7 @@ def search(
             )
         elif queries is not None:
             with opened(queries) as query_store:
-                require_same_model(bank_store, query_store)
+                require_made_alike(bank_store, query_store)
                 vectors = stored_vectors(query_store, dataset)
                 results += _search(bank_store, bank, vectors, query_store.paths, top, dataset, index)
     if not results:

@@ -20,9 +20,6 @@ BLOCK_ROWS = 8192  # 12 MB of ViT-S vectors in float32; larger blocks are not fa
 VectorSource = Union["Vectors", Rows, NDArray[Any]]
 StoreSource = Union[Store, str, "os.PathLike[str]"]
 
-# Attributes that say by which network vectors were made: only between equal ones do similarities mean anything.
-_MODEL_ATTRS = ("model", "weights_sha256")
-
 
 class Vectors:
     """(n, D) vectors from one dataset, or from several side by side, that are read when they are indexed.
@@ -123,22 +120,6 @@ def opened(source: StoreSource) -> Iterator[Store]:
     else:
         with open_store(source) as store:
             yield store
-
-
-def require_same_model(one: Store, other: Store) -> None:
-    """Check that vectors of two stores may be compared.
-
-    Raises:
-        StoreError: they were made by different networks.
-    """
-    for attr in _MODEL_ATTRS:
-        values = [str(store.attrs.get(attr, "unknown")) for store in (one, other)]
-        if values[0] != values[1]:
-            shown = " and ".join(f"`{value[:16]}`" for value in values)
-            raise StoreError(
-                f"`{one.path}` and `{other.path}` were made by different models ({attr} {shown}): their vectors cannot be compared",
-                hint="embed both with the same `--model` and `--weights`",
-            )
 
 
 def require_same_dim(one: Vectors, other: Vectors) -> None:

@@ -212,7 +212,7 @@ def test_leaks_between_models_are_refused(tmp_path: Path) -> None:
     """Files of two models have nothing to compare."""
     paths = [write_store(tmp_path / f"{model}.h5", ["a.jpg"], {"features": angles([0])}, model=model) for model in ("vits14", "vitb14")]
 
-    with pytest.raises(StoreError, match="made by different models"):
+    with pytest.raises(StoreError, match="were not made alike"):
         leaks(*paths)
 
 

@@ -142,7 +142,7 @@ def test_files_of_different_models_are_refused(tmp_path: Path) -> None:
     vectors, labels = blobs(2, 5, 4)
     paths = [write_store(tmp_path / f"{model}.h5", keys_of(labels), {"features": vectors}, model=model) for model in ("vits14", "vitb14")]
 
-    with pytest.raises(StoreError, match="made by different models"):
+    with pytest.raises(StoreError, match="were not made alike"):
         knn(*paths)
 
 

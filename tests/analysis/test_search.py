@@ -79,7 +79,7 @@ def test_a_store_of_another_model_is_refused(path: str, tmp_path: Path) -> None:
     """Vectors of another network are never compared."""
     other = write_store(tmp_path / "y.h5", ["q.jpg"], {"features": angles([85])}, model="vitb14")
 
-    with pytest.raises(StoreError, match="were made by different models"):
+    with pytest.raises(StoreError, match=r"were not made alike \(--model vits14 and vitb14"):
         search(path, other)
 
 
