@@ -76,6 +76,7 @@ class Job:
             batch_size=self.batch_size,
             release=release,
             compiled=choose_compiled(self.config.compile, self.device, flops),
+            size=(self.preprocess.height, self.preprocess.width),
         )
 
     @property

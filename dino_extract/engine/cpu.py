@@ -95,6 +95,6 @@ def attend_in_tiles(query_BAKd: Tensor, key_BASd: Tensor, value_BASd: Tensor) ->
     return out_BKAd.flatten(2)
 
 
-def fastest_attention(dtype: torch.dtype) -> Attend:
-    """The attention that is fastest in `dtype`."""
-    return attend_in_tiles if dtype == torch.bfloat16 else attend_fused
+def fastest_attention(dtype: torch.dtype) -> tuple[str, Attend]:
+    """Name and form of the attention that is fastest in `dtype`."""
+    return ("tiles", attend_in_tiles) if dtype == torch.bfloat16 else ("fused", attend_fused)

@@ -74,12 +74,16 @@ def choose_batch_size(backbone: Backbone, size: tuple[int, int], device: torch.d
         device: where the model runs.
         num_images: images of the whole job; a small job gets no larger batch than it has images.
     """
-    num_tokens = 1 + backbone.num_registers + (size[0] // backbone.patch_size) * (size[1] // backbone.patch_size)
-    elements = num_tokens * backbone.embed_dim
+    elements = num_tokens(backbone, size) * backbone.embed_dim
     if device.type == "cuda":
         return max(1, min(power_of_two(CUDA_BATCH_ELEMENTS // elements), MAX_CUDA_BATCH, num_images))
     streams = torch.get_num_threads()
     return max(1, min(streams * min(power_of_two(STREAM_ELEMENTS // elements), MAX_STREAM_BATCH), num_images))
+
+
+def num_tokens(backbone: Backbone, size: tuple[int, int]) -> int:
+    """Tokens of an image of this height and width in pixels: CLS, registers and patches."""
+    return 1 + backbone.num_registers + (size[0] // backbone.patch_size) * (size[1] // backbone.patch_size)
 
 
 def forward_flops(backbone: Backbone, size: tuple[int, int], *, whole: bool) -> float | None:
@@ -93,11 +97,9 @@ def forward_flops(backbone: Backbone, size: tuple[int, int], *, whole: bool) -> 
     if not isinstance(backbone, DinoVisionTransformer):
         return None
     dim, depth = backbone.embed_dim, backbone.depth
-    patches = (size[0] // backbone.patch_size) * (size[1] // backbone.patch_size)
-    prefix = 1 + backbone.num_registers
-    tokens = prefix + patches
+    tokens, prefix = num_tokens(backbone, size), 1 + backbone.num_registers
     kept = tokens if whole else prefix
-    embed = 2 * patches * dim * 3 * backbone.patch_size**2
+    embed = 2 * (tokens - prefix) * dim * 3 * backbone.patch_size**2
     full_block = 24 * tokens * dim**2 + 4 * tokens**2 * dim  # 3 + 1 + 8 widths of weights; the gated network has as many
     last_block = 4 * tokens * dim**2 + 20 * kept * dim**2 + 4 * kept * tokens * dim
     return float(embed + (depth - 1) * full_block + last_block)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from dino_extract.backbone import Backbone, DinoVisionTransformer
 from dino_extract.config import StoreDtype
-from dino_extract.engine.cpu import fastest_attention, fastest_linear
+from dino_extract.engine import cpu, sdpa
 from dino_extract.engine.cuda import CudaPipeline
-from dino_extract.engine.lean import LeanTransformer, PlainLinear, attend_fused
+from dino_extract.engine.lean import Attend, LeanTransformer, PlainLinear, attend_fused
 from dino_extract.engine.network import AnyTokens, LayerTokens, LeanTokens, TokenNetwork, needs_patches
-from dino_extract.engine.plan import ComputeDtype
+from dino_extract.engine.plan import ComputeDtype, num_tokens
 from dino_extract.engine.streams import Streams
 from dino_extract.tokens import TokenSpec
 
@@ -42,6 +42,10 @@ class Engine:
         release: free the weights of `backbone` as they are taken over, so that memory never holds two copies; it cannot be used
             afterwards.
         compiled: let torch.compile fuse what is left between the matrix products; see `choose_compiled`.
+        size: height and width in pixels of most images: on a GPU the attention that is fastest for them is tried out.
+
+    Attributes:
+        attention: which form of it runs, for people.
     """
 
     def __init__(
@@ -55,11 +59,17 @@ class Engine:
         batch_size: int,
         release: bool = False,
         compiled: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> None:
         self.spec = spec
         self.device = device
         self.batch_size = batch_size
-        layer_tokens = fast_tokens(backbone, spec, device=device, dtype=getattr(torch, dtype), release=release, compiled=compiled)
+        self.attention, attend = choose_attention(
+            backbone, device=device, dtype=getattr(torch, dtype), batch_size=batch_size, size=size, compiled=compiled
+        )
+        layer_tokens = fast_tokens(
+            backbone, spec, device=device, dtype=getattr(torch, dtype), attend=attend, release=release, compiled=compiled
+        )
         self._network = TokenNetwork(
             torch.compile(layer_tokens) if compiled else layer_tokens,
             spec,
@@ -142,8 +152,25 @@ class Batch:
                 self._engine._shrink(self._size, error)
 
 
+def choose_attention(
+    backbone: Backbone, *, device: torch.device, dtype: torch.dtype, batch_size: int, size: tuple[int, int] | None, compiled: bool
+) -> tuple[str, Attend]:
+    """Name and form of the attention that is fastest on the device for our own network; any other brings its own.
+
+    Arguments as for `Engine`.
+    """
+    if not isinstance(backbone, DinoVisionTransformer):
+        return "its own", attend_fused
+    if device.type == "cpu" and not compiled:  # the compiler would unroll loops over tiles
+        return cpu.fastest_attention(dtype)
+    if device.type != "cuda" or size is None:
+        return "default", attend_fused
+    heads = backbone.config.num_heads
+    return sdpa.fastest_attention(device, dtype, (batch_size, num_tokens(backbone, size), heads, backbone.embed_dim // heads))
+
+
 def fast_tokens(
-    backbone: Backbone, spec: TokenSpec, *, device: torch.device, dtype: torch.dtype, release: bool, compiled: bool
+    backbone: Backbone, spec: TokenSpec, *, device: torch.device, dtype: torch.dtype, attend: Attend, release: bool, compiled: bool
 ) -> LayerTokens:
     """The model in the form that is fastest on the device: folded for our own network, as it is for any other."""
     if not isinstance(backbone, DinoVisionTransformer):
@@ -152,14 +179,14 @@ def fast_tokens(
     def plain_linear(weight: Tensor, bias: Tensor) -> PlainLinear:
         return PlainLinear(weight.to(device, dtype), bias.to(device, dtype))
 
-    has_own_forms = device.type == "cpu" and not compiled  # the compiler cannot look into packed weights, and packs them itself
+    is_packed = device.type == "cpu" and not compiled  # the compiler cannot look into packed weights, and packs them itself
     with torch.inference_mode():
         transformer = LeanTransformer(
             backbone,
             device=device,
             dtype=dtype,
-            make_linear=fastest_linear(dtype) if has_own_forms else plain_linear,
-            attend=fastest_attention(dtype) if has_own_forms else attend_fused,
+            make_linear=cpu.fastest_linear(dtype) if is_packed else plain_linear,
+            attend=attend,
             prefix_only=not needs_patches(spec),
             release=release,
         )
