@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.analysis.neighbours import nearest
-from dino_extract.analysis.pictures import display_name, file_stem
+from dino_extract.analysis.pictures import display_name, file_stem, table_path
 from dino_extract.analysis.vectors import StoreSource, Vectors, opened, stored_vectors, unit
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.preprocess import Preprocess
@@ -59,12 +58,14 @@ class ExportResult:
         format: one of the export formats.
         rows: images in them.
         left_out: images of the store that have no embedding.
+        prefixed: paths written with `./` in front, so that no spreadsheet runs them as formulas; of csv and the index of bags.
     """
 
     paths: list[str]
     format: ExportFormat
     rows: int
     left_out: int
+    prefixed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +137,10 @@ def export(
             raise StoreError(f"`{file.path}` holds no embedded image", hint=f"`dino-extract info --failures {file.path}` says why")
         path = os.fspath(output) if output is not None else os.path.splitext(file.path)[0] + _SUFFIX_OF[chosen]
         tokens = dataset or ("patch_features" if chosen == "bags" else "features")
-        paths = _WRITERS[chosen](_Job(file, tokens, dtype, path, overwrite))
-        return ExportResult(paths, chosen, len(file), len(file.all_paths) - len(file))
+        job = _Job(file, tokens, dtype, path, overwrite)
+        paths = _WRITERS[chosen](job)
+        prefixed = sum(name != table_path(name) for name in job.names) if chosen in ("csv", "bags") else 0
+        return ExportResult(paths, chosen, len(file), len(file.all_paths) - len(file), prefixed)
 
 
 def _choose_format(output: str | os.PathLike[str] | None, wanted: str | None) -> ExportFormat:
@@ -203,13 +206,18 @@ def _write_csv(job: _Job) -> list[str]:
     is_half = job.store[job.dataset].dtype == np.float16 or job.dtype == "float16"
     texts = _half_texts() if is_half else None
     with _written(job.output, job.overwrite) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "height", "width", *(f"f{column}" for column in range(job.vectors.dim))])
+        file.write(",".join(["path", "height", "width", *(f"f{column}" for column in range(job.vectors.dim))]) + "\n")
         for first, block in job.blocks():
             # The shortest text that reads back as the same number.
             numbers = block.astype("U32") if texts is None else texts[block.astype(np.float16).view(np.uint16)]
-            writer.writerows([names[row], *size[row], *line] for row, line in enumerate(numbers.tolist(), first))
+            for row, line in enumerate(numbers.tolist(), first):
+                file.write(f"{_quoted(names[row])},{size[row][0]},{size[row][1]},{','.join(line)}\n")
     return [job.output]
+
+
+def _quoted(path: str) -> str:
+    """Always quoted: a spreadsheet that cuts at semicolons must not find a formula in the middle of a path."""
+    return '"' + table_path(path).replace('"', '""') + '"'
 
 
 def _half_texts() -> NDArray[Any]:
@@ -291,7 +299,8 @@ def _write_bags(job: _Job) -> list[str]:
         index.append((name, display_name(path)))
     index_path = os.path.join(job.output, "index.csv")
     with _written(index_path, overwrite=True) as partial, open(partial, "w", newline="", encoding="utf-8") as text:
-        csv.writer(text, lineterminator="\n").writerows([("slide_id", "path"), *index])
+        text.write("slide_id,path\n")
+        text.writelines(f"{_quoted(name)},{_quoted(path)}\n" for name, path in index)
     return [job.output]
 
 

@@ -59,7 +59,8 @@ def folder_labels(paths: Sequence[str], depth: int = 1) -> list[str]:
 def csv_labels(paths: Sequence[str], csv_path: str) -> list[str]:
     """(n,) the label that a CSV file gives each path, "" where it gives none.
 
-    The file has a header with the columns `path` and `label`, or no header and the path and label first.
+    The file has a header with the columns `path` and `label`, or no header and the path and label first. Paths are as in the store, or
+    with `./` in front.
 
     Raises:
         SourceError: it cannot be read, has no two columns, gives a path two labels, or names none of the paths.
@@ -81,7 +82,8 @@ def csv_labels(paths: Sequence[str], csv_path: str) -> list[str]:
         path, label = line[columns[0]], line[columns[1]].strip()
         if label_of.setdefault(path, label) != label:
             raise SourceError(f"labels `{csv_path}` give `{path}` two labels, `{label_of[path]}` and `{label}`")
-    labels = [label_of.get(path, "") for path in paths]
+    # Our own tables have `./` before some paths (`table_path`).
+    labels = [label_of.get(path) or label_of.get(f"./{path}", "") for path in paths]
     if not any(labels) and label_of:
         theirs, ours = next(iter(label_of)), next(iter(paths), "")
         raise SourceError(

@@ -20,6 +20,7 @@ from dino_extract.store import Store
 
 GAP_PX = 6  # white between pictures
 _CAPTION_PX = 18
+_FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # and their double-byte forms, which Japanese spreadsheets take for the same
 _NAME_CHARS = 80  # of a path that go into a file name, well below the 255 bytes of common file systems
 
 
@@ -28,14 +29,25 @@ def display_name(path: str) -> str:
     return printable(os.fsencode(path))
 
 
+def table_path(path: str) -> str:
+    """A path for a table of text: where a spreadsheet would run it as a formula, with `./` in front, which names the same file.
+
+    The usual remedy, an apostrophe (OWASP, "CSV Injection"), would name another file to everything that is not a spreadsheet.
+
+    >>> table_path("=1+2.jpg"), table_path("cats/a.jpg")
+    ('./=1+2.jpg', 'cats/a.jpg')
+    """
+    return f"./{path}" if path.lstrip().startswith(_FORMULA_STARTS) or path.startswith(("\t", "\r", "\n")) else path
+
+
 def file_stem(path: str) -> str:
-    """A stored path as a plain file name without folders, which no path can use to leave the output folder.
+    """A stored path as a plain file name without folders, which neither leaves the output folder nor is taken for an option or a formula.
 
     >>> file_stem("../cats/a b.jpg")
     'cats__a_b.jpg'
     """
     parts = [part for part in display_name(path).split("/") if part not in ("", ".", "..")]
-    return re.sub(r"[^\w.=+-]", "_", "__".join(parts)).lstrip(".")[-_NAME_CHARS:] or "image"
+    return re.sub(r"[^\w.=+-]", "_", "__".join(parts))[-_NAME_CHARS:].lstrip(".=+-") or "image"
 
 
 def choose_positions(store: Store, patterns: Sequence[str] = (), limit: int | None = None) -> list[int]:

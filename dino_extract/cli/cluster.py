@@ -157,16 +157,21 @@ def _by_similarity(level: Clusters, number: int) -> NDArray[np.int64]:
 
 
 def _write_csv(output: str, paths: list[str], levels: list[Clusters]) -> None:
+    from dino_extract.analysis.pictures import table_path
+
+    shown = [table_path(path) for path in paths]
     try:
         with open(output, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, lineterminator="\n")
+            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
             writer.writerow(["path", *(f"cluster{len(level.centres)}" for level in levels), "similarity"])
             columns = zip(*(level.codes.tolist() for level in levels), strict=True)
-            for path, codes, similarity in zip(paths, columns, levels[0].similarity.tolist(), strict=True):
-                writer.writerow([path, *codes, f"{similarity:.4f}"])
+            for path, codes, similarity in zip(shown, columns, levels[0].similarity.tolist(), strict=True):
+                writer.writerow([path, *codes, round(similarity, 4)])
     except OSError as error:
         raise SourceError(f"table `{output}` cannot be written: {error.strerror}") from error
     say(f"{len(paths):,} images: {output}")
+    if prefixed := sum(path != name for path, name in zip(paths, shown, strict=True)):
+        say(f"note: {prefixed:,} paths that a spreadsheet would run as formulas have `./` in front")
 
 
 def _draw(store: Store, level: Clusters, folder: str) -> None:

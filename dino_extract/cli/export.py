@@ -27,4 +27,6 @@ def export(
     result = analysis.export(file, output, to, dataset=dataset, dtype=dtype, overwrite=overwrite)
     left_out = f", {result.left_out:,} failed images left out" if result.left_out else ""
     typer.echo(f"{result.rows:,} images{left_out}", err=True)
+    if result.prefixed:
+        typer.echo(f"note: {result.prefixed:,} paths that a spreadsheet would run as formulas have `./` in front", err=True)
     typer.echo(json.dumps(asdict(result), indent=2) if as_json else "\n".join(result.paths))

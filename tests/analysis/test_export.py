@@ -14,6 +14,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from dino_extract.analysis.export import EXPORT_FORMATS, export
+from dino_extract.analysis.pictures import display_name
 from dino_extract.cli.export import export as export_command
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.store import Store
@@ -99,6 +100,36 @@ def test_csv_reads_back_to_the_same_numbers(store: Store, tmp_path: Path) -> Non
     assert header[:5] == ["path", "height", "width", "f0", "f1"]
     assert [row[0] for row in rows] == SHOWN
     np.testing.assert_array_equal(np.array([row[3:] for row in rows], np.float32), store.features[:])
+
+
+FORMULAS = ["+1.jpg", "-1.jpg", "=1+2.jpg", "@SUM(A1).jpg", " =1.jpg", "\t=2.jpg", "\uff1d1.jpg", "a;=1.jpg", 'a"=1.jpg', "b/=1.jpg"]
+
+
+def test_no_cell_of_a_table_is_a_formula(tmp_path: Path) -> None:
+    """However a spreadsheet cuts the line, no path begins like a formula, and without `./` each is the path of the store."""
+    with make_store(tmp_path, FORMULAS, with_photos=False) as store:
+        result = export(store, tmp_path / "x.csv")
+        names = [display_name(path) for path in store.paths]
+
+    text = (tmp_path / "x.csv").read_text(encoding="utf-8")
+    for separator in ",;\t":
+        for row in list(csv.reader(text.splitlines(), delimiter=separator))[1:]:
+            assert not row[0].lstrip().startswith(tuple("=+-@\uff1d"))
+    paths = [row[0] for row in csv.reader(text.splitlines())][1:]
+    assert [path.removeprefix("./") for path in paths] == names
+    assert [path for path in paths if path.startswith("./")] == [f"./{name}" for name in names if name[0] in " =+-@\uff1d"]
+    assert result.prefixed == 6
+
+
+def test_the_index_of_bags_has_no_formula_either(tmp_path: Path) -> None:
+    """Neither the names of bags nor the paths beside them begin like one."""
+    with make_store(tmp_path, FORMULAS, with_photos=False) as store:
+        export(store, tmp_path / "bags", "bags")
+
+    with open(tmp_path / "bags" / "index.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert not [cell for row in rows for cell in row.values() if cell.lstrip().startswith(tuple("=+-@\uff1d"))]
+    assert all((tmp_path / "bags" / f"{row['slide_id']}.h5").exists() for row in rows)
 
 
 def test_csv_in_half_precision_reads_back_to_the_same_numbers(store: Store, tmp_path: Path) -> None:
@@ -314,3 +345,13 @@ def test_the_command_prints_what_it_wrote(store: Store, tmp_path: Path) -> None:
 
     assert result.stdout == f"{tmp_path / 'photos.csv'}\n"
     assert result.stderr == "4 images, 1 failed images left out\n"
+
+
+def test_the_command_says_which_paths_it_changed(tmp_path: Path) -> None:
+    """A path that would be a formula is not changed in silence."""
+    app = Typer()
+    app.command()(export_command)
+    with make_store(tmp_path, ["=1.jpg", "a.jpg"], with_photos=False) as store:
+        result = CliRunner().invoke(app, [store.path, "--to", "csv"])
+
+    assert result.stderr == "2 images\nnote: 1 paths that a spreadsheet would run as formulas have `./` in front\n"

@@ -45,6 +45,13 @@ def test_csv_labels_follow_paths(tmp_path: Path, header: str) -> None:
     assert labels_of(store_of(tmp_path), tmp_path / "labels.csv") == ["lynx", "", "wolf"]
 
 
+def test_csv_labels_take_paths_as_our_tables_write_them(tmp_path: Path) -> None:
+    """`./` in front, which keeps spreadsheets from running a path as a formula, is no part of the path, unless the store has it too."""
+    (tmp_path / "labels.csv").write_text("./=1.jpg,lynx\n./a.jpg,wolf\na.jpg,fox\n")
+
+    assert labels_of(store_of(tmp_path, ["./a.jpg", "=1.jpg", "a.jpg"]), tmp_path / "labels.csv") == ["wolf", "lynx", "fox"]
+
+
 def test_csv_columns_are_found_by_name(tmp_path: Path) -> None:
     """With a header, the columns may stand anywhere."""
     (tmp_path / "labels.csv").write_text("label,size,path\nlynx,3,train/cat/1.jpg\n")

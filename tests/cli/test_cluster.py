@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dino_extract.cli.cluster import cluster, curate
@@ -37,6 +38,16 @@ def test_the_csv_has_every_image_at_every_level(path: str, tmp_path: Path) -> No
     assert list(lines[0]) == ["path", "cluster6", "cluster3", "similarity"]
     assert len(lines) == 30
     assert all(len({line["cluster3"] for line in lines if line["path"].startswith(f"class00{code}")}) == 1 for code in range(3))
+
+
+def test_a_path_that_would_be_a_formula_is_marked_and_said(tmp_path: Path) -> None:
+    """It gets `./` in front, which names the same file, and numbers stay numbers."""
+    path = write_store(tmp_path / "x.h5", ["=1.jpg", "a.jpg"], {"features": np.eye(2, 4, dtype=np.float32)})
+
+    _, err = run_command(cluster, path, "1", "-o", str(tmp_path / "c.csv"))
+
+    assert (tmp_path / "c.csv").read_text() == '"path","cluster1","similarity"\n"./=1.jpg",0,0.7071\n"a.jpg",0,0.7071\n'
+    assert "note: 1 paths that a spreadsheet would run as formulas have `./` in front" in err
 
 
 def test_a_sheet_is_drawn_for_each_cluster(path: str, tmp_path: Path) -> None:
