@@ -34,9 +34,7 @@ def test_tokens_equal_those_of_the_cpu(dtype: ComputeDtype, tolerance: float, co
     pixels = make_pixels(5)
     want = Engine(make_backbone(), spec, device=torch.device("cpu"), dtype="float32", store_dtype="float32", batch_size=4)(pixels)
 
-    engine = Engine(
-        make_backbone(), spec, device=CUDA, dtype=dtype, store_dtype="float32", batch_size=4, compiled=compiled, size=(56, 70)
-    )
+    engine = Engine(make_backbone(), spec, device=CUDA, dtype=dtype, store_dtype="float32", batch_size=4, compiled=compiled, size=(56, 70))
     got = engine(pixels)
 
     for name, rows in got.items():
