@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib.util
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,52 @@ def test_auto_adds_a_map_that_keeps_neighbours() -> None:
 
     centres = points[:30].mean(axis=0), points[30:].mean(axis=0)
     assert (np.linalg.norm(points[:30] - centres[0], axis=1) < np.linalg.norm(points[:30] - centres[1], axis=1)).all()
+
+
+needs_umap = pytest.mark.skipif(importlib.util.find_spec("umap") is None, reason="umap-learn is not installed")
+
+
+@needs_umap
+def test_umap_keeps_neighbours_and_repeats() -> None:
+    """In a UMAP map nearly all of the nearest points come from the same of three clouds, and a second map is the same."""
+    vectors = np.concatenate([unit_vectors(40, seed=seed) * 0.1 + np.eye(3, 16, dtype=np.float32)[seed] for seed in range(3)])
+
+    points = maps_of(vectors, "umap")["UMAP"]
+
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2)
+    nearest = distance.argsort(axis=1)[:, 1:6] // 40
+    assert (nearest == np.arange(120)[:, None] // 40).mean() > 0.95
+    np.testing.assert_array_equal(maps_of(vectors, "umap")["UMAP"], points)
+
+
+@needs_umap
+def test_auto_takes_umap_where_tsne_would_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the limit of t-SNE the second map is by UMAP, and up to it by t-SNE."""
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr("dino_extract.analysis.report.geometry.TSNE_IMAGES", 20)
+
+    assert list(maps_of(unit_vectors(20), "auto")) == ["PCA", "t-SNE"]
+    assert list(maps_of(unit_vectors(21), "auto")) == ["PCA", "UMAP"]
+
+
+@pytest.mark.parametrize(("method", "package"), [("tsne", "scikit-learn"), ("umap", "umap-learn")])
+def test_a_map_whose_library_is_missing_is_refused(method: Any, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for by name is not replaced by something else."""
+    for module in ("sklearn.manifold", "umap"):
+        monkeypatch.setitem(sys.modules, module, None)
+
+    with pytest.raises(ConfigError, match=f"`--map {method}` needs {package}"):
+        maps_of(unit_vectors(20), method)
+
+
+@pytest.mark.parametrize("method", ["auto", "tsne", "umap"])
+def test_images_that_are_all_the_same_have_a_page(method: Any, tmp_path: Path) -> None:
+    """Without any difference there is no map of neighbours, and the page has the PCA map alone."""
+    features = np.tile(np.arange(16, dtype=np.float32), (8, 1))
+    with make_store(tmp_path, [f"{i}.jpg" for i in range(8)], features=features, with_photos=False) as store:
+        page = Path(report(store, map_method=method).path)
+
+    assert list(data_of(page)["maps"]) == ["PCA"]
 
 
 def test_duplicates_are_the_connected_groups_of_similar_images() -> None:

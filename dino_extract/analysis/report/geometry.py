@@ -6,6 +6,7 @@ Dimension key: n images, D width, k neighbours, C clusters.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,7 @@ MapMethod = Literal["auto", "pca", "tsne", "umap"]
 
 TSNE_IMAGES = 5000  # above this t-SNE takes minutes
 _ISOLATION_NEIGHBOURS = 5
+_SAME = 1e-6  # spread of vectors of length 1 that are the same but for rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,7 @@ def maps_of(unit_nD: NDArray[np.float32], method: MapMethod) -> dict[str, NDArra
     maps = {"PCA": principal[:, :2].astype(np.float32)}
     if method == "auto":
         method = _best_installed(len(unit_nD))
-    if len(unit_nD) < 5:  # too few to have a neighbourhood
+    if len(unit_nD) < 5 or principal[:, 0].std() < _SAME:  # nothing has a neighbourhood; on a single point t-SNE ends the process
         return maps
     if method == "tsne":
         maps["t-SNE"] = _tsne(principal.astype(np.float32))
@@ -117,10 +119,12 @@ def _tsne(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _umap(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     try:
-        import umap  # compiles itself for seconds when imported
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImportWarning)  # of parts of UMAP that want TensorFlow
+            from umap import UMAP  # compiles itself for seconds when imported; a package called `umap` is another one
     except ImportError as error:
         raise ConfigError("`--map umap` needs umap-learn", hint="pip install umap-learn") from error
-    mapper = umap.UMAP(n_neighbors=min(15, len(vectors) - 1), random_state=0, n_jobs=1)
+    mapper = UMAP(n_neighbors=min(15, len(vectors) - 1), random_state=0, n_jobs=1)
     points: NDArray[np.float32] = mapper.fit_transform(vectors)
     return points
 
