@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.errors import ConfigError, SourceError
+from dino_extract.errors import ConfigError, SourceError, StoreError
 from dino_extract.status import Status
-from dino_extract.store import Store
+from dino_extract.store import Store, read_dataset
 
 _HINT = "give labels with `--labels FILE.csv` (columns path,label), or choose the folder with `--label-depth`"
 
@@ -100,13 +100,10 @@ def dataset_labels(store: Store, path: str, dataset: str) -> list[str]:
         SourceError: the file or the dataset cannot be read.
         ConfigError: another number of rows.
     """
-    import h5py  # a file of the user's own making, not a store: no reader of ours fits
-
     try:
-        with h5py.File(path, "r") as file:
-            values = np.asarray(file[dataset][()])
-    except (OSError, KeyError, TypeError) as error:
-        raise SourceError(f"labels `{path}:{dataset}` cannot be read: {error}") from error
+        values = read_dataset(path, dataset)
+    except StoreError as error:
+        raise SourceError(f"labels `{path}:{dataset}` cannot be read: {error.message}", hint=error.hint) from error
     if values.shape == (len(store.all_paths),):
         values = values[store_rows(store)]
     elif values.shape != (len(store),):

@@ -1,12 +1,14 @@
-"""Embeddings in an HDF5 file that no crash can hurt, and back; the only part of the package that knows HDF5.
+"""Embeddings in an HDF5 file that no crash can hurt, and back; the only part of the package that knows this format.
 
 `open_writer` begins or continues a file, `open_store` reads one, `verify_store` finds damage. docs/file-format.md has the format.
+`read_dataset` reads a dataset of an HDF5 file of any other kind.
 """
 
 from __future__ import annotations
 
 from dino_extract.status import Status
 from dino_extract.store.disk import ensure_space
+from dino_extract.store.foreign import read_dataset
 from dino_extract.store.layout import FORMAT, Layout, RowDataset, RowTable, part_path_of
 from dino_extract.store.lock import StoreWarning
 from dino_extract.store.opening import open_writer
@@ -32,5 +34,6 @@ __all__ = [
     "open_store",
     "open_writer",
     "part_path_of",
+    "read_dataset",
     "verify_store",
 ]

@@ -89,6 +89,42 @@ def test_dataset_labels_skip_failed_rows(tmp_path: Path) -> None:
     assert labels_of(store_of(tmp_path, failed=(1,)), f"{tmp_path}/labels.h5:kind") == ["7", "9"]
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("none.h5:kind", r"cannot be read: .*none.h5.*: no such file"),
+        ("text.h5:kind", r"cannot be read: `.*text.h5` is not an HDF5 file"),
+        ("labels.h5:sort", r"cannot be read: `.*labels.h5` has no dataset `sort`"),
+        ("labels.h5:group", r"cannot be read: `.*labels.h5` has no dataset `group`"),
+        ("linked.h5:kind", r"cannot be read: `.*linked.h5` links to another file"),
+    ],
+)
+def test_dataset_labels_that_cannot_be_had_are_one_sentence(tmp_path: Path, place: str, message: str) -> None:
+    """No file, no HDF5, no such dataset, and a file that leads into another one are errors that name both."""
+    (tmp_path / "text.h5").write_text("path,label\n")
+    with h5py.File(tmp_path / "labels.h5", "w") as file:
+        file["kind"] = np.array([7, 8, 9])
+        file.create_group("group")
+    with h5py.File(tmp_path / "linked.h5", "w") as file:
+        file["kind"] = h5py.ExternalLink(str(tmp_path / "labels.h5"), "kind")
+
+    with pytest.raises(SourceError, match=rf"^labels `.*{place}` {message}"):
+        labels_of(store_of(tmp_path), tmp_path / place)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "variable", "packed"])
+def test_dataset_labels_may_be_text(tmp_path: Path, kind: str) -> None:
+    """Text of fixed and of variable length, and compressed text, are labels."""
+    words = [b"lynx", b"lynx", b"wolf"]
+    with h5py.File(tmp_path / "labels.h5", "w") as file:
+        if kind == "variable":
+            file.create_dataset("kind", data=words, dtype=h5py.string_dtype())
+        else:
+            file.create_dataset("kind", data=np.array(words), compression="gzip" if kind == "packed" else None)
+
+    assert labels_of(store_of(tmp_path), f"{tmp_path}/labels.h5:kind") == ["lynx", "lynx", "wolf"]
+
+
 def test_a_dataset_of_another_length_is_refused(tmp_path: Path) -> None:
     """Labels that are not aligned with the rows are never guessed at."""
     with h5py.File(tmp_path / "labels.h5", "w") as file:
