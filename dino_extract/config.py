@@ -10,6 +10,7 @@ AlphaPolicy = Literal["drop", "white", "black"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 StoreDtype = Literal["float16", "float32"]
 Compile = Literal["auto", "on", "off"]
+Resize = Literal["auto", "host", "device"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, 0..1
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,6 +37,7 @@ class EmbedConfig:
         dtype: of the matrix products; auto is bfloat16 where the hardware is fast at it.
         store_dtype: of the embeddings in the file.
         compile: let torch.compile fuse the steps between the matrix products; auto does on a GPU when it pays, for very many images.
+        resize: where small images are resized: by the decoder processes, or beside the model, which auto does on a GPU; the same bits.
         batch: images per batch; 0 finds a good size.
         workers: decoder processes; 0 is one for each free CPU.
         decode_timeout_s: seconds after which the decoding of one image is given up.
@@ -56,6 +58,7 @@ class EmbedConfig:
     dtype: Dtype = "auto"
     store_dtype: StoreDtype = "float16"
     compile: Compile = "auto"
+    resize: Resize = "auto"
     batch: int = 0
     workers: int = 0
     decode_timeout_s: float = 30.0

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -50,6 +51,15 @@ _ENVIRONMENT = {
 }
 
 
+# Gives the contiguous uint8 array for pixels of a shape (h, w, 3).
+Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
+
+
+def allocate_pixels(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Memory of this process, not cleared."""
+    return np.empty(shape, np.uint8)
+
+
 class DecoderDiedError(Exception):
     """The child is gone or not to be trusted any more; the text says how."""
 
@@ -58,13 +68,14 @@ class DecoderDiedError(Exception):
 class Reply:
     """What became of one image.
 
-    `pixels` is (h, w, 3) uint8 where the status is OK, else None. `image_size` is the upright (height, width) of the original in
-    pixels, (0, 0) where it is not known.
+    `pixels` is (h, w, 3) uint8 where the status is OK, else None; `is_resized` whether they are what the model sees, or as decoded.
+    `image_size` is the upright (height, width) of the original in pixels, (0, 0) where it is not known.
     """
 
     status: Status
     error: str
     pixels: NDArray[np.uint8] | None
+    is_resized: bool
     image_size: tuple[int, int]
     read_s: float
     decode_s: float
@@ -75,15 +86,16 @@ class DecoderProcess:
 
     Args:
         options: what the child makes of each image.
+        resizes: all images; if not, it leaves those that may wait (`Preprocess.may_wait`) as they are decoded.
         memory_bytes: address space it may take beyond what it starts with.
 
     Raises:
         DecodeError: the child does not start.
     """
 
-    def __init__(self, options: Preprocess, *, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._options = options
-        settings = json.dumps({"preprocess": options.as_record(), "memory_bytes": memory_bytes, "parent": os.getpid()})
+    def __init__(self, options: Preprocess, *, resizes: bool = True, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._options, self._resizes = options, resizes
+        settings = json.dumps({"preprocess": options.as_record(), "resizes": resizes, "memory_bytes": memory_bytes, "parent": os.getpid()})
         path = [os.path.abspath(entry) for entry in sys.path]
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", _COMMAND, settings, *path],
@@ -130,12 +142,12 @@ class DecoderProcess:
             while line:
                 line = line[os.write(self._requests, line) :]
 
-    def receive(self, timeout_s: float = TIMEOUT_S, *, into: NDArray[np.uint8] | None = None) -> Reply:
+    def receive(self, timeout_s: float = TIMEOUT_S, *, allocate: Allocate = allocate_pixels) -> Reply:
         """The reply to the oldest open request.
 
         Args:
             timeout_s: how long the child may take for it.
-            into: (h, w, 3) uint8, contiguous, for the pixels; without it they come in an array of their own.
+            allocate: gives the array for the pixels.
 
         Raises:
             DecoderDiedError: the child has died, hangs, or has answered what makes no sense.
@@ -148,17 +160,18 @@ class DecoderProcess:
             height, width = (int(side) for side in header["image_size"])
             times = float(header["read_s"]), float(header["decode_s"])
             shape = None if header["shape"] is None else tuple(int(side) for side in header["shape"])
+            is_resized = bool(header["is_resized"])
         except (KeyError, TypeError, ValueError) as problem:
             raise DecoderDiedError("decoder answered nonsense") from problem
         if (shape is not None) != (has_pixels and status == Status.OK):
             raise DecoderDiedError("decoder answered nonsense")
         if shape is None:
-            return Reply(status, error, None, (height, width), *times)
-        if not self._is_expected(shape) or (into is not None and into.shape != shape):
+            return Reply(status, error, None, is_resized, (height, width), *times)
+        if not (self._is_result(shape) if is_resized else self._is_picture(shape)):
             raise DecoderDiedError("decoder answered nonsense")
-        pixels = np.empty(shape, np.uint8) if into is None else into
+        pixels = allocate(shape)
         self._read_exactly(pixels.data.cast("B"), deadline)
-        return Reply(status, error, pixels, (height, width), *times)
+        return Reply(status, error, pixels, is_resized, (height, width), *times)
 
     def kill(self) -> None:
         """End the child at once; may be called from another thread, and twice."""
@@ -180,7 +193,11 @@ class DecoderProcess:
         self._process.stderr.close()
         return f"decoder crashed (signal {-code})" if code < 0 else f"decoder ended with code {code}"
 
-    def _is_expected(self, shape: tuple[int, ...]) -> bool:
+    def _is_picture(self, shape: tuple[int, ...]) -> bool:
+        is_shape = len(shape) == 3 and shape[2] == 3 and min(shape) > 0
+        return not self._resizes and is_shape and self._options.may_wait(*shape[:2])
+
+    def _is_result(self, shape: tuple[int, ...]) -> bool:
         if self._options.output_shape is not None:
             return shape == (*self._options.output_shape, 3)
         side, patch = self._options.height, self._options.patch
@@ -252,14 +269,14 @@ def main(settings_json: str) -> None:
         for line in requests:
             request = json.loads(line)
             ref = ImageRef(_bytes(request["path"]), request["offset"], request["size"], _bytes(request["key"]))
-            _answer(replies, ref, options, is_size_only=request["size_only"])
+            _answer(replies, ref, options, resizes=settings["resizes"], is_size_only=request["size_only"])
     except BrokenPipeError:
         os._exit(0)  # the parent is gone, and flushing at exit would only fail again
 
 
-def _answer(replies: BinaryIO, ref: ImageRef, options: Preprocess, *, is_size_only: bool) -> None:
+def _answer(replies: BinaryIO, ref: ImageRef, options: Preprocess, *, resizes: bool, is_size_only: bool) -> None:
     start = middle = time.perf_counter()
-    header: dict[str, Any] = {"status": int(Status.OK), "error": "", "shape": None, "image_size": (0, 0)}
+    header: dict[str, Any] = {"status": int(Status.OK), "error": "", "shape": None, "is_resized": True, "image_size": (0, 0)}
     pixels = b""
     try:
         content = read_image_bytes(ref, max_bytes=options.max_bytes)
@@ -267,7 +284,7 @@ def _answer(replies: BinaryIO, ref: ImageRef, options: Preprocess, *, is_size_on
         if is_size_only:
             header["image_size"] = read_image_size(content, max_pixels=options.max_pixels)
         else:
-            pixels = _decode(content, options, header)
+            pixels = _decode(content, options, header, resizes=resizes)
     except MemoryError:
         header.update(status=int(Status.CRASHED), error="decode: out of memory", shape=None)
     except ImageError as error:
@@ -277,10 +294,13 @@ def _answer(replies: BinaryIO, ref: ImageRef, options: Preprocess, *, is_size_on
     _write(replies, header, pixels)
 
 
-def _decode(content: bytes, options: Preprocess, header: dict[str, Any]) -> bytes:
+def _decode(content: bytes, options: Preprocess, header: dict[str, Any], *, resizes: bool) -> bytes:
     reduce_to = (options.height, options.width) if options.fast_decode else None
     picture, image_size = open_upright(content, max_pixels=options.max_pixels, alpha=options.alpha, reduce_to=reduce_to)
-    picture = preprocess_picture(picture, options)
+    if resizes or not options.may_wait(picture.height, picture.width):
+        picture = preprocess_picture(picture, options)
+    else:
+        header["is_resized"] = False
     header.update(shape=(picture.height, picture.width, 3), image_size=image_size)
     return picture.tobytes()
 

@@ -19,6 +19,7 @@ from dino_extract.engine import Engine
 from dino_extract.errors import DinoExtractError, SourceError
 from dino_extract.job import Job, MadeWith, prepare, prepare_like
 from dino_extract.loader import Batch
+from dino_extract.preprocess import Pictures
 from dino_extract.status import Status
 from dino_extract.store import Writer, open_store, open_writer
 
@@ -196,6 +197,8 @@ def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Ge
                 break
             if isinstance(batch.pixels, np.ndarray):
                 in_flight.append((batch, engine.submit(batch.pixels).result))
+            elif job.resizes_on_device:
+                in_flight.append((batch, engine.submit(Pictures(batch.pixels, batch.is_resized, job.preprocess)).result))
             else:
                 in_flight.append((batch, partial(_embed_native, job, engine, batch)))
             if len(in_flight) > BATCHES_IN_FLIGHT:

@@ -19,6 +19,7 @@ from dino_extract.config import EmbedConfig
 from dino_extract.engine import (
     ComputeDtype,
     Engine,
+    allocator_for,
     choose_batch_size,
     choose_compiled,
     choose_device,
@@ -26,7 +27,7 @@ from dino_extract.engine import (
     forward_flops,
     needs_patches,
 )
-from dino_extract.errors import SourceError, StoreError
+from dino_extract.errors import ConfigError, SourceError, StoreError
 from dino_extract.loader import Loader, scan_image_sizes
 from dino_extract.preprocess import Preprocess, parse_size
 from dino_extract.source import Manifest, find_images, manifest_of, printable, resolve
@@ -80,6 +81,12 @@ class Job:
         )
 
     @property
+    def resizes_on_device(self) -> bool:
+        """Whether small images are resized beside the model; `native` images never are, as each has a shape of its own."""
+        is_wanted = self.config.resize == "device" or (self.config.resize == "auto" and self.device.type == "cuda")
+        return is_wanted and self.preprocess.policy != "native"
+
+    @property
     def image_flops(self) -> float | None:
         """Floating-point operations of the model for one image of the job's size; None if it is not our network."""
         return forward_flops(self.model.module, (self.preprocess.height, self.preprocess.width), whole=needs_patches(self.spec))
@@ -90,9 +97,12 @@ class Job:
             self.manifest,
             rows,
             self.preprocess,
+            resizes=not self.resizes_on_device,
             batch_size=self.batch_size,
             num_workers=self.config.workers,
+            prefetch_batches=2 if self.resizes_on_device else 4,  # decoded images are larger than resized ones
             timeout_s=self.config.decode_timeout_s,
+            allocate=allocator_for(self.device),
         )
 
     def nbytes(self) -> int:
@@ -239,6 +249,8 @@ def _job(manifest: Manifest, path: str, config: EmbedConfig) -> Job:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     is_native = preprocess.policy == "native"
+    if is_native and config.resize == "device":
+        raise ConfigError("`--resize device` needs images of one size, `--preprocess native` gives each its own", hint="leave it out")
     batch_size = choose_batch_size(model.module, (preprocess.height, preprocess.width), device, len(manifest))
     return Job(
         config=config,

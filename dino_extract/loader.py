@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.decoder_process import MEMORY_BYTES, TIMEOUT_S, DecoderDiedError, DecoderProcess, Reply
+from dino_extract.decoder_process import MEMORY_BYTES, TIMEOUT_S, Allocate, DecoderDiedError, DecoderProcess, Reply, allocate_pixels
 from dino_extract.preprocess import Preprocess
 from dino_extract.source import ImageRef, Manifest
 from dino_extract.status import Status
@@ -34,7 +34,9 @@ class Batch:
     """B images in row order; those that failed have zero pixels and say why."""
 
     rows: NDArray[np.int64]  # (B,)
-    pixels: NDArray[np.uint8] | list[NDArray[np.uint8]]  # (B, h, w, 3) RGB; for `native` a list of (h, w, 3), (0, 0, 3) where failed
+    # (B, h, w, 3) RGB; for `native`, and where the decoders do not resize, a list of (h, w, 3), (0, 0, 3) where failed
+    pixels: NDArray[np.uint8] | list[NDArray[np.uint8]]
+    is_resized: NDArray[np.bool_]  # (B,) whether they are what the model sees, or as decoded
     status: NDArray[np.uint8]  # (B,) Status
     errors: list[str]  # empty where OK
     image_size: NDArray[np.int32]  # (B, 2) upright (height, width) of the originals in pixels, 0 where not known
@@ -83,11 +85,13 @@ class Loader:
         images: where each row lies.
         rows: which images, in this order.
         preprocess: what is made of each.
+        resizes: the decoders resize all images; if not, those that may wait (`Preprocess.may_wait`) come as they are decoded.
         batch_size: images per batch; the last batch may be shorter.
         num_workers: decoder processes; 0: one for each available processor, at most 16.
         prefetch_batches: batches decoded ahead of the consumer, which bounds the memory.
         timeout_s: what one image may take to read and decode.
         memory_bytes: what one image may take in memory.
+        allocate: gives the memory for pixels; from any thread.
         sizes_only: read headers and fill `image_size` only, to plan a ragged file; pixels are empty.
 
     Raises:
@@ -100,11 +104,13 @@ class Loader:
         rows: Sequence[int] | NDArray[np.int64],
         preprocess: Preprocess,
         *,
+        resizes: bool = True,
         batch_size: int = 32,
         num_workers: int = 0,
         prefetch_batches: int = 4,
         timeout_s: float = TIMEOUT_S,
         memory_bytes: int = MEMORY_BYTES,
+        allocate: Allocate = allocate_pixels,
         sizes_only: bool = False,
     ) -> None:
         if batch_size < 1 or prefetch_batches < 1 or num_workers < 0:
@@ -114,6 +120,7 @@ class Loader:
         self._images, self._rows, self._preprocess = images, np.asarray(rows, np.int64), preprocess
         self._batch_size, self._prefetch_batches = batch_size, prefetch_batches
         self._timeout_s, self._memory_bytes, self._sizes_only = timeout_s, memory_bytes, sizes_only
+        self._resizes, self._allocate = resizes, allocate
         self.stats = LoaderStats(min(num_workers or default_num_workers(), max(len(self._rows), 1)))
         self._changed = threading.Condition()  # guards everything below
         self._slots: dict[int, _Slot] = {}
@@ -199,11 +206,12 @@ class Loader:
         rows = self._rows[index : index + self._batch_size]
         count, shape = len(rows), self._preprocess.output_shape
         pixels: NDArray[np.uint8] | list[NDArray[np.uint8]]
-        if shape is None or self._sizes_only:
+        if shape is None or self._sizes_only or not self._resizes:
             pixels = [np.zeros((0, 0, 3), np.uint8)] * count
         else:
-            pixels = np.empty((count, *shape, 3), np.uint8)  # every row is written, or zeroed where it failed, before it is handed out
-        return _Slot(Batch(rows, pixels, np.zeros(count, np.uint8), [""] * count, np.zeros((count, 2), np.int32)), count)
+            pixels = self._allocate((count, *shape, 3))  # every row is written, or zeroed where it failed, before it is handed out
+        batch = Batch(rows, pixels, np.ones(count, bool), np.zeros(count, np.uint8), [""] * count, np.zeros((count, 2), np.int32))
+        return _Slot(batch, count)
 
     def _work(self) -> None:
         """One thread: keep one decoder process busy, and replace it when it dies."""
@@ -237,7 +245,7 @@ class Loader:
                 self._discard(decoder)
 
     def _start_decoder(self) -> DecoderProcess:
-        decoder = DecoderProcess(self._preprocess, memory_bytes=self._memory_bytes)
+        decoder = DecoderProcess(self._preprocess, resizes=self._resizes, memory_bytes=self._memory_bytes)
         with self._changed:
             self._decoders.add(decoder)
             if self._closed:
@@ -260,7 +268,9 @@ class Loader:
     def _receive(self, decoder: DecoderProcess, task: _Task) -> Reply:
         number, place = divmod(task.index, self._batch_size)
         pixels = self._slots[number].batch.pixels
-        return decoder.receive(self._timeout_s, into=pixels[place] if isinstance(pixels, np.ndarray) else None)
+        if isinstance(pixels, np.ndarray):  # whose rows have the one shape that the decoder may answer
+            return decoder.receive(self._timeout_s, allocate=lambda shape: pixels[place])
+        return decoder.receive(self._timeout_s, allocate=self._allocate)
 
     def _judge(self, decoder: DecoderProcess, reason: str, task: _Task) -> Reply | None:
         """The reply that stands for a death: none at the first, because the image may be innocent; `CRASHED` otherwise."""
@@ -271,7 +281,7 @@ class Loader:
         is_timeout = reason.startswith("timed out")
         if task.num_deaths < 2 and not is_timeout:
             return None
-        return Reply(Status.CRASHED, f"decode: {reason or ending}", None, (0, 0), 0.0, 0.0)
+        return Reply(Status.CRASHED, f"decode: {reason or ending}", None, True, (0, 0), 0.0, 0.0)
 
     def _finish(self, task: _Task, reply: Reply) -> None:
         number, place = divmod(task.index, self._batch_size)
@@ -279,7 +289,7 @@ class Loader:
             slot = self._slots[number]
             batch, stats = slot.batch, self.stats
             if reply.pixels is not None and isinstance(batch.pixels, list):
-                batch.pixels[place] = reply.pixels
+                batch.pixels[place], batch.is_resized[place] = reply.pixels, reply.is_resized
             elif reply.status != Status.OK and isinstance(batch.pixels, np.ndarray):
                 batch.pixels[place] = 0  # a decoder that died may have sent a part
             batch.status[place], batch.errors[place], batch.image_size[place] = reply.status, reply.error, reply.image_size

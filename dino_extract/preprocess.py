@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,18 @@ from dino_extract.source import MAX_FILE_BYTES
 
 RESIZE_OF_CROP = (256, 224)  # the official evaluation resizes the shorter side to 256 and crops 224
 EXACT_ASPECT = 16  # a longer picture is not resized as a whole: it could fill the memory, to be cropped away
+MAX_DEVICE_PIXELS = 2**20  # of a picture that is resized beside the model: up to 3 MB, of which whole batches wait in memory
 MAX_ASPECT = 8  # `native`: at most this many times longer than wide, else one scan line would fill the memory with patches
+
+
+class Placement(NamedTuple):
+    """The size of a resized picture in pixels, and which pixel of it comes to the top left of the result (less than 0: beside it)."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
 
 _RULES: dict[SizePolicy, str] = {
     "crop": "shorter side to round(size * 256 / 224), centre crop of size",
@@ -87,6 +98,12 @@ class Preprocess:
         """(h, w) patches of every image; None for `native`."""
         return None if self.policy == "native" else (self.height // self.patch, self.width // self.patch)
 
+    @property
+    def colour_outside(self) -> tuple[int, int, int]:
+        """RGB 0..255 around a padded picture: what the model sees as zero."""
+        red, green, blue = (round(255 * value) for value in self.mean)
+        return red, green, blue
+
     def as_record(self) -> dict[str, Any]:
         """Everything that decides the pixels, as JSON for the file; `from_record` reads it back."""
         options: dict[str, Any] = asdict(self)
@@ -122,6 +139,59 @@ class Preprocess:
             return int(full_width * height / width), full_width
         return full_height, int(full_height * width / height)
 
+    def placement(self, height: int, width: int) -> Placement:
+        """What becomes of an image of this upright size in pixels."""
+        shape = self.resized_shape(height, width)
+        if self.policy == "crop":
+            top, left = (round((full - size) / 2.0) for full, size in zip(shape, (self.height, self.width), strict=True))
+            return Placement(*shape, top, left)  # half to even, as torchvision's CenterCrop
+        if self.policy == "pad":
+            return Placement(*shape, -((self.height - shape[0]) // 2), -((self.width - shape[1]) // 2))
+        return Placement(*shape, 0, 0)
+
+    def may_wait(self, height: int, width: int) -> bool:
+        """Whether a decoded picture of this size is small and compact enough to be resized beside the model, with others at once.
+
+        Not where Pillow resizes down before across, as it does since version 13 if that is much less work: the rounding is another.
+        """
+        shape = self.resized_shape(height, width)
+        is_compact = all(max(sides) <= EXACT_ASPECT * min(sides) for sides in ((height, width), shape))
+        is_across_first = height - shape[0] <= max(2 * (width - shape[1]), 0)
+        return self.policy != "native" and is_compact and is_across_first and height * width <= MAX_DEVICE_PIXELS
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Decoded pictures of different sizes, in the order of their rows, that are resized beside the model.
+
+    Args:
+        images: (H, W, 3) uint8 each, RGB, upright; (0, 0, 3) where there is none.
+        is_resized: (B,) bool, those that are already what the model sees.
+        options: what is made of the others; not `native`.
+    """
+
+    images: Sequence[NDArray[np.uint8]]
+    is_resized: NDArray[np.bool_]
+    options: Preprocess
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, part: slice) -> Pictures:
+        return Pictures(self.images[part], self.is_resized[part], self.options)
+
+    def frames(self) -> NDArray[np.int64]:
+        """Length of each picture, length it is resized to, and place of the first result in that, down and across: (B, 2, 3) pixels."""
+        frames = np.zeros((len(self), 2, 3), np.int64)
+        for frame, image, is_resized in zip(frames, self.images, self.is_resized.tolist(), strict=True):
+            height, width, _ = image.shape
+            if is_resized or not height:
+                frame[:, 0] = frame[:, 1] = height, width
+            else:
+                full_height, full_width, top, left = self.options.placement(height, width)
+                frame[:] = (height, full_height, top), (width, full_width, left)
+        return frames
+
 
 def parse_size(text: str) -> tuple[int, int]:
     """(height, width) from `224` or `224x336` (height x width).
@@ -139,26 +209,26 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def preprocess_picture(picture: Image.Image, options: Preprocess) -> Image.Image:
     """The pixels that the model sees, from an upright RGB Pillow image."""
-    shape = options.resized_shape(picture.height, picture.width)
+    place = options.placement(picture.height, picture.width)
     if options.policy == "crop":
-        return _resize_and_crop(picture, shape, (options.height, options.width))
-    pixels = picture.resize(shape[::-1], Image.Resampling.BICUBIC)
+        return _resize_and_crop(picture, place, (options.height, options.width))
+    pixels = picture.resize((place.width, place.height), Image.Resampling.BICUBIC)
     if options.policy != "pad":
         return pixels
-    canvas = Image.new("RGB", (options.width, options.height), tuple(round(255 * value) for value in options.mean))
-    canvas.paste(pixels, ((options.width - shape[1]) // 2, (options.height - shape[0]) // 2))
+    canvas = Image.new("RGB", (options.width, options.height), options.colour_outside)
+    canvas.paste(pixels, (-place.left, -place.top))
     return canvas
 
 
-def _resize_and_crop(picture: Image.Image, full: tuple[int, int], crop: tuple[int, int]) -> Image.Image:
-    """The centre `crop` of the picture resized to `full`, bit for bit as torchvision's Resize and CenterCrop give it.
+def _resize_and_crop(picture: Image.Image, place: Placement, crop: tuple[int, int]) -> Image.Image:
+    """The centre `crop` of the resized picture, bit for bit as torchvision's Resize and CenterCrop give it.
 
     Of very long pictures only what the crop shows is resized, in one call, whose rounding may differ in single pixels.
     """
-    top, left = round((full[0] - crop[0]) / 2.0), round((full[1] - crop[1]) / 2.0)  # half to even, as torchvision's CenterCrop
-    if max(full) <= EXACT_ASPECT * min(full):
-        return picture.resize(full[::-1], Image.Resampling.BICUBIC).crop((left, top, left + crop[1], top + crop[0]))
-    x, y = picture.width / full[1], picture.height / full[0]  # pixels of the picture per pixel of the result
+    height, width, top, left = place
+    if max(height, width) <= EXACT_ASPECT * min(height, width):
+        return picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + crop[1], top + crop[0]))
+    x, y = picture.width / width, picture.height / height  # pixels of the picture per pixel of the result
     box = (left * x, top * y, (left + crop[1]) * x, (top + crop[0]) * y)
     return picture.resize(crop[::-1], Image.Resampling.BICUBIC, box=box)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -72,13 +73,13 @@ def test_child_gives_the_pixels_of_this_process(decoder: DecoderProcess, tmp_pat
 
 
 def test_pixels_are_written_where_asked(decoder: DecoderProcess, tmp_path: Path) -> None:
-    """With `into` the pixels land in the caller's array, also with two requests open."""
+    """Pixels land in the memory that the caller gives for them, also with two requests open."""
     refs = [photograph(tmp_path / "a.png", 50, 60, "PNG"), photograph(tmp_path / "b.jpg")]
     batch = np.zeros((2, 28, 42, 3), np.uint8)
 
     for ref in refs:
         decoder.send(ref)
-    replies = [decoder.receive(into=batch[row]) for row in range(2)]
+    replies = [decoder.receive(allocate=lambda shape, row=row: batch[row]) for row in range(2)]  # type: ignore[misc]
 
     assert [reply.status for reply in replies] == [Status.OK, Status.OK]
     assert np.array_equal(batch[1], preprocess(decode_image((tmp_path / "b.jpg").read_bytes()), OPTIONS))
@@ -119,6 +120,54 @@ def test_failures_come_back_as_status_and_text(decoder: DecoderProcess, tmp_path
         (Status.VANISHED, "read: the file has gone"),
         (Status.UNREADABLE, "decode: not an image in a known format"),
     ]
+
+
+@pytest.fixture
+def plain_decoder() -> Iterator[DecoderProcess]:
+    """A child that leaves small pictures as they are decoded, ended after the test."""
+    process = DecoderProcess(OPTIONS, resizes=False)
+    process.wait_until_ready()
+    yield process
+    process.kill()
+    process.close()
+
+
+def test_small_pictures_may_come_as_they_are_decoded(plain_decoder: DecoderProcess, tmp_path: Path) -> None:
+    """A child that does not resize gives the decoded pixels, and says so."""
+    plain_decoder.send(photograph(tmp_path / "a.jpg"))
+    reply = plain_decoder.receive()
+
+    assert reply.pixels is not None
+    assert not reply.is_resized
+    assert np.array_equal(reply.pixels, decode_image((tmp_path / "a.jpg").read_bytes()))
+
+
+@pytest.mark.parametrize("shape", [(1100, 1000), (40, 1000), (300, 120)])
+def test_large_and_narrow_pictures_are_resized_all_the_same(plain_decoder: DecoderProcess, tmp_path: Path, shape: tuple[int, int]) -> None:
+    """What would take too much memory, or what Pillow resizes in another order, the child resizes although told not to."""
+    plain_decoder.send(photograph(tmp_path / "a.jpg", *shape))
+    reply = plain_decoder.receive()
+
+    assert reply.pixels is not None
+    assert reply.is_resized
+    assert np.array_equal(reply.pixels, preprocess(decode_image((tmp_path / "a.jpg").read_bytes()), OPTIONS))
+
+
+@pytest.mark.parametrize("shape", [[0, 5, 3], [5, 3], [50, 60, 4], [5000, 5000, 3], [-50, -60, 3]])
+def test_nonsense_about_decoded_pictures_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shape: list[int]) -> None:
+    """A picture whose shape no honest child would leave to us is refused before memory is taken for it."""
+    header = {"status": 1, "error": "", "shape": shape, "is_resized": False, "image_size": [1, 1], "read_s": 0, "decode_s": 0}
+    answer = json.dumps(header).encode() + b"\n"
+    talk = f"import sys; sys.stdin.readline(); sys.stdout.buffer.write({answer!r}); sys.stdout.flush(); sys.stdin.read()"
+    monkeypatch.setattr(decoder_process, "_COMMAND", talk)
+    decoder = DecoderProcess(OPTIONS, resizes=False)
+
+    decoder.send(photograph(tmp_path / "a.jpg"))
+    with pytest.raises(DecoderDiedError, match="decoder answered nonsense"):
+        decoder.receive(5)
+
+    decoder.kill()
+    decoder.close()
 
 
 def test_size_only_sends_no_pixels(decoder: DecoderProcess, tmp_path: Path) -> None:
@@ -245,8 +294,9 @@ def test_child_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> No
         b"garbage\n",
         b"[]\n",
         b'{"status": 77}\n',
-        b'{"status": 1, "error": "", "shape": [9999, 9999, 3], "image_size": [1, 1], "read_s": 0, "decode_s": 0}\n',
-        b'{"status": 1, "error": "", "shape": null, "image_size": [1, 1], "read_s": 0, "decode_s": 0}\n',
+        b'{"status": 1, "error": "", "shape": [9999, 9999, 3], "is_resized": true, "image_size": [1, 1], "read_s": 0, "decode_s": 0}\n',
+        b'{"status": 1, "error": "", "shape": [50, 60, 3], "is_resized": false, "image_size": [1, 1], "read_s": 0, "decode_s": 0}\n',
+        b'{"status": 1, "error": "", "shape": null, "is_resized": true, "image_size": [1, 1], "read_s": 0, "decode_s": 0}\n',
         b"x" * 100_000,
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from dino_extract.config import EmbedConfig
 from dino_extract.embedding import EmbedResult, embed, embed_like, run
-from dino_extract.errors import DinoExtractError, StoreError
+from dino_extract.errors import ConfigError, DinoExtractError, StoreError
 from dino_extract.job import prepare
 from dino_extract.status import Status
 from dino_extract.store import open_store
@@ -261,9 +261,34 @@ def test_weights_that_have_changed_are_noticed(photos: Path, tmp_path: Path) -> 
         embed_like(store, [str(photos)], random_weights=1)
 
 
+@pytest.mark.parametrize("policy", ["crop", "squash", "pad"])
+def test_resizing_beside_the_model_gives_the_same_file(tmp_path: Path, policy: str) -> None:
+    """Real JPEGs, small ones and some that the decoders resize anyway, and a damaged one: byte for byte the file of the usual way."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number, shape in enumerate([(30, 40), (64, 48), (200, 300), (97, 31), (1, 1), (1000, 1100), (28, 28), (5, 300), (120, 90)]):
+        Image.fromarray(draw.integers(0, 256, (*shape, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    config = replace(CONFIG, preprocess=policy, tokens="cls,patch")
+
+    for place in ("host", "device"):
+        embed(folder, tmp_path / f"{place}.h5", **asdict(replace(config, resize=place)))
+
+    with open_store(tmp_path / "device.h5") as store:
+        assert [failure.path for failure in store.failures] == ["broken.jpg"]
+    assert (tmp_path / "device.h5").read_bytes() == (tmp_path / "host.h5").read_bytes()
+
+
+def test_native_images_cannot_be_resized_together(photos: Path, tmp_path: Path) -> None:
+    """`--resize device` with images of their own shapes is refused in a sentence."""
+    with pytest.raises(ConfigError, match="needs images of one size"):
+        prepare([str(photos)], tmp_path / "x.h5", replace(CONFIG, preprocess="native", resize="device"))
+
+
 def test_options_of_speed_alone_do_not_make_another_file(photos: Path, tmp_path: Path) -> None:
-    """Batch, workers and compilation are no part of what a file records, so a run may go on with others."""
-    fast = replace(CONFIG, batch=2, workers=2, compile="on")
+    """Batch, workers, compilation and the place of resizing are no part of what a file records, so a run may go on with others."""
+    fast = replace(CONFIG, batch=2, workers=2, compile="on", resize="device")
 
     layouts = [prepare([str(photos)], tmp_path / "x.h5", config).layout for config in (CONFIG, fast)]
 

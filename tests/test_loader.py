@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -43,7 +44,10 @@ def load(manifest: Manifest, options: Preprocess = OPTIONS, **arguments: object)
 
 def children() -> set[int]:
     """The running decoders of this process."""
-    pids = {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    pids: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the thread has just ended
+            pids |= {int(pid) for pid in (task / "children").read_text().split()}
     return {pid for pid in pids if b"decoder_process" in Path(f"/proc/{pid}/cmdline").read_bytes()}
 
 
@@ -126,6 +130,25 @@ def test_native_gives_a_list_of_pictures(tmp_path: Path) -> None:
     (batch,) = load(manifest, Preprocess(policy="native", height=28, width=28))
 
     assert [picture.shape for picture in batch.pixels] == [(28, 70, 3), (0, 0, 3), (28, 28, 3)]
+
+
+def test_decoded_pictures_come_as_a_list(tmp_path: Path) -> None:
+    """Where the decoders do not resize, small pictures come as decoded, large ones resized, failed ones empty; all in given memory."""
+    manifest = make_folder(tmp_path, 3)
+    Image.new("RGB", (1100, 1000)).save(tmp_path / "001.jpg")
+    (tmp_path / "002.jpg").write_bytes(b"")
+    given: list[np.ndarray] = []
+
+    def allocate(shape: tuple[int, ...]) -> np.ndarray:
+        given.append(np.empty(shape, np.uint8))
+        return given[-1]
+
+    (batch,) = load(manifest, resizes=False, allocate=allocate, num_workers=1)
+
+    assert [picture.shape for picture in batch.pixels] == [(60, 60, 3), (28, 28, 3), (0, 0, 3)]
+    assert batch.is_resized.tolist() == [False, True, True]
+    assert np.array_equal(batch.pixels[0], decode_image((tmp_path / "000.jpg").read_bytes()))
+    assert [picture is memory for picture, memory in zip(batch.pixels, given, strict=False)] == [True, True]
 
 
 def test_sizes_are_scanned_without_pixels(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dino_extract.cli.options import AsJson, print_json
-from dino_extract.config import Compile, Dtype, EmbedConfig
+from dino_extract.config import Compile, Dtype, EmbedConfig, Resize
 
 EXAMPLES = """Examples:
 
@@ -28,6 +28,7 @@ def benchmark(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = EmbedConfig.device,
     dtype: Annotated[Dtype, typer.Option(help="Of the computation.")] = EmbedConfig.dtype,
     compile: Annotated[Compile, typer.Option(help="As for `embed`.")] = EmbedConfig.compile,  # noqa: A002 - the name of the option
+    resize: Annotated[Resize, typer.Option(help="As for `embed`.")] = EmbedConfig.resize,
     batch: Annotated[int, typer.Option(min=0, help="Images per batch; 0 finds a good size.")] = EmbedConfig.batch,
     workers: Annotated[int, typer.Option(min=0, help="Decoder processes; 0 is one per free CPU.")] = EmbedConfig.workers,
     images: Annotated[int, typer.Option(min=1, help="Measure with this many images at most.")] = 256,
@@ -46,6 +47,7 @@ def benchmark(
         device=device,
         dtype=dtype,
         compile=compile,
+        resize=resize,
         batch=batch,
         workers=workers,
     )

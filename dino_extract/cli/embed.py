@@ -12,7 +12,7 @@ import typer
 
 from dino_extract.cli.progress import choose_progress
 from dino_extract.cli.weights import download_progress
-from dino_extract.config import AlphaPolicy, Compile, Dtype, EmbedConfig, SizePolicy, StoreDtype
+from dino_extract.config import AlphaPolicy, Compile, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype
 from dino_extract.errors import ConfigError, ExitCode
 from dino_extract.weights import ensure_available
 
@@ -79,6 +79,9 @@ def embed(
     compile: Annotated[  # noqa: A002 - the name of the option
         Compile, typer.Option(help="Fuse the model by torch.compile; auto: on a GPU, for very many images.", rich_help_panel=MACHINE)
     ] = EmbedConfig.compile,
+    resize: Annotated[
+        Resize, typer.Option(help="Resize by the decoders or beside the model; auto: on a GPU there.", rich_help_panel=MACHINE)
+    ] = EmbedConfig.resize,
     batch: Annotated[int, typer.Option(min=0, help="Images per batch; 0 finds a good size.", rich_help_panel=MACHINE)] = EmbedConfig.batch,
     workers: Annotated[
         int, typer.Option(min=0, help="Decoder processes; 0 is one per free CPU.", rich_help_panel=MACHINE)
@@ -116,6 +119,7 @@ def embed(
         dtype=dtype,
         store_dtype=store_dtype,
         compile=compile,
+        resize=resize,
         batch=batch,
         workers=workers,
         decode_timeout_s=decode_timeout_s,

@@ -1,5 +1,6 @@
 """The inference engine: a backbone made fast and proven equal to backbone.py."""
 
+from dino_extract.engine.cuda import allocator_for
 from dino_extract.engine.network import needs_patches
 from dino_extract.engine.plan import ComputeDtype, choose_batch_size, choose_compiled, choose_device, choose_dtype, forward_flops
 from dino_extract.engine.run import Batch, Engine
@@ -8,6 +9,7 @@ __all__ = [
     "Batch",
     "ComputeDtype",
     "Engine",
+    "allocator_for",
     "choose_batch_size",
     "choose_compiled",
     "choose_device",

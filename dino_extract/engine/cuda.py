@@ -10,8 +10,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from dino_extract.decoder_process import Allocate, allocate_pixels
 from dino_extract.engine.network import Network
+from dino_extract.engine.resize import to_device
+from dino_extract.preprocess import Pictures
 
 MAX_GRAPHS = 8  # image sizes with a graph of their own, each holds its buffers; further sizes run without
 WARM_UP_RUNS = 3  # before a capture, so that libraries have made their plans
@@ -34,15 +38,14 @@ class CudaPipeline:
         with torch.cuda.device(device):
             self._copy_in, self._compute, self._copy_out = (torch.cuda.Stream() for _ in range(3))
 
-    def submit(self, pixels: np.ndarray) -> Callable[[], dict[str, np.ndarray]]:
-        """Start on pixels (B, H, W, 3) uint8, B at most the batch size; the returned function waits for the result."""
+    def submit(self, pixels: np.ndarray | Pictures) -> Callable[[], dict[str, np.ndarray]]:
+        """As in `Runner`, for at most as many images as a batch; the pixels must stay as they are until the result has been taken."""
         count = len(pixels)
-        # Pinned blocks come from torch's cache, which keeps each until the copies that use it are done.
-        staged = torch.zeros(self._batch_size, *pixels.shape[1:], dtype=torch.uint8, pin_memory=True)
-        staged[:count] = torch.from_numpy(pixels)
-        program = self._program(tuple(staged.shape))
         with torch.cuda.stream(self._copy_in):
-            on_device = staged.to(self._device, non_blocking=True)
+            on_device = to_device(pixels, self._device)
+            if count < self._batch_size:
+                on_device = F.pad(on_device, (0, 0, 0, 0, 0, 0, 0, self._batch_size - count))
+        program = self._program(tuple(on_device.shape))
         self._compute.wait_stream(self._copy_in)
         with torch.cuda.stream(self._compute):
             on_device.record_stream(self._compute)
@@ -70,6 +73,14 @@ class CudaPipeline:
             with torch.cuda.device(self._device):
                 self._programs[shape] = CapturedNetwork(self._network, shape, self._compute)
         return self._programs[shape]
+
+
+def allocator_for(device: torch.device) -> Allocate:
+    """Memory for pixels that are on their way to this device: pinned for a GPU, which then reads it beside everything else."""
+    if device.type != "cuda":
+        return allocate_pixels
+    # Blocks come from torch's cache, which keeps each until the copies that use it are done.
+    return lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 class CapturedNetwork:

@@ -17,6 +17,7 @@ from dino_extract.engine.lean import Attend, LeanTransformer, PlainLinear, atten
 from dino_extract.engine.network import AnyTokens, LayerTokens, LeanTokens, TokenNetwork, needs_patches
 from dino_extract.engine.plan import ComputeDtype, num_tokens
 from dino_extract.engine.streams import Streams
+from dino_extract.preprocess import Pictures
 from dino_extract.tokens import TokenSpec
 
 Arrays = dict[str, np.ndarray]
@@ -25,8 +26,8 @@ Arrays = dict[str, np.ndarray]
 class Runner(Protocol):
     """Carries out batches on a device, several at a time."""
 
-    def submit(self, pixels: np.ndarray) -> Callable[[], Arrays]:
-        """Start on pixels (B, H, W, 3) uint8; the returned function waits for the arrays."""
+    def submit(self, pixels: np.ndarray | Pictures) -> Callable[[], Arrays]:
+        """Start on pixels (B, H, W, 3) uint8, or on pictures to be resized; the returned function waits for the arrays."""
 
 
 class Engine:
@@ -80,15 +81,15 @@ class Engine:
         self._num_threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._runner = self._make_runner()
 
-    def __call__(self, pixels: np.ndarray) -> Arrays:
+    def __call__(self, pixels: np.ndarray | Pictures) -> Arrays:
         """Token arrays by dataset name, each (B, ...) in storage dtype.
 
         Args:
-            pixels: (B, H, W, 3) uint8, RGB, 0..255; any B.
+            pixels: (B, H, W, 3) uint8, RGB, 0..255, or decoded pictures, resized on the device; any B.
         """
         return self.submit(pixels).result()
 
-    def submit(self, pixels: np.ndarray) -> Batch:
+    def submit(self, pixels: np.ndarray | Pictures) -> Batch:
         """Start on a batch without waiting for it; keep a few under way and the device never waits for the host.
 
         Args:
@@ -96,7 +97,7 @@ class Engine:
         """
         return Batch(self, pixels)
 
-    def _start(self, pixels: np.ndarray) -> list[Callable[[], Arrays]]:
+    def _start(self, pixels: np.ndarray | Pictures) -> list[Callable[[], Arrays]]:
         starts = range(0, len(pixels), self.batch_size)
         return [self._runner.submit(pixels[start : start + self.batch_size]) for start in starts]
 
@@ -122,10 +123,10 @@ class Batch:
 
     Args:
         engine: runs it.
-        pixels: (B, H, W, 3) uint8.
+        pixels: as in a call of the engine.
     """
 
-    def __init__(self, engine: Engine, pixels: np.ndarray) -> None:
+    def __init__(self, engine: Engine, pixels: np.ndarray | Pictures) -> None:
         assert len(pixels), "expected at least one image, got none"
         self._engine = engine
         self._pixels = pixels

@@ -12,6 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from dino_extract.engine.network import Network
+from dino_extract.engine.resize import to_device
+from dino_extract.preprocess import Pictures
 
 
 class Streams:
@@ -34,17 +36,17 @@ class Streams:
         self._part_size = -(-batch_size // num_streams)
         self._pool = start_pool(num_streams, max(1, num_threads // num_streams))
 
-    def submit(self, pixels: np.ndarray) -> Callable[[], dict[str, np.ndarray]]:
-        """Start on pixels (B, H, W, 3) uint8, which must stay as they are until the returned function has given the result."""
+    def submit(self, pixels: np.ndarray | Pictures) -> Callable[[], dict[str, np.ndarray]]:
+        """As in `Runner`; the pixels must stay as they are until the returned function has given the result."""
         starts = range(0, len(pixels), self._part_size)
         return functools.partial(join, [self._pool.submit(self._run, pixels[start : start + self._part_size]) for start in starts])
 
-    def _run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def _run(self, pixels: np.ndarray | Pictures) -> dict[str, np.ndarray]:
         count = len(pixels)
-        part = torch.from_numpy(pixels)
+        part = to_device(pixels, self._device)
         if count < self._part_size:
             part = F.pad(part, (0, 0, 0, 0, 0, 0, 0, self._part_size - count))
-        return {name: rows[:count].cpu().numpy() for name, rows in self._network(part.to(self._device)).items()}
+        return {name: rows[:count].cpu().numpy() for name, rows in self._network(part).items()}
 
 
 def join(parts: list[Future[dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:

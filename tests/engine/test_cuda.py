@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
-from dino_extract.engine import ComputeDtype, Engine
+from dino_extract.engine import ComputeDtype, Engine, allocator_for
+from dino_extract.engine.resize import to_device
+from dino_extract.preprocess import Pictures, Preprocess, preprocess
 from dino_extract.tokens import TokenSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
@@ -52,6 +54,36 @@ def test_batches_under_way_do_not_mix() -> None:
 
     for got, want in zip(together, alone, strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def test_pictures_are_resized_to_the_bits_of_the_cpu() -> None:
+    """Pictures of different sizes, more than one batch of them, give what those resized by Pillow give."""
+    options = Preprocess(height=56, width=70)
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 256, (40 + 9 * number, 300 - 11 * number, 3), dtype=np.uint8) for number in range(10)]
+    pictures = Pictures(images, np.zeros(10, bool), options)
+    assert all(options.may_wait(*image.shape[:2]) for image in images)
+
+    pixels = to_device(pictures, CUDA).cpu().numpy()
+
+    np.testing.assert_array_equal(pixels, [preprocess(image, options) for image in images])
+    engine = Engine(make_backbone(), TokenSpec(("cls",)), device=CUDA, dtype="bfloat16", batch_size=4)
+    np.testing.assert_array_equal(engine(pictures)["features"], engine(pixels)["features"])
+
+
+def test_pinned_pixels_are_those_of_any_memory() -> None:
+    """Pixels in memory made for the GPU give what others give, also when much is under way."""
+    engine = Engine(make_backbone(), TokenSpec(("cls",)), device=CUDA, dtype="bfloat16", batch_size=4)
+    want = [engine(make_pixels(4, seed))["features"] for seed in range(10)]
+    under_way = []
+    for seed in range(10):
+        pixels = allocator_for(CUDA)((4, 56, 70, 3))
+        pixels[:] = make_pixels(4, seed)
+        under_way.append(engine.submit(pixels))
+        del pixels
+
+    for batch, features in zip(under_way, want, strict=True):
+        np.testing.assert_array_equal(batch.result()["features"], features)
 
 
 def test_a_batch_beyond_the_memory_is_halved_until_it_fits() -> None:
