@@ -306,13 +306,25 @@ class Attention(nn.Module):
         attended = []
         for qkv_BSE in unpack(self.qkv(x_TD), shapes):
             query, key, value = self.split_heads(qkv_BSE)
-            attended.append(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2).flatten(0, 1))
+            attended.append(attend(query, key, value).transpose(1, 2).flatten(2).flatten(0, 1))
         return self.proj(torch.cat(attended))
 
     def split_heads(self, qkv_BSE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, A, S, D / A) of fused projections (B, S, 3 * D)."""
         query, key, value = qkv_BSE.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key^T / sqrt(d)) value, each (B, A, S, d), by whichever form is fast.
+
+    The backward pass of PyTorch's fused CPU attention is several times slower in bfloat16 than plain products: 17 ms against 2.4 ms
+    for 128 crops of 21 tokens, 104 ms against 46 ms for 64 of 261 (PyTorch 2.15).
+    """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.requires_grad:
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        return scores.softmax(dim=-1).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 class LayerScale(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from dino_extract.backbone import BackboneConfig, Block, DinoVisionTransformer
+from dino_extract.backbone import BackboneConfig, Block, DinoVisionTransformer, attend
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = ["mlp", "mlp_reg4", "swiglu", "swiglu_reg4"]
@@ -183,3 +183,22 @@ def test_plain_model_equals_timm_at_the_native_size() -> None:
 
     torch.testing.assert_close(tokens.cls, want[:, 0], rtol=0, atol=1e-4)
     torch.testing.assert_close(tokens.patches, want[:, 1:], rtol=0, atol=1e-4)
+
+
+def test_attention_in_bfloat16_equals_float32_with_its_gradients() -> None:
+    """On a CPU in training, where it is written out as products, attention and its gradients stay within bfloat16's rounding."""
+    torch.manual_seed(0)
+    exact = [torch.randn(3, 2, 21, 16, requires_grad=True) for _ in range(3)]
+    rounded = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+
+    want = torch.nn.functional.scaled_dot_product_attention(*exact)
+    got = attend(*rounded)
+    want.sum().backward()
+    got.float().sum().backward()
+
+    assert got.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(got.float().flatten(), want.flatten(), dim=0) > 0.9999
+    for mine, theirs in zip(rounded, exact, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(mine.grad.float(), theirs.grad, atol=0.02, rtol=0.05)

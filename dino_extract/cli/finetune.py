@@ -32,6 +32,9 @@ def finetune(
     weights: Annotated[
         str | None, typer.Option(metavar="PATH", help="Start from this checkpoint or run folder.", rich_help_panel=START)
     ] = FinetuneConfig.weights,
+    keep_heads: Annotated[
+        bool, typer.Option("--keep-heads", help="Take the heads of the run in --weights too.", rich_help_panel=START)
+    ] = FinetuneConfig.keep_heads,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Start from random weights.", rich_help_panel=START)
     ] = FinetuneConfig.from_scratch,
@@ -68,8 +71,10 @@ def finetune(
         int | None, typer.Option(min=0, help="Local crops of each image.", show_default="8", rich_help_panel=CROPS)
     ] = None,
     blur: Annotated[
-        Literal["nominal", "released"] | None,
-        typer.Option(help="Blur probabilities of the papers, or of the released weights.", show_default="nominal", rich_help_panel=CROPS),
+        Literal["nominal", "released", "off"] | None,
+        typer.Option(
+            help="Blur probabilities of the papers, of the released weights, or none.", show_default="nominal", rich_help_panel=CROPS
+        ),
     ] = None,
     evaluate: Annotated[
         str | None,
@@ -117,6 +122,7 @@ def finetune(
         config = replace(config, model=model, weights=weights, distill=distill, seed=seed, evaluate=evaluate, offline=offline)
         config = replace(
             config,
+            keep_heads=keep_heads,
             device=device,
             dtype=dtype,
             num_workers=workers,

@@ -119,6 +119,16 @@ def load_training_state(training: TrainingStep, state: State) -> None:
     Raises:
         CheckpointError: it is of networks of another shape.
     """
+    load_networks(training, state)
+    _load_optimizer(training.optimizer, state["optimizer"])
+
+
+def load_networks(training: TrainingStep, state: State) -> None:
+    """Put the weights and centres of a state from `training_state` back, for a run that starts where another one ended.
+
+    Raises:
+        CheckpointError: it is of networks of another shape.
+    """
     try:
         _load_weights(training.models.student, state["student"])
         _load_weights(training.models.average, state["average"])
@@ -126,7 +136,6 @@ def load_training_state(training: TrainingStep, state: State) -> None:
             _load_weights(training.models.teacher, state["teacher"])
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
-    _load_optimizer(training.optimizer, state["optimizer"])
     training.objective.dino_center.value = state["dino_center"].to(training.device)
     training.objective.ibot_center.value = state["ibot_center"].to(training.device)
 

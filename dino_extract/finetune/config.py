@@ -136,7 +136,7 @@ class CropConfig:
         blur: `nominal` blurs the first global crop always, the second with probability 0.1 and local ones with 0.5, as the papers say.
             `released` is what the released weights were trained with: the official code hands the probability of keeping a crop
             sharp to a function that expects the opposite, so the first global crop is never blurred and the second one with
-            probability 0.9.
+            probability 0.9. `off` blurs nothing: the blur is given in pixels of the crop, and of a crop of 56 pixels it leaves little.
         mask_sample_probability: share of the global crops that have hidden patches.
         mask_ratio_min_max: range of the share of hidden patches in those.
         decode_size: side in pixels of the square that images are decoded to before they are cropped; 0 is twice the global size.
@@ -147,7 +147,7 @@ class CropConfig:
     local_crops_number: int = 8
     global_crops_scale: tuple[float, float] = (0.32, 1.0)
     local_crops_scale: tuple[float, float] = (0.05, 0.32)
-    blur: Literal["nominal", "released"] = "nominal"
+    blur: Literal["nominal", "released", "off"] = "nominal"
     mask_sample_probability: float = 0.5
     mask_ratio_min_max: tuple[float, float] = (0.1, 0.5)
     decode_size: int = 0
@@ -184,6 +184,8 @@ class FinetuneConfig:
         output: folder of the run.
         model: backbone from the table.
         weights: checkpoint to start from; None for the released one of `model`.
+        keep_heads: where `weights` is the folder of a run, start from its student, average and heads as its last checkpoint has them,
+            as for a last phase with larger crops; off, heads start from random weights.
         from_scratch: start from random weights.
         offline: never download.
         preset: where the values came from; only recorded.
@@ -194,11 +196,12 @@ class FinetuneConfig:
         seed: of everything random.
         drop_path_rate: probability that a residual branch of the student skips an image.
         layerscale: start value of LayerScale; only from scratch.
-        head_warmup_steps: steps at the start in which only the heads learn; None for a tenth of the run when starting from weights.
+        head_warmup_steps: steps at the start in which only the heads learn; None for a tenth of the run where heads are new and the
+            backbone is not.
         distill: a frozen teacher, a model of the table or a checkpoint; None for the student's moving average.
         evaluate: labelled images (`CLASS/*.jpg`, optionally under `train/` and `test/`) for the watch; None for none.
         device: `auto`, `cpu`, `cuda`.
-        dtype: of the networks' products; losses and weights are float32. `auto` is bfloat16 on a GPU.
+        dtype: of the networks' products; losses and weights are float32. `auto` is bfloat16 where the hardware multiplies it fast.
         compile: compile each block, which takes minutes at the start.
         checkpoint_blocks: recompute activations in the backward pass, to save memory.
         parallel: over several processes, `ddp` copies the networks, `fsdp` shares them out.
@@ -211,6 +214,7 @@ class FinetuneConfig:
     output: str = ""
     model: str = "vits14"
     weights: str | None = None
+    keep_heads: bool = False
     from_scratch: bool = False
     offline: bool = False
     preset: str = "small"

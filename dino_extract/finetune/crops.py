@@ -25,7 +25,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1  # factors are 1 - x 
 GRAYSCALE_PROBABILITY = 0.2
 SOLARIZE_PROBABILITY = 0.2  # second global crop only
 BLUR_SIGMA = (0.1, 2.0)  # pixels of the crop
-BLUR_PROBABILITY = {"nominal": (1.0, 0.1, 0.5), "released": (0.0, 0.9, 0.5)}  # first global crop, second, local ones
+BLUR_PROBABILITY = {"nominal": (1.0, 0.1, 0.5), "released": (0.0, 0.9, 0.5), "off": (0.0, 0.0, 0.0)}  # first global crop, second, local
 ASPECT = (3 / 4, 4 / 3)
 TRIES = 10
 ORDERS = np.array(list(permutations(range(4))), dtype=np.int64)  # (24, 4): the order in which the four jitters are applied

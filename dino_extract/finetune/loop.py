@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from dino_extract.backbone import DinoVisionTransformer
-from dino_extract.errors import DinoExtractError, ExitCode
+from dino_extract.errors import ConfigError, DinoExtractError, ExitCode
 from dino_extract.finetune import distributed, setup
-from dino_extract.finetune.checkpoint import Checkpoints, load_training_state, training_state
+from dino_extract.finetune.checkpoint import Checkpoints, State, load_networks, load_training_state, training_state
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.data import Decoded, Order, Share, TrainingData
 from dino_extract.finetune.distillation import warmed_up_teacher
@@ -221,8 +221,10 @@ class Run:
 
     def _restore(self) -> int:
         """Put the newest checkpoint back, if there is one; the number of steps already done."""
-        state = Checkpoints(Path(self.config.output) / "checkpoints").newest()
+        state = _newest_state(self.config.output)
         if state is None:
+            if self.config.keep_heads:
+                self._start_with_heads()
             return 0
         load_training_state(self.training, state)
         done = int(state["step"])
@@ -232,6 +234,16 @@ class Run:
             self.monitor.looks = list(state["looks"])
         self.say(f"continuing after step {done} of {self.steps}")
         return done
+
+    def _start_with_heads(self) -> None:
+        assert self.config.weights is not None, "checked with the configuration"
+        state = _newest_state(self.config.weights)
+        if state is None:
+            raise ConfigError(
+                f"`--keep-heads` needs a run with checkpoints, `{self.config.weights}` has none",
+                hint="leave it out to start with new heads",
+            )
+        load_networks(self.training, state)
 
     def _export(self, average: dict[str, torch.Tensor], done: int) -> None:
         assert self.folder is not None, "the first rank has the folder"
@@ -339,6 +351,10 @@ class Run:
             f"the embeddings collapsed by step {done}: {report}",
             hint="halve `--set optim.base_lr`, or raise `--set objective.anchor_loss_weight`",
         )
+
+
+def _newest_state(run: str) -> State | None:
+    return Checkpoints(Path(run) / "checkpoints").newest()
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

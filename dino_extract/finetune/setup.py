@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
+from dino_extract.engine.plan import choose_dtype
 from dino_extract.errors import ConfigError
 from dino_extract.finetune import distributed
 from dino_extract.finetune.config import FinetuneConfig
@@ -80,21 +81,23 @@ def completed(config: FinetuneConfig, order: Order, device: torch.device) -> Fin
     steps = config.steps if config.steps is not None else max(1, round(config.epochs * order.steps_per_epoch))
     warmup = config.head_warmup_steps
     if warmup is None:
-        warmup = 0 if config.from_scratch and config.distill is None else steps // 10
+        is_known = config.keep_heads or (config.from_scratch and config.distill is None)
+        warmup = 0 if is_known else steps // 10
     if config.steps is not None and config.steps < 1:
         raise ConfigError(f"`--steps` must be at least 1, got {config.steps}")
     if not 0 <= warmup < steps:
         raise ConfigError(f"head_warmup_steps must be less than the {steps} steps of the run, got {warmup}")
+    if config.keep_heads and config.weights is None:
+        raise ConfigError("`--keep-heads` needs the run whose heads are to be kept", hint="`--weights RUN/ --keep-heads`")
     if config.objective.anchor_loss_weight and config.from_scratch:
         raise ConfigError("a run from scratch has no starting features to keep", hint="`--set objective.anchor_loss_weight=0`")
     main = steps - (0 if config.distill else warmup)
     every = config.monitor.every_steps or max(1, steps // LOOKS_PER_RUN)
-    dtype = config.dtype if config.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     return replace(
         config,
         steps=steps,
         head_warmup_steps=warmup,
-        dtype=dtype,
+        dtype=choose_dtype(config.dtype, device),
         checkpoint_steps=config.checkpoint_steps or min(every, MAX_CHECKPOINT_STEPS),
         schedule=config.schedule.resolved(main),
         monitor=replace(config.monitor, every_steps=every),
@@ -171,7 +174,8 @@ def _load_backbone(model: str | None, config: FinetuneConfig, say: Say, weights:
     if not isinstance(found.module, DinoVisionTransformer):
         raise ConfigError(f"`{found.name}` is a timm model; only DINOv2 backbones can be trained", hint="for example `--model vits14`")
     count = len(found.module.state_dict())
-    say(f"loaded {count} of {count} weights of `{found.name}` ({found.weights_source}); heads start from random weights")
+    say(f"loaded {count} of {count} weights of `{found.name}` ({found.weights_source})")
+    say("heads continue from that run" if config.keep_heads else "heads start from random weights")
     for note in found.notes:
         say(note)
     return found.module, found.name, found.licence, found.weights_sha256

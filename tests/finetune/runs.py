@@ -57,7 +57,7 @@ def make_pictures(folder: Path, count: int, *, broken: int = 0, seed: int = 0) -
 def small_config(pictures: Path, output: Path, **values: Any) -> FinetuneConfig:
     """A run of `tiny` from scratch with crops of 28 and 14 pixels; `values` are dotted names with `__` for the dot."""
     config = replace(preset("small", from_scratch=True), sources=(str(pictures),), output=str(output), model="tiny", batch_size=4, steps=4)
-    config = replace(config, num_workers=1, device="cpu", log_steps=1)
+    config = replace(config, num_workers=1, device="cpu", dtype="float32", log_steps=1)
     return with_values(with_values(config, SMALL), {name.replace("__", "."): value for name, value in values.items()})
 
 

@@ -170,6 +170,30 @@ def test_only_heads_learn_during_the_head_warm_up(pictures: Path, tmp_path: Path
     assert lines[0].startswith("loaded 176 of 176 weights of `tiny`")
 
 
+def test_a_phase_with_larger_crops_starts_where_the_run_before_ended(pictures: Path, tmp_path: Path) -> None:
+    """With `keep_heads` student, average and heads of the other run are there at step 0, and nothing is warmed up."""
+    finetune(runs.small_config(pictures, tmp_path / "first", steps=3))
+    options: dict[str, Any] = {"weights": str(tmp_path / "first"), "keep_heads": True, "from_scratch": False}
+
+    finetune(runs.small_config(pictures, tmp_path / "second", steps=1, crops__global_crops_size=42, **options))
+
+    start = torch.load(tmp_path / "second/checkpoints/step-0000000.pt", weights_only=True)
+    end = newest_state(tmp_path / "first")
+    assert_equal(start["student"], end["student"])
+    assert_equal(start["average"], end["average"])
+    assert not torch.equal(start["student"]["dino_head.last_layer.weight_v"], start["average"]["dino_head.last_layer.weight_v"])
+
+
+def test_keeping_heads_that_are_not_there_is_refused(pictures: Path, tmp_path: Path) -> None:
+    """Without a run to take heads from, or with one that has no checkpoints, `keep_heads` ends with a sentence."""
+    with pytest.raises(ConfigError, match="needs the run whose heads are to be kept"):
+        finetune(runs.small_config(pictures, tmp_path / "run", keep_heads=True))
+    finetune(runs.small_config(pictures, tmp_path / "first", steps=1))
+    weights = str(tmp_path / "first/model.safetensors")
+    with pytest.raises(ConfigError, match="needs a run with checkpoints"):
+        finetune(runs.small_config(pictures, tmp_path / "second", weights=weights, keep_heads=True, from_scratch=False))
+
+
 def test_distillation_leaves_the_teacher_alone(pictures: Path, tmp_path: Path) -> None:
     """A student learns from a frozen teacher whose backbone is the given one to the bit at the end."""
     finetune(runs.small_config(pictures, tmp_path / "teacher", steps=1))

@@ -82,7 +82,7 @@ def _other(name: str, value: Any) -> Any:
     [
         ("optim.base=1", "there is no setting `optim.base`"),
         ("steps=many", "`steps` takes int, got `many`"),
-        ("crops.blur=none", "`crops.blur` takes nominal, released, got `none`"),
+        ("crops.blur=none", "`crops.blur` takes nominal, released, off, got `none`"),
         ("steps", "`--set` takes NAME=VALUE, got `steps`"),
     ],
 )
