@@ -17,15 +17,16 @@ from PIL import Image
 from dino_extract.config import EmbedConfig
 from dino_extract.decode import open_upright
 from dino_extract.embedding import run
-from dino_extract.engine import Engine
+from dino_extract.engine import Engine, allocator_for, to_device
 from dino_extract.engine.streams import start_pool
 from dino_extract.errors import ConfigError
 from dino_extract.job import Job, prepare
-from dino_extract.preprocess import preprocess_picture
+from dino_extract.preprocess import Pictures, preprocess_picture
 from dino_extract.source import ImageError, manifest_of, read_image_bytes
 from dino_extract.store import RowTable, open_writer
 
 MODEL_SECONDS = 3.0  # long enough for a few batches of a small model on a slow machine
+RESIZE_SECONDS = 1.0  # likewise, beside the model
 IN_FLIGHT = 3  # batches under way in the engine, so that it never waits for the host
 PEAK_SECONDS = 1.0
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}  # matrices large enough to reach the peak, small enough to take milliseconds
@@ -46,7 +47,7 @@ class Stage:
     Args:
         images: how many it was measured on.
         seconds: wall time for them.
-        images_per_s: on one core for reading, decoding and resizing; on the whole device for the others.
+        images_per_s: on one core for reading, decoding and resizing by Pillow; on the whole device for the others.
     """
 
     images: int
@@ -64,6 +65,9 @@ class BenchmarkReport:
         dtype: of the matrix products.
         cores: CPU cores in use.
         batch_size: images in one batch of the model.
+        attention: the form of attention that was chosen.
+        compiled: whether torch.compile made the network.
+        resize: where small images are resized: `host`, by the decoder processes, or `device`, beside the model.
         stages: read, decode, resize, model, write.
         whole: the whole run with everything at once, from the first image read to the file under its name.
         possible_images_per_s: what the stages would allow if they overlapped perfectly.
@@ -78,6 +82,9 @@ class BenchmarkReport:
     dtype: str
     cores: int
     batch_size: int
+    attention: str
+    compiled: bool
+    resize: str
     stages: dict[str, Stage]
     whole: Stage
     possible_images_per_s: float
@@ -88,9 +95,14 @@ class BenchmarkReport:
 
     def text(self) -> str:
         """The report for people, one line for each stage."""
-        lines = [f"{self.model} on {self.device} in {self.dtype}, {self.cores} cores, batch {self.batch_size}"]
+        compiled = "compiled" if self.compiled else "not compiled"
+        lines = [
+            f"{self.model} on {self.device} in {self.dtype}, {self.cores} cores, batch {self.batch_size}",
+            f"attention {self.attention}, {compiled}, images resized by the {self.resize}",
+        ]
+        on_cores = ("read", "decode", "resize") if self.resize == "host" else ("read", "decode")
         for name, stage in [*self.stages.items(), ("whole run", self.whole)]:
-            unit = "images/s on one core" if name in ("read", "decode", "resize") else "images/s"
+            unit = "images/s on one core" if name in on_cores else "images/s"
             lines.append(f"{name:10}{stage.seconds:9.2f} s for {stage.images:,} images{stage.images_per_s:12,.1f} {unit}")
         if self.model_gflops is not None:
             share = self.model_gflops / self.peak_gflops
@@ -119,14 +131,17 @@ def benchmark(sources: Sequence[str], config: EmbedConfig, *, num_images: int = 
             sources = [os.path.join(folder, "images")]
             make_images(sources[0], num_images)
         job = _part_of(prepare(sources, os.path.join(folder, "whole.h5"), config), num_images)
-        stages, pixels = _measure_input(job)
+        stages, pixels, decoded = _measure_input(job)
+        resizes_on_device = job.resizes_on_device and bool(decoded)  # large images the decoders resize all the same
+        if resizes_on_device:
+            stages["resize"] = measure_resize(Pictures(decoded, np.zeros(len(decoded), bool), job.preprocess), job.device)
         engine = job.engine()
-        stages["model"], arrays = _measure_model(engine, pixels)
+        stages["model"], arrays = measure_model(engine, pixels)
         stages["write"] = _measure_write(job, arrays, os.path.join(folder, "write.h5"))
         result = run(job)
     whole = Stage(result.embedded, result.seconds, result.embedded / result.seconds)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = _load_of(stages, cores, shares_cores=job.device.type == "cpu")
+    load = _load_of(stages, cores, shares_cores=job.device.type == "cpu", resizes_on_device=resizes_on_device)
     bound = max(load, key=lambda name: load[name])
     # On a CPU all stages want the same cores, so their times add up; beside a GPU the slowest sets the pace.
     seconds_per_image = sum(load.values()) if job.device.type == "cpu" else max(load.values())
@@ -137,6 +152,9 @@ def benchmark(sources: Sequence[str], config: EmbedConfig, *, num_images: int = 
         dtype=job.dtype,
         cores=cores,
         batch_size=engine.batch_size,
+        attention=engine.attention,
+        compiled=engine.compiled,
+        resize="device" if resizes_on_device else "host",
         stages=stages,
         whole=whole,
         possible_images_per_s=1 / seconds_per_image,
@@ -192,11 +210,12 @@ def _part_of(job: Job, num_images: int) -> Job:
     return replace(job, manifest=manifest_of(job.manifest.root, images))
 
 
-def _measure_input(job: Job) -> tuple[dict[str, Stage], np.ndarray]:
-    """The stages before the model, each on one core, and one batch of pixels (B, H, W, 3) uint8."""
+def _measure_input(job: Job) -> tuple[dict[str, Stage], np.ndarray, list[np.ndarray]]:
+    """The stages before the model, each on one core; a batch of pixels (B, H, W, 3) uint8, and decoded pictures that may wait."""
     options = job.preprocess
     count = 0
     pixels: list[np.ndarray] = []
+    decoded_pictures: list[np.ndarray] = []
     seconds = dict.fromkeys(("read", "decode", "resize"), 0.0)
     for index in range(len(job.manifest)):
         try:
@@ -214,13 +233,38 @@ def _measure_input(job: Job) -> tuple[dict[str, Stage], np.ndarray]:
         count += 1
         if len(pixels) < job.batch_size:
             pixels.append(resized)
+            if options.may_wait(picture.height, picture.width):
+                decoded_pictures.append(np.asarray(picture))
     if not pixels:
         raise ConfigError("none of the images can be read", hint="`dino-extract embed` says why, image by image")
     batch = np.stack([pixels[index % len(pixels)] for index in range(job.batch_size)])
-    return {name: Stage(count, value, count / max(value, 1e-9)) for name, value in seconds.items()}, batch
+    return {name: Stage(count, value, count / max(value, 1e-9)) for name, value in seconds.items()}, batch, decoded_pictures
 
 
-def _measure_model(engine: Engine, pixels: np.ndarray) -> tuple[Stage, dict[str, np.ndarray]]:
+def measure_resize(pictures: Pictures, device: torch.device) -> Stage:
+    """Resizing pictures on the device, from their way there to the end."""
+    images = [allocator_for(device)(image.shape) for image in pictures.images]
+    for memory, image in zip(images, pictures.images, strict=True):
+        memory[:] = image
+    ready = Pictures(images, pictures.is_resized, pictures.options)
+
+    def resize() -> None:
+        to_device(ready, device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    resize()  # the first time loads kernels
+    start = time.perf_counter()
+    done = 0
+    while done == 0 or time.perf_counter() - start < RESIZE_SECONDS:
+        resize()
+        done += len(pictures)
+    seconds = time.perf_counter() - start
+    return Stage(done, seconds, done / seconds)
+
+
+def measure_model(engine: Engine, pixels: np.ndarray) -> tuple[Stage, dict[str, np.ndarray]]:
+    """The model alone, with batches under way as in a run, and the arrays it gives for the pixels (B, H, W, 3) uint8."""
     arrays = engine(pixels)  # the first batch prepares what later ones use
     under_way = deque(engine.submit(pixels) for _ in range(IN_FLIGHT))
     under_way.popleft().result()
@@ -252,11 +296,14 @@ def _measure_write(job: Job, arrays: dict[str, np.ndarray], path: str) -> Stage:
     return Stage(count, seconds, count / seconds)
 
 
-def _load_of(stages: dict[str, Stage], cores: int, *, shares_cores: bool) -> dict[str, float]:
-    """Seconds that an image costs in each stage with all cores at work; reading, decoding and resizing use them together."""
-    per_core = {name: 1 / stages[name].images_per_s / cores for name in ("read", "decode", "resize")}
+def _load_of(stages: dict[str, Stage], cores: int, *, shares_cores: bool, resizes_on_device: bool) -> dict[str, float]:
+    """Seconds that an image costs in each stage with all cores at work.
+
+    Beside a GPU, stages that share the cores, or the GPU, are one, under the name of the slowest of them.
+    """
+    on_cores = ["read", "decode"] if resizes_on_device else ["read", "decode", "resize"]
+    load = {name: 1 / stage.images_per_s / (cores if name in on_cores else 1) for name, stage in stages.items()}
     if shares_cores:
-        return {**per_core, "model": 1 / stages["model"].images_per_s, "write": 1 / stages["write"].images_per_s}
-    together = sum(per_core.values())
-    slowest = max(per_core, key=lambda name: per_core[name])
-    return {slowest: together, "model": 1 / stages["model"].images_per_s, "write": 1 / stages["write"].images_per_s}
+        return load
+    groups = [on_cores, [name for name in ("resize", "model") if name not in on_cores], ["write"]]
+    return {max(group, key=lambda name: load[name]): sum(load[name] for name in group) for group in groups}

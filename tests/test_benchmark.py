@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ def photographs(tmp_path: Path) -> Path:
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements that end after one round."""
     monkeypatch.setattr(benchmark, "MODEL_SECONDS", 0.0)
+    monkeypatch.setattr(benchmark, "RESIZE_SECONDS", 0.0)
     monkeypatch.setattr(benchmark, "PEAK_SECONDS", 0.0)
     monkeypatch.setattr(benchmark, "PEAK_SIDE", {"cpu": 64, "cuda": 64})
 
@@ -82,11 +84,43 @@ def test_the_peak_of_a_cpu_is_a_rate_that_a_cpu_can_have() -> None:
 def test_the_report_names_stages_peak_and_bound() -> None:
     """The text for people has a line for every stage, the share of the peak, and the advice."""
     stages = {name: Stage(100, 0.5, 200.0) for name in ("read", "decode", "resize", "model", "write")}
-    report = BenchmarkReport("vits14", "cpu", "bfloat16", 2, 32, stages, Stage(100, 4.0, 25.0), 50.0, 400.0, 300.0, "model", "buy a GPU")
+    report = BenchmarkReport(
+        "vits14", "cpu", "bfloat16", 2, 32, "flash", True, "host", stages, Stage(100, 4.0, 25.0), 50.0, 400.0, 300.0, "model", "buy a GPU"
+    )
 
     text = report.text()
 
-    assert [line.split()[0] for line in text.splitlines()[1:6]] == ["read", "decode", "resize", "model", "write"]
+    assert [line.split()[0] for line in text.splitlines()[2:7]] == ["read", "decode", "resize", "model", "write"]
+    assert "attention flash, compiled, images resized by the host" in text
     assert "300 of 400 GFLOP/s, 75% of the peak" in text
     assert "50% of the 50.0 images/s" in text
     assert text.endswith("buy a GPU")
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_resizing_beside_the_model_is_measured_there(photographs: Path, tmp_path: Path) -> None:
+    """With `resize="device"` the stage is timed on the device, and the report says so."""
+    report = benchmark.benchmark([str(photographs)], replace(CONFIG, resize="device"), scratch=str(tmp_path))
+
+    assert report.resize == "device"
+    assert report.stages["resize"].images == 4
+    assert "images resized by the device" in report.text()
+
+
+@pytest.mark.parametrize(
+    ("shares_cores", "resizes_on_device", "load"),
+    [
+        (True, False, {"read": 0.01, "decode": 0.1, "resize": 0.05, "model": 0.05, "write": 0.025}),
+        (False, False, {"decode": 0.16, "model": 0.05, "write": 0.025}),
+        (False, True, {"decode": 0.11, "resize": 0.25, "write": 0.025}),
+    ],
+)
+def test_stages_that_share_a_resource_are_one(shares_cores: bool, resizes_on_device: bool, load: dict[str, float]) -> None:
+    """On 4 cores: each stage by itself on a CPU; beside a GPU those of the cores together, and those of the GPU."""
+    rates = {"read": 25.0, "decode": 2.5, "resize": 5.0, "model": 20.0, "write": 40.0}
+
+    got = benchmark._load_of(
+        {name: Stage(1, 1 / rate, rate) for name, rate in rates.items()}, 4, shares_cores=shares_cores, resizes_on_device=resizes_on_device
+    )
+
+    assert got == pytest.approx(load)

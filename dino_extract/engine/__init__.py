@@ -3,6 +3,7 @@
 from dino_extract.engine.cuda import allocator_for
 from dino_extract.engine.network import needs_patches
 from dino_extract.engine.plan import ComputeDtype, choose_batch_size, choose_compiled, choose_device, choose_dtype, forward_flops
+from dino_extract.engine.resize import to_device
 from dino_extract.engine.run import Batch, Engine
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "choose_dtype",
     "forward_flops",
     "needs_patches",
+    "to_device",
 ]

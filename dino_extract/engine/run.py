@@ -47,6 +47,7 @@ class Engine:
 
     Attributes:
         attention: which form of it runs, for people.
+        compiled: whether torch.compile made the network.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Engine:
         self.spec = spec
         self.device = device
         self.batch_size = batch_size
+        self.compiled = compiled
         self.attention, attend = choose_attention(
             backbone, device=device, dtype=getattr(torch, dtype), batch_size=batch_size, size=size, compiled=compiled
         )

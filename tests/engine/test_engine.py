@@ -157,6 +157,7 @@ def test_datasets_have_the_promised_names_shapes_and_dtype(store_dtype: StoreDty
     assert {array.dtype for array in arrays.values()} == {np.dtype(store_dtype)}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts
 def test_a_compiled_engine_gives_the_same_tokens() -> None:
     """Compiled by torch for this CPU, in several threads and with a padded last batch, the network gives the backbone's tokens."""

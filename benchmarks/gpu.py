@@ -1,0 +1,237 @@
+"""What a GPU machine reaches, in one command: the model alone in every form, its exactness, resizing, and whole runs from JPEGs.
+
+    python benchmarks/gpu.py                                       S, B, L and g at 224 and 518 pixels; some 15 minutes
+    python benchmarks/gpu.py --models vits14 --sizes 224 --forms eager,graph
+    python benchmarks/gpu.py --device cpu --models tiny --sizes 28 --images 8 --seconds 0.1 --forms eager      does it run at all
+
+Weights are random: speed does not depend on them. The JPEGs are made here, of 500 x 375 pixels and about 70 KB; whole runs read
+hard links to them, so they measure decoding and not the disk. Tables are in Markdown, for docs/benchmarks.md; `--json` keeps the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dino_extract import benchmark
+from dino_extract.backbone import Backbone
+from dino_extract.benchmark import make_images, measure_model, measure_peak, measure_resize
+from dino_extract.config import EmbedConfig
+from dino_extract.embedding import run
+from dino_extract.engine import ComputeDtype, Engine, choose_batch_size, choose_device, choose_dtype, cuda, forward_flops
+from dino_extract.engine.plan import compiler_problem
+from dino_extract.job import prepare
+from dino_extract.preprocess import Pictures, Preprocess, preprocess
+from dino_extract.tokens import TokenSpec
+from dino_extract.weights import load_backbone
+
+SPEC = TokenSpec(("cls", "patch"))  # what is computed and stored of each image; all of the last block is needed
+FORMS = ("eager", "graph", "compiled")  # kernel by kernel; as one CUDA graph, the default; compiled and as a graph
+SMALL_FLOPS = 12e9  # of ViT-S at 224 pixels
+WITNESSES = 8  # images whose tokens are compared with those of the readable backbone in float32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure with.
+
+    Args:
+        device: where the model runs.
+        dtype: of its matrix products.
+        images: pictures (H, W, 3) uint8, decoded.
+        peak: rate of large matrix products, in operations per second.
+    """
+
+    device: torch.device
+    dtype: ComputeDtype
+    images: list[np.ndarray]
+    peak: float
+
+
+def measure_forms(name: str, backbone: Backbone, side: int, forms: list[str], settings: Settings) -> list[dict[str, Any]]:
+    """One row for each form of a model: rate, share of the peak, time until the first batch, and distance from the float32 reference."""
+    options = Preprocess(height=side, width=side, patch=backbone.patch_size, mean=backbone.mean, std=backbone.std)
+    batch_size = choose_batch_size(backbone, (side, side), settings.device, 2**30)
+    pixels = np.stack([preprocess(settings.images[number % len(settings.images)], options) for number in range(batch_size)])
+    want = reference(backbone, pixels[:WITNESSES], settings.device)
+    flops = forward_flops(backbone, (side, side), whole=True)
+    rows = []
+    for form in forms:
+        with mock.patch.object(cuda, "MAX_GRAPHS", 0 if form == "eager" else cuda.MAX_GRAPHS):
+            start = time.perf_counter()
+            engine = Engine(
+                backbone,
+                SPEC,
+                device=settings.device,
+                dtype=settings.dtype,
+                store_dtype="float32",
+                batch_size=batch_size,
+                compiled=form == "compiled",
+                size=(side, side),
+            )
+            arrays = engine(pixels)
+            first_s = time.perf_counter() - start
+            stage, _ = measure_model(engine, pixels)
+        rows.append(
+            {
+                "model": name,
+                "side": side,
+                "form": form,
+                "batch": engine.batch_size,
+                "attention": engine.attention,
+                "images_per_s": stage.images_per_s,
+                "peak_share": None if flops is None else flops * stage.images_per_s / settings.peak,
+                "first_batch_s": first_s,
+                **distance({key: values[:WITNESSES] for key, values in arrays.items()}, want),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+        del engine
+        torch.compiler.reset()  # or it would count all models as one that changes, and give up
+        if settings.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return rows
+
+
+@torch.inference_mode()
+def reference(backbone: Backbone, pixels: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:
+    """CLS and patch tokens of the readable backbone in float32, for pixels (B, H, W, 3) uint8."""
+    mean, std = (torch.tensor(stat, device=device).view(3, 1, 1) for stat in (backbone.mean, backbone.std))
+    images = (torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2) / 255 - mean) / std
+    tokens = backbone.to(device)(images)
+    backbone.to("cpu")
+    grid = (pixels.shape[1] // backbone.patch_size, pixels.shape[2] // backbone.patch_size)
+    return {"features": tokens.cls.cpu().numpy(), "patch_features": tokens.patches.unflatten(1, grid).cpu().numpy()}
+
+
+def distance(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
+    """The least cosine of any token, and the largest difference of a component relative to the norm of its token."""
+    cosines, differences = [], []
+    for name, expected in want.items():
+        norms = np.linalg.norm(expected, axis=-1)
+        cosines.append(((got[name] * expected).sum(-1) / (norms * np.linalg.norm(got[name], axis=-1))).min())
+        differences.append((np.abs(got[name] - expected).max(-1) / norms).max())
+    return {"least_cosine": float(min(cosines)), "largest_difference": float(max(differences))}
+
+
+def measure_run(name: str, folder: Path, count: int, where: str, settings: Settings) -> dict[str, Any]:
+    """A whole run over the JPEGs of a folder, at 224 pixels (28 for `tiny`), with CLS alone."""
+    size = "28" if name == "tiny" else "224"
+    config = EmbedConfig(model=name, random_weights=0, size=size, device=str(settings.device), resize=where)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory(prefix="dino-extract-gpu-") as scratch:
+        result = run(prepare([str(folder)], os.path.join(scratch, "whole.h5"), config))
+    assert (result.embedded, result.failed) == (count, 0), f"expected {count} images embedded, got {result}"
+    row = {
+        "model": name,
+        "resize": where,
+        "images": count,
+        "seconds": result.seconds,
+        "images_per_s": count / result.seconds,
+        **{f"waited_for_{stage}_s": seconds for stage, seconds in result.waited_s.items()},
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def link_images(folder: Path, images: Path, count: int) -> None:
+    """A folder of `count` JPEGs: links to those there are, again and again."""
+    folder.mkdir()
+    originals = sorted(images.iterdir())
+    for number in range(count):
+        os.link(originals[number % len(originals)], folder / f"{number:07}.jpg")
+
+
+def table(rows: list[dict[str, Any]], columns: dict[str, tuple[str, str]]) -> str:
+    """Markdown of some columns: key -> heading and number format."""
+    lines = ["| " + " | ".join(heading for heading, _ in columns.values()) + " |", "|---" * len(columns) + "|"]
+    cells = [["-" if row[key] is None else format(row[key], form) for key, (_, form) in columns.items()] for row in rows]
+    return "\n".join([*lines, *("| " + " | ".join(line) + " |" for line in cells)])
+
+
+def machine(device: torch.device) -> str:
+    """The machine in one line."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return f"{name}, {len(os.sched_getaffinity(0))} CPU cores, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def main() -> None:
+    """Read arguments, measure, print tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="vits14,vitb14,vitl14,vitg14")
+    parser.add_argument("--sizes", default="224,518")
+    parser.add_argument("--forms", default=",".join(FORMS), help="of the model alone")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--images", type=int, default=200_000, help="of a whole run with ViT-S; larger models get fewer")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of the model alone")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the reference is float32
+    device = choose_device(options.device)
+    models, sides, forms = options.models.split(","), [int(side) for side in options.sizes.split(",")], options.forms.split(",")
+    if "compiled" in forms and (problem := compiler_problem(device)):
+        print(f"left out, torch cannot compile here: {problem}", file=sys.stderr)
+        forms.remove("compiled")
+    report: dict[str, Any] = {"machine": machine(device), "forms": [], "resize": [], "runs": []}
+    with (
+        tempfile.TemporaryDirectory(prefix="dino-extract-gpu-") as scratch,
+        mock.patch.multiple(benchmark, MODEL_SECONDS=options.seconds, PEAK_SECONDS=min(options.seconds, 1.0)),
+    ):
+        make_images(os.path.join(scratch, "images"), max(1, min(options.images // 2, 512)))
+        images = [np.asarray(Image.open(path)) for path in sorted(Path(scratch, "images").iterdir())[:256]]
+        dtype = choose_dtype("auto", device)
+        settings = Settings(device, dtype, images, measure_peak(device, getattr(torch, dtype)))
+        report["peak_tflops"], report["dtype"] = settings.peak / 1e12, dtype
+        for side in sides:
+            pictures = Pictures(images, np.zeros(len(images), bool), Preprocess(height=side, width=side))
+            report["resize"].append({"side": side, "images_per_s": measure_resize(pictures, device).images_per_s})
+        for name in models:
+            backbone = load_backbone(name, random_seed=0)
+            for side in sides:
+                report["forms"] += measure_forms(name, backbone, side, forms, settings)
+            work = forward_flops(backbone, (224, 224), whole=True) or SMALL_FLOPS
+            count = max(8, round(options.images * min(1.0, SMALL_FLOPS / work)))
+            del backbone
+            folder = Path(scratch, name)
+            link_images(folder, Path(scratch, "images"), count)
+            report["runs"] += [measure_run(name, folder, count, where, settings) for where in ("host", "device")]
+    print(f"\n{report['machine']}; matrix products in {dtype} reach {report['peak_tflops']:,.1f} TFLOP/s\n")
+    print(
+        table(
+            report["forms"],
+            {
+                "model": ("model", ""),
+                "side": ("pixels", ""),
+                "form": ("form", ""),
+                "batch": ("batch", ""),
+                "attention": ("attention", ""),
+                "images_per_s": ("images/s", ",.0f"),
+                "peak_share": ("of the peak", ".0%"),
+                "first_batch_s": ("s to the first batch", ".1f"),
+                "least_cosine": ("least cosine", ".6f"),
+                "largest_difference": ("largest difference", ".1e"),
+            },
+        )
+    )
+    print("\n" + table(report["resize"], {"side": ("pixels", ""), "images_per_s": ("resized images/s", ",.0f")}))
+    columns = {"model": ("model", ""), "resize": ("resized by", ""), "images": ("images", ","), "images_per_s": ("images/s", ",.0f")}
+    waited = {f"waited_for_{stage}_s": (f"s waiting for {stage}", ".1f") for stage in ("decode", "model", "write")}
+    print("\n" + table(report["runs"], {**columns, "seconds": ("seconds", ".1f"), **waited}))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
