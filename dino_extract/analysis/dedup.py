@@ -226,7 +226,10 @@ def group_rows(
     steps = [threshold, *(step for step in LADDER if step > threshold)]
     sets = [DisjointSet(len(vectors)) for _ in steps]
     for one, other, cosine in near_pairs(vectors, threshold, exact=exact, seed=seed):
-        for step, disjoint in zip(steps, sets, strict=True):
+        for step, disjoint in zip(reversed(steps), reversed(sets), strict=True):
+            # What already hangs together at a threshold does so at every lower one: where thousands of images are the same, that is most.
+            is_news = disjoint.roots(one) != disjoint.roots(other)
+            one, other, cosine = one[is_news], other[is_news], cosine[is_news]
             is_same = cosine >= step
             disjoint.join(one[is_same], other[is_same])
     components = [_best_first(rows, worth) for rows in sets[0].groups()]

@@ -72,7 +72,7 @@ def learn_centres(
     rng = np.random.default_rng(seed)
     size = min(len(vectors), num_clusters * sample_per_cluster)
     rows = np.sort(rng.choice(len(vectors), size, replace=False)) if size < len(vectors) else np.arange(size)
-    sample_BD = torch.cat([block for _, block in vectors.take(rows).unit_blocks()])
+    sample_BD = vectors.take(rows).all_unit()
     centres_KD = _spread_out(sample_BD, num_clusters, rng)
     before: Tensor | None = None
     for _ in range(iterations):

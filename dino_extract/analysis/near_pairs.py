@@ -1,6 +1,6 @@
 """All pairs of vectors above a similarity: exactly where that is quick, else within neighbouring k-means buckets.
 
-Dimension key: `Q` queries, `M` members of a bucket, `D` width, `P` buckets that a query looks into.
+Dimension key: `Q` queries, `B` vectors of the bank or of a bucket, `D` width, `K` buckets, `P` buckets that a query looks into.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from dino_extract.analysis.vectors import Vectors, unit
 
 EXACT_PRODUCTS = 4e9  # similarities that are computed exactly: 63,000 images among themselves
 BUCKET_ROWS = 1000  # wanted size of a bucket: small ones are quick, large ones miss fewer pairs
-PROBES = 4  # nearest buckets that a query looks into; docs/dedup.md has the recall
+PROBES = 4  # nearest buckets that a query looks into; `benchmarks/scale.py` measures the recall
 LEARN_ITERATIONS = 8  # rough buckets serve as well
 LEARN_PER_BUCKET = 64
 _QUERY_ROWS = 2048
+_BANK_ROWS = 2048  # where all images are the same, a block with a block of queries gives 4 million pairs: 500 MB while they are joined
 _IN_MEMORY_NBYTES = 3 << 30  # a larger bank is sorted into a temporary file instead
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]  # row of one, row of the other, cosine
@@ -43,7 +44,7 @@ def near_pairs(bank: Vectors, threshold: float, *, exact: bool | None = None, se
     if exact:
         for first, query_QD in bank.unit_blocks(_QUERY_ROWS):
             later = bank.take(np.arange(first, len(bank)))
-            for start, bank_BD in later.unit_blocks():
+            for start, bank_BD in later.unit_blocks(_BANK_ROWS):
                 query, other, cosine = _above(query_QD, bank_BD, threshold)
                 is_pair = other + start > query
                 yield query[is_pair] + first, other[is_pair] + start + first, cosine[is_pair]
@@ -62,7 +63,7 @@ def near_pairs_between(queries: Vectors, bank: Vectors, threshold: float, *, exa
         yield from _bucket_pairs(queries, bank, threshold, seed)
         return
     for first, query_QD in queries.unit_blocks(_QUERY_ROWS):
-        for start, bank_BD in bank.unit_blocks():
+        for start, bank_BD in bank.unit_blocks(_BANK_ROWS):
             query, other, cosine = _above(query_QD, bank_BD, threshold)
             yield query + first, other + start, cosine
 
@@ -91,19 +92,19 @@ def _bucket_pairs(queries: Vectors, bank: Vectors, threshold: float, seed: int) 
         place[member_rows] = np.arange(len(bank))
         sorted_nD = _in_order(bank, place, spill)
         for bucket in range(num_buckets):
-            members = slice(int(member_bounds[bucket]), int(member_bounds[bucket + 1]))
             rows = query_rows[query_bounds[bucket] : query_bounds[bucket + 1]]
-            if members.start == members.stop:
-                continue
-            member_MD = torch.from_numpy(sorted_nD[members].astype(np.float32))
-            for first in range(0, len(rows), _QUERY_ROWS):
-                some = rows[first : first + _QUERY_ROWS]
-                if queries is bank:
-                    query_QD = torch.from_numpy(sorted_nD[place[some]].astype(np.float32))
-                else:
-                    query_QD = unit(queries[some])
-                query, other, cosine = _above(query_QD, member_MD, threshold)
-                yield some[query], member_rows[members][other], cosine
+            end = int(member_bounds[bucket + 1])
+            for start in range(int(member_bounds[bucket]), end, _BANK_ROWS):
+                members = slice(start, min(start + _BANK_ROWS, end))
+                member_BD = torch.from_numpy(sorted_nD[members].astype(np.float32))
+                for first in range(0, len(rows), _QUERY_ROWS):
+                    some = rows[first : first + _QUERY_ROWS]
+                    if queries is bank:
+                        query_QD = torch.from_numpy(sorted_nD[place[some]].astype(np.float32))
+                    else:
+                        query_QD = unit(queries[some])
+                    query, other, cosine = _above(query_QD, member_BD, threshold)
+                    yield some[query], member_rows[members][other], cosine
 
 
 def nearest_buckets(vectors: Vectors, centres_KD: Tensor, count: int) -> NDArray[np.int32]:

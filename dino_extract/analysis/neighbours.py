@@ -16,7 +16,7 @@ from dino_extract.analysis.vectors import VectorSource, as_vectors, require_same
 from dino_extract.errors import ConfigError
 
 QUERY_ROWS = 2048  # with a bank block of 8192: 64 MB of similarities at a time
-_HELD_NBYTES = 512 << 20  # a bank up to this size is normalised once and kept, a larger one is read again for each block of queries
+_HELD_NBYTES = 512 << 20  # a bank up to this size is normalised once for all blocks of queries, a larger one is read again for each
 
 
 def nearest(
@@ -51,7 +51,7 @@ def nearest_blocks(
     k = min(k, len(bank) - leave_one_out)
     if k < 1:
         raise ConfigError(f"{bank.name} has {len(bank)} images: too few for one to have a neighbour")
-    is_held = len(bank) * bank.dim * 4 <= _HELD_NBYTES
+    is_held = len(queries) > query_rows and len(bank) * bank.dim * 4 <= _HELD_NBYTES
     held = list(bank.unit_blocks()) if is_held else None
     for first, query_QD in queries.unit_blocks(query_rows):
         best = torch.empty(len(query_QD), 0), torch.empty(len(query_QD), 0, dtype=torch.int64)

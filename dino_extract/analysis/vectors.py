@@ -72,6 +72,13 @@ class Vectors:
         for first, block in self.blocks(num_rows):
             yield first, unit(block)
 
+    def all_unit(self) -> Tensor:
+        """(n, D) float32, all of them in memory once, of length 1: for samples."""
+        found = torch.empty(len(self), self.dim)
+        for first, block in self.unit_blocks():
+            found[first : first + len(block)] = block
+        return found
+
 
 def unit(block: NDArray[np.float32]) -> Tensor:
     """(b, D) float32 vectors of length 1; a vector of zeros stays zero, and so is like no other."""

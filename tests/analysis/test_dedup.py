@@ -41,6 +41,7 @@ def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets of about 50 vectors, and blocks that cut through them."""
     monkeypatch.setattr(near_pairs, "BUCKET_ROWS", 50)
     monkeypatch.setattr(near_pairs, "_QUERY_ROWS", 37)
+    monkeypatch.setattr(near_pairs, "_BANK_ROWS", 29)
 
 
 def test_images_hang_together_through_others() -> None:
