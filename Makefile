@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format bench clean
+.PHONY: help install demo test test-slow check format bench bench-scale clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(READY) ## Set up .venv with the project and its development tools
 
@@ -30,6 +30,10 @@ test-slow: $(READY) ## Run the long proofs: kills, fuzzing, full-size checkpoint
 bench: $(READY) ## Measure against other tools on this machine, in one run
 	$(BIN)/python benchmarks/peers.py photos build/bench
 	$(BIN)/python benchmarks/peers.py compare build/bench
+
+ROWS ?= 1000000
+bench-scale: $(READY) ## Measure dedup and search on ROWS made vectors (a million; 3 GB of disk in build/scale)
+	$(BIN)/python benchmarks/scale.py $(ROWS) --json build/scale/$(ROWS).json
 
 check: $(READY) ## Check format, style, types and the direction of imports
 	$(BIN)/ruff format --check .
