@@ -17,6 +17,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 100_000_000  # 400 MB as Pillow holds it; well above any camera, and in reach of the memory limit of a decoder process
 
 
+DEFAULT_SIZE = 224  # pixels, of models that do not say otherwise
+
+
 @dataclass(frozen=True)
 class EmbedConfig:
     """How images become embeddings.
@@ -29,7 +32,8 @@ class EmbedConfig:
         offline: never download.
         tokens: comma-separated token kinds to keep: cls, patch, registers, mean.
         layers: blocks of which the same tokens are kept too: `lastN`, or numbers from 0 such as `2,5,8,11`.
-        size: side of the model's input in pixels, or HEIGHTxWIDTH; multiples of the patch size.
+        size: side of the model's input in pixels, or HEIGHTxWIDTH; multiples of the patch size. None is 224, or for a model that
+            says so in its file, as those of `finetune` do, the size it was trained at.
         preprocess: how an image becomes that size; `crop` is the official evaluation transform.
         alpha: what becomes of transparency: dropped as the official transform does, or laid over white or black.
         fast_decode: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, never below twice the model's: faster, not exact.
@@ -50,7 +54,7 @@ class EmbedConfig:
     offline: bool = False
     tokens: str = "cls"
     layers: str | None = None
-    size: str = "224"
+    size: str | None = None
     preprocess: SizePolicy = "crop"
     alpha: AlphaPolicy = "drop"
     fast_decode: bool = False

@@ -183,6 +183,7 @@ def prepare(
     *,
     suffixes: Sequence[str] = (),
     stdin: BinaryIO | None = None,
+    manifest: Manifest | None = None,
 ) -> Job:
     """Find the images, load the model and lay out the file, without writing anything.
 
@@ -192,11 +193,13 @@ def prepare(
         config: all options.
         suffixes: as for `find_images`.
         stdin: where the source `-` reads its list from.
+        manifest: the images, where the sources have been searched already.
 
     Raises:
         DinoExtractError: something about the sources, the model, the options or the disk does not fit.
     """
-    manifest = find_images(sources, suffixes=suffixes, stdin=stdin)
+    if manifest is None:
+        manifest = find_images(sources, suffixes=suffixes, stdin=stdin)
     path = os.fspath(output) if output is not None else _default_output(sources)
     job = _job(manifest, path, config)
     if not os.path.exists(path):
@@ -301,7 +304,7 @@ def config_of(store: MadeWith, **changes: Any) -> EmbedConfig:
 
 
 def _preprocess(config: EmbedConfig, model: LoadedBackbone) -> Preprocess:
-    height, width = parse_size(config.size)
+    height, width = parse_size(config.size or str(model.size))
     return Preprocess(
         policy=config.preprocess,
         height=height,

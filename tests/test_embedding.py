@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
 from dino_extract.config import EmbedConfig
 from dino_extract.embedding import EmbedResult, embed, embed_like, run
 from dino_extract.errors import ConfigError, DinoExtractError, StoreError
 from dino_extract.job import prepare
 from dino_extract.status import Status
 from dino_extract.store import open_store
+from dino_extract.weights.checkpoint import save_checkpoint
 from tests.pictures import MeanColour, mean_colours, save_pictures
 
 CONFIG = EmbedConfig(model="tiny", random_weights=0, size="28", dtype="float32", store_dtype="float32", batch=4, workers=1)
@@ -299,3 +301,17 @@ def test_a_misspelt_option_is_a_type_error(photos: Path, tmp_path: Path) -> None
     """`embed(..., modle=...)` fails at once instead of being ignored."""
     with pytest.raises(TypeError, match="modle"):
         embed(photos, tmp_path / "x.h5", modle="tiny")
+
+
+def test_the_size_is_that_of_the_model_unless_given(photos: Path, tmp_path: Path) -> None:
+    """Images become 224 pixels wide, or what the checkpoint says it was trained at, or what is asked for."""
+    backbone = DinoVisionTransformer(BackboneConfig(embed_dim=32, depth=2, num_heads=2, image_size=56))
+    weights = tmp_path / "trained.safetensors"
+    save_checkpoint(weights, backbone.state_dict(), backbone.config, name="mine", licence="none", record={"size": 56})
+
+    def width(**options: Any) -> int:
+        return prepare([str(photos)], tmp_path / "x.h5", EmbedConfig(**options)).preprocess.width
+
+    assert width(model="tiny", random_weights=0) == 224
+    assert width(weights=str(weights)) == 56
+    assert width(weights=str(weights), size="28") == 28

@@ -24,7 +24,9 @@ def benchmark(
     model: Annotated[str, typer.Option(help="A name from `weights list`; its weights are random, which changes no time.")] = "vits14",
     tokens: Annotated[str, typer.Option(help="What to keep, as for `embed`.")] = EmbedConfig.tokens,
     layers: Annotated[str | None, typer.Option(help="As for `embed`.")] = EmbedConfig.layers,
-    size: Annotated[str, typer.Option(help="Input side in pixels, or HEIGHTxWIDTH.")] = EmbedConfig.size,
+    size: Annotated[
+        str | None, typer.Option(help="Input side in pixels, or HEIGHTxWIDTH; 224, or what the model was trained at.")
+    ] = EmbedConfig.size,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = EmbedConfig.device,
     dtype: Annotated[Dtype, typer.Option(help="Of the computation.")] = EmbedConfig.dtype,
     compile: Annotated[Compile, typer.Option(help="As for `embed`.")] = EmbedConfig.compile,  # noqa: A002 - the name of the option

@@ -57,7 +57,10 @@ def embed(
     layers: Annotated[
         str | None, typer.Option(help="Keep the same tokens of these blocks too: last4, or 2,5,8,11.", rich_help_panel=MODEL)
     ] = EmbedConfig.layers,
-    size: Annotated[str, typer.Option(help="Input side in pixels, or HEIGHTxWIDTH.", rich_help_panel=PIXELS)] = EmbedConfig.size,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Input side in pixels, or HEIGHTxWIDTH; 224, or what the model was trained at.", rich_help_panel=PIXELS),
+    ] = EmbedConfig.size,
     preprocess: Annotated[
         SizePolicy, typer.Option(help="crop: the official transform; squash, pad, native: the whole image.", rich_help_panel=PIXELS)
     ] = EmbedConfig.preprocess,
@@ -126,14 +129,17 @@ def embed(
         max_pixels=max_pixels,
     )
     most_failures = _parse_max_failures(max_failures)
+    from dino_extract.source import find_images  # loads numpy, which `--help` must not wait for
+
+    listed = ["-0" if null and source == "-" else source for source in sources]
+    manifest = find_images(listed, suffixes=suffix or (), stdin=sys.stdin.buffer)  # first: nothing is downloaded for a wrong path
     with download_progress(model or "weights", quiet=quiet) as progress:
         # Before torch is loaded, so that missing weights are told at once.
         ensure_available(model, weights=weights, random_seed=random_weights, offline=offline, progress=progress)
     from dino_extract.embedding import run  # loads torch, which `--help` must not wait for
     from dino_extract.job import prepare
 
-    listed = ["-0" if null and source == "-" else source for source in sources]
-    job = prepare(listed, output, config, suffixes=suffix or (), stdin=sys.stdin.buffer)
+    job = prepare(listed, output, config, manifest=manifest)
     if not quiet:
         for line in job.describe():
             typer.echo(line, err=True)

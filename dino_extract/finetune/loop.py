@@ -250,7 +250,7 @@ class Run:
         record: dict[str, Any] = {
             "trained_by": "dino-extract finetune",
             "steps": done,
-            "global_crops_size": self.config.crops.global_crops_size,
+            "size": self.config.crops.global_crops_size,
             "started_from_sha256": self.start.weights_sha256,
         }
         shape = replace(self.start.config, drop_path=0.0)

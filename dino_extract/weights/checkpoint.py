@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from dino_extract.backbone import BackboneConfig
+from dino_extract.config import DEFAULT_SIZE
 from dino_extract.errors import WeightsError
 from dino_extract.weights.files import read_tensor_file, tensors_sha256, write_safetensors
 from dino_extract.weights.layouts import Layout, check_tensors, infer_config, to_official
@@ -44,6 +45,12 @@ class BackboneCheckpoint:
     def name(self) -> str:
         """The name in its metadata, else that of the model with the same architecture, else one made of its dimensions."""
         return str(self.metadata.get("name") or architecture_name(self.config))
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the images that the model is best given, where its metadata says so, else 224."""
+        size = self.metadata.get("size", DEFAULT_SIZE)
+        return size if isinstance(size, int) and size > 0 else DEFAULT_SIZE
 
 
 def backbone_config(checkpoint: Checkpoint) -> BackboneConfig:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from dino_extract.backbone import Backbone, DinoVisionTransformer
+from dino_extract.config import DEFAULT_SIZE
 from dino_extract.errors import ConfigError, WeightsError
 from dino_extract.weights.checkpoint import BackboneCheckpoint, backbone_config, checkpoint_file, read_checkpoint
 from dino_extract.weights.checksum import file_sha256
@@ -30,6 +31,7 @@ class LoadedBackbone:
             otherwise; `random:SEED` for random weights.
         weights_source: where they came from, for the user.
         licence: under which they may be used, `unknown` where nothing says.
+        size: side in pixels of the images that the model is best given.
         notes: what was left out or filled in while reading, for the user.
     """
 
@@ -38,6 +40,7 @@ class LoadedBackbone:
     weights_sha256: str
     weights_source: str
     licence: str
+    size: int = DEFAULT_SIZE
     notes: tuple[str, ...] = ()
 
 
@@ -83,7 +86,9 @@ def load(
             f"`{file.path}` in the cache was not made from a released file of `{checkpoint.name}`",
             hint=f"`dino-extract weights pull --force {checkpoint.name}` replaces it",
         )
-    return LoadedBackbone(build(found), checkpoint.name, str(sha256), f"{file.source}: {file.path}", checkpoint.licence, found.notes)
+    return LoadedBackbone(
+        build(found), checkpoint.name, str(sha256), f"{file.source}: {file.path}", checkpoint.licence, found.size, found.notes
+    )
 
 
 def load_backbone(
@@ -115,6 +120,7 @@ def _load_file(model: str | None, path: Path) -> LoadedBackbone:
         file_sha256(path),
         f"{found.layout} checkpoint: {path}",
         str(found.metadata.get("licence", "unknown")),
+        found.size,
         found.notes,
     )
 

@@ -106,6 +106,7 @@ def test_a_list_on_stdin_may_be_separated_by_nul(photos: Path) -> None:
     ("words", "code", "says"),
     [
         (["embed", "nowhere", *FAST], 1, "error: `nowhere` cannot be read: No such file or directory"),
+        (["embed", "nowhere", "--model", "vits14", "--offline"], 1, "error: `nowhere` cannot be read"),
         (["embed", "photos", "photos/odd", *FAST], 1, "give it with `-o FILE.h5`"),
         (["embed", "photos", *FAST, "--size", "225"], 1, "image size 225 is not a multiple of the patch size 14"),
         (["embed", "photos", *FAST, "--tokens", "cls,pach"], 1, "`--tokens` takes cls, patch, registers, mean, got `pach`"),

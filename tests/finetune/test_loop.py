@@ -135,7 +135,7 @@ def test_embeddings_that_are_not_finite_stop_the_run_before_it_is_saved(pictures
 
 
 def test_the_result_loads_as_a_model_without_further_words(pictures: Path, tmp_path: Path) -> None:
-    """`model.safetensors` in the run's folder is the averaged backbone, with its own architecture in the header."""
+    """`model.safetensors` in the run's folder is the averaged backbone, with its own architecture and size in the header."""
     finetune(runs.small_config(pictures, tmp_path / "run"))
 
     loaded = load(weights=tmp_path / "run")
@@ -145,6 +145,7 @@ def test_the_result_loads_as_a_model_without_further_words(pictures: Path, tmp_p
     }
     assert_equal(dict(loaded.module.state_dict()), want)
     assert loaded.name == "tiny"
+    assert loaded.size == 28
 
 
 def test_only_heads_learn_during_the_head_warm_up(pictures: Path, tmp_path: Path) -> None:
