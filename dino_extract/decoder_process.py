@@ -1,7 +1,7 @@
 """Both ends of one decoder process: a child that reads, decodes and resizes images, so that a crash costs one image and not the run.
 
-The child is a fresh interpreter and not a fork, and it needs no `if __name__ == "__main__"` in the user's script. Requests are JSON lines;
-a reply is one JSON line followed by the raw pixels. Nothing is pickled: a hostile image may have taken the child over.
+The child is a fresh interpreter and not a fork, and it needs no `if __name__ == "__main__"` in the user's script. Requests and replies are
+numbers in fixed places, then texts and pixels as long as those say. Nothing is pickled: a hostile image may have taken the child over.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import os
 import resource
 import select
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +36,12 @@ MEMORY_BYTES = 2 * 2**30  # what one image may take; 100 megapixels need about 1
 TIMEOUT_S = 30.0  # the slowest honest images (100 megapixels, progressive) take about 5 s
 START_TIMEOUT_S = 120.0  # interpreter and imports, from a cold network disk
 PIPE_BYTES = 2**20  # a whole reply fits, so that the child can go on while the parent is busy
-MAX_HEADER_BYTES = 2**14
 _SLICE_S = 1.0  # how long one wait may take before it is counted against the deadline
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_REQUEST = struct.Struct("<qqIIB")  # offset, size, bytes of the path and of the key that follow; 1 to ask for the size only
+# Status, 1 if resized, bytes of the error that follows, (h, w) of the pixels that follow or (0, 0), (h, w) of the image, seconds
+_REPLY = struct.Struct("<BBHiiiidd")
 
 # -I keeps the working directory (it may be the image folder) and PYTHON* variables out; the module path is the parent's, word for word.
 _COMMAND = "import sys; sys.path[:] = sys.argv[2:]; from dino_extract.decoder_process import main; main(sys.argv[1])"
@@ -109,9 +113,9 @@ class DecoderProcess:
         self._requests, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
         with contextlib.suppress(OSError, AttributeError):  # only speed: the pipe keeps its size where the kernel or user limit says no
             fcntl.fcntl(self._replies, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(self._replies, False)
         self._poll = select.poll()
         self._poll.register(self._replies, select.POLLIN)
-        self._buffer = b""
         self._size_only: deque[bool] = deque()  # of the open requests
 
     @property
@@ -127,7 +131,7 @@ class DecoderProcess:
         """
         assert self._process.stderr
         try:
-            self._read_header(_Deadline(START_TIMEOUT_S))
+            self._read_exactly(memoryview(bytearray(1)), _Deadline(START_TIMEOUT_S))
         except DecoderDiedError as error:
             self.kill()
             lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
@@ -135,12 +139,10 @@ class DecoderProcess:
 
     def send(self, ref: ImageRef, *, is_size_only: bool = False) -> None:
         """Ask for one image, or only for its size. At most two requests may be open: more could fill the pipe and block both ends."""
-        request = {"path": _text(ref.path), "offset": ref.offset, "size": ref.size, "key": _text(ref.key), "size_only": is_size_only}
-        line = json.dumps(request).encode() + b"\n"
+        request = _REQUEST.pack(ref.offset, ref.size, len(ref.path), len(ref.key), is_size_only) + ref.path + ref.key
         self._size_only.append(is_size_only)
         with contextlib.suppress(BrokenPipeError):  # the child is dead: `receive` finds out and says how
-            while line:
-                line = line[os.write(self._requests, line) :]
+            _write(self._requests, request)
 
     def receive(self, timeout_s: float = TIMEOUT_S, *, allocate: Allocate = allocate_pixels) -> Reply:
         """The reply to the oldest open request.
@@ -153,25 +155,29 @@ class DecoderProcess:
             DecoderDiedError: the child has died, hangs, or has answered what makes no sense.
         """
         deadline = _Deadline(timeout_s)
-        header = self._read_header(deadline)
+        header = bytearray(_REPLY.size)
+        self._read_exactly(memoryview(header), deadline)
         has_pixels = not self._size_only.popleft()
+        number, is_resized, error_bytes, height, width, *image_size_and_seconds = _REPLY.unpack(header)
+        image_height, image_width, read_s, decode_s = image_size_and_seconds
         try:
-            status, error = Status(header["status"]), str(header["error"])[:MAX_ERROR_CHARS]
-            height, width = (int(side) for side in header["image_size"])
-            times = float(header["read_s"]), float(header["decode_s"])
-            shape = None if header["shape"] is None else tuple(int(side) for side in header["shape"])
-            is_resized = bool(header["is_resized"])
-        except (KeyError, TypeError, ValueError) as problem:
+            status = Status(number)
+        except ValueError as problem:
             raise DecoderDiedError("decoder answered nonsense") from problem
-        if (shape is not None) != (has_pixels and status == Status.OK):
+        if status == Status.PENDING:
             raise DecoderDiedError("decoder answered nonsense")
-        if shape is None:
-            return Reply(status, error, None, is_resized, (height, width), *times)
-        if not (self._is_result(shape) if is_resized else self._is_picture(shape)):
+        text = bytearray(error_bytes)
+        self._read_exactly(memoryview(text), deadline)
+        error = text.decode(errors="replace")[:MAX_ERROR_CHARS]
+        if not (has_pixels and status == Status.OK):
+            if height or width:
+                raise DecoderDiedError("decoder answered nonsense")
+            return Reply(status, error, None, True, (image_height, image_width), read_s, decode_s)
+        if min(height, width) < 1 or not (self._is_result if is_resized else self._is_picture)(height, width):
             raise DecoderDiedError("decoder answered nonsense")
-        pixels = allocate(shape)
+        pixels = allocate((height, width, 3))
         self._read_exactly(pixels.data.cast("B"), deadline)
-        return Reply(status, error, pixels, is_resized, (height, width), *times)
+        return Reply(status, error, pixels, bool(is_resized), (image_height, image_width), read_s, decode_s)
 
     def kill(self) -> None:
         """End the child at once; may be called from another thread, and twice."""
@@ -193,47 +199,24 @@ class DecoderProcess:
         self._process.stderr.close()
         return f"decoder crashed (signal {-code})" if code < 0 else f"decoder ended with code {code}"
 
-    def _is_picture(self, shape: tuple[int, ...]) -> bool:
-        is_shape = len(shape) == 3 and shape[2] == 3 and min(shape) > 0
-        return not self._resizes and is_shape and self._options.may_wait(*shape[:2])
+    def _is_picture(self, height: int, width: int) -> bool:
+        return not self._resizes and self._options.may_wait(height, width)
 
-    def _is_result(self, shape: tuple[int, ...]) -> bool:
+    def _is_result(self, height: int, width: int) -> bool:
         if self._options.output_shape is not None:
-            return shape == (*self._options.output_shape, 3)
+            return (height, width) == self._options.output_shape
         side, patch = self._options.height, self._options.patch
-        return (
-            len(shape) == 3
-            and shape[2] == 3
-            and min(shape[:2]) == side
-            and max(shape[:2]) <= MAX_ASPECT * side
-            and all(length % patch == 0 for length in shape[:2])
-        )
-
-    def _read_header(self, deadline: _Deadline) -> dict[str, Any]:
-        while b"\n" not in self._buffer:
-            if len(self._buffer) > MAX_HEADER_BYTES:
-                raise DecoderDiedError("decoder answered nonsense")
-            self._wait(deadline)
-            part = os.read(self._replies, MAX_HEADER_BYTES)
-            if not part:
-                raise DecoderDiedError("")
-            self._buffer += part
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        try:
-            header = json.loads(line)
-        except ValueError as error:
-            raise DecoderDiedError("decoder answered nonsense") from error
-        if not isinstance(header, dict):
-            raise DecoderDiedError("decoder answered nonsense")
-        return header
+        is_grid = height % patch == 0 and width % patch == 0
+        return is_grid and min(height, width) == side and max(height, width) <= MAX_ASPECT * side
 
     def _read_exactly(self, target: memoryview, deadline: _Deadline) -> None:
-        have = min(len(self._buffer), len(target))
-        target[:have] = self._buffer[:have]
-        self._buffer = self._buffer[have:]
+        have = 0
         while have < len(target):
-            self._wait(deadline)
-            count = os.readv(self._replies, [target[have:]])
+            try:
+                count = os.readv(self._replies, [target[have:]])
+            except BlockingIOError:
+                self._wait(deadline)
+                continue
             if not count:
                 raise DecoderDiedError("")
             have += count
@@ -264,50 +247,44 @@ def main(settings_json: str) -> None:
     _limit_resources(settings["memory_bytes"])
     options = Preprocess.from_record(settings["preprocess"])
     try:
-        _write(replies, {"ready": True})
+        _write(replies, b"!")  # ready
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # from here on nobody reads it: C libraries talk about damaged files
-        for line in requests:
-            request = json.loads(line)
-            ref = ImageRef(_bytes(request["path"]), request["offset"], request["size"], _bytes(request["key"]))
-            _answer(replies, ref, options, resizes=settings["resizes"], is_size_only=request["size_only"])
+        while header := requests.read(_REQUEST.size):
+            offset, size, path_bytes, key_bytes, is_size_only = _REQUEST.unpack(header)
+            ref = ImageRef(requests.read(path_bytes), offset, size, requests.read(key_bytes))
+            _write(replies, *_answer(ref, options, resizes=settings["resizes"], is_size_only=bool(is_size_only)))
     except BrokenPipeError:
         os._exit(0)  # the parent is gone, and flushing at exit would only fail again
 
 
-def _answer(replies: BinaryIO, ref: ImageRef, options: Preprocess, *, resizes: bool, is_size_only: bool) -> None:
+def _answer(ref: ImageRef, options: Preprocess, *, resizes: bool, is_size_only: bool) -> tuple[bytes, bytes]:
+    """The reply to a request: numbers with the error text, and pixels."""
     start = middle = time.perf_counter()
-    header: dict[str, Any] = {"status": int(Status.OK), "error": "", "shape": None, "is_resized": True, "image_size": (0, 0)}
-    pixels = b""
+    status, error, size, image_size, pixels, is_resized = Status.OK, "", (0, 0), (0, 0), b"", True
     try:
         content = read_image_bytes(ref, max_bytes=options.max_bytes)
         middle = time.perf_counter()
         if is_size_only:
-            header["image_size"] = read_image_size(content, max_pixels=options.max_pixels)
+            image_size = read_image_size(content, max_pixels=options.max_pixels)
         else:
-            pixels = _decode(content, options, header, resizes=resizes)
+            reduce_to = (options.height, options.width) if options.fast_decode else None
+            picture, image_size = open_upright(content, max_pixels=options.max_pixels, alpha=options.alpha, reduce_to=reduce_to)
+            is_resized = resizes or not options.may_wait(picture.height, picture.width)
+            if is_resized:
+                picture = preprocess_picture(picture, options)
+            pixels, size = picture.tobytes(), (picture.height, picture.width)
     except MemoryError:
-        header.update(status=int(Status.CRASHED), error="decode: out of memory", shape=None)
-    except ImageError as error:
-        header.update(status=int(error.status), error=error.message[:MAX_ERROR_CHARS], shape=None)
-    header["read_s"] = middle - start
-    header["decode_s"] = time.perf_counter() - middle
-    _write(replies, header, pixels)
+        status, error = Status.CRASHED, "decode: out of memory"
+    except ImageError as problem:
+        status, error = problem.status, problem.message[:MAX_ERROR_CHARS]
+    text = error.encode(errors="replace")
+    seconds = middle - start, time.perf_counter() - middle
+    return _REPLY.pack(status, is_resized, len(text), *size, *image_size, *seconds) + text, pixels
 
 
-def _decode(content: bytes, options: Preprocess, header: dict[str, Any], *, resizes: bool) -> bytes:
-    reduce_to = (options.height, options.width) if options.fast_decode else None
-    picture, image_size = open_upright(content, max_pixels=options.max_pixels, alpha=options.alpha, reduce_to=reduce_to)
-    if resizes or not options.may_wait(picture.height, picture.width):
-        picture = preprocess_picture(picture, options)
-    else:
-        header["is_resized"] = False
-    header.update(shape=(picture.height, picture.width, 3), image_size=image_size)
-    return picture.tobytes()
-
-
-def _take_over_pipes() -> tuple[BinaryIO, BinaryIO]:
+def _take_over_pipes() -> tuple[BinaryIO, int]:
     """The pipes on descriptors nobody else knows; a library that prints to stdout reaches nobody instead of the protocol."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)
@@ -333,15 +310,12 @@ def _limit_resources(memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _write(replies: BinaryIO, header: dict[str, Any], pixels: bytes = b"") -> None:
-    replies.write(json.dumps(header).encode() + b"\n")
-    replies.write(pixels)
-    replies.flush()
-
-
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "surrogateescape")  # not os.fsdecode: the child must not depend on its locale
-
-
-def _bytes(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")
+def _write(descriptor: int, *parts: bytes) -> None:
+    """Write everything, in one call where the pipe has room, so that the reader is woken once."""
+    rest = [memoryview(part) for part in parts if part]
+    while rest:
+        count = os.writev(descriptor, rest)
+        while rest and count >= len(rest[0]):
+            count -= len(rest.pop(0))
+        if rest:
+            rest[0] = rest[0][count:]

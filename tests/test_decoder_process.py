@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -153,23 +152,6 @@ def test_large_and_narrow_pictures_are_resized_all_the_same(plain_decoder: Decod
     assert np.array_equal(reply.pixels, preprocess(decode_image((tmp_path / "a.jpg").read_bytes()), OPTIONS))
 
 
-@pytest.mark.parametrize("shape", [[0, 5, 3], [5, 3], [50, 60, 4], [5000, 5000, 3], [-50, -60, 3]])
-def test_nonsense_about_decoded_pictures_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shape: list[int]) -> None:
-    """A picture whose shape no honest child would leave to us is refused before memory is taken for it."""
-    header = {"status": 1, "error": "", "shape": shape, "is_resized": False, "image_size": [1, 1], "read_s": 0, "decode_s": 0}
-    answer = json.dumps(header).encode() + b"\n"
-    talk = f"import sys; sys.stdin.readline(); sys.stdout.buffer.write({answer!r}); sys.stdout.flush(); sys.stdin.read()"
-    monkeypatch.setattr(decoder_process, "_COMMAND", talk)
-    decoder = DecoderProcess(OPTIONS, resizes=False)
-
-    decoder.send(photograph(tmp_path / "a.jpg"))
-    with pytest.raises(DecoderDiedError, match="decoder answered nonsense"):
-        decoder.receive(5)
-
-    decoder.kill()
-    decoder.close()
-
-
 def test_size_only_sends_no_pixels(decoder: DecoderProcess, tmp_path: Path) -> None:
     """Asked for a size, the child gives height and width alone."""
     decoder.send(photograph(tmp_path / "a.jpg"), is_size_only=True)
@@ -288,30 +270,68 @@ def test_child_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> No
     decoder.close()
 
 
+def answer_of(shape: tuple[int, int] = (0, 0), *, status: int = 1, is_resized: int = 1, error_bytes: int = 0) -> bytes:
+    """The numbers of a reply about an image of 1 x 1 pixels."""
+    return decoder_process._REPLY.pack(status, is_resized, error_bytes, *shape, 1, 1, 0.0, 0.0)
+
+
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "resizes"),
     [
-        b"garbage\n",
-        b"[]\n",
-        b'{"status": 77}\n',
-        b'{"status": 1, "error": "", "shape": [9999, 9999, 3], "is_resized": true, "image_size": [1, 1], "read_s": 0, "decode_s": 0}\n',
-        b'{"status": 1, "error": "", "shape": [50, 60, 3], "is_resized": false, "image_size": [1, 1], "read_s": 0, "decode_s": 0}\n',
-        b'{"status": 1, "error": "", "shape": null, "is_resized": true, "image_size": [1, 1], "read_s": 0, "decode_s": 0}\n',
-        b"x" * 100_000,
+        (b"garbage " * 100, True),
+        (answer_of(status=77), True),
+        (answer_of(status=0), True),  # not a fate
+        (answer_of(), True),  # neither pixels nor a failure
+        (answer_of((28, 42), status=2), True),  # both
+        (answer_of((9999, 9999)), True),
+        (answer_of((42, 28)), True),
+        (answer_of((-28, -42)), True),
+        (answer_of((50, 60), is_resized=0), True),  # decoded pixels, for which nobody asked
+        (answer_of((0, 60), is_resized=0), False),
+        (answer_of((-50, -60), is_resized=0), False),
+        (answer_of((5000, 5000), is_resized=0), False),
+        (answer_of((50, 60), is_resized=1), False),
     ],
 )
-def test_nonsense_from_the_child_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: bytes) -> None:
-    """A child taken over by an image can make its own image fail, and nothing else."""
-    talk = f"import sys; sys.stdin.readline(); sys.stdout.buffer.write({answer!r}); sys.stdout.flush(); sys.stdin.read()"
+def test_nonsense_from_the_child_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: bytes, resizes: bool) -> None:
+    """A child taken over by an image can make its own image fail, and nothing else; no memory is taken for what no honest child says."""
+    talk = f"import sys; sys.stdin.buffer.read(1); sys.stdout.buffer.write({answer!r}); sys.stdout.flush(); sys.stdin.read()"
+    monkeypatch.setattr(decoder_process, "_COMMAND", talk)
+    decoder = DecoderProcess(OPTIONS, resizes=resizes)
+
+    decoder.send(photograph(tmp_path / "a.jpg"))
+    with pytest.raises(DecoderDiedError, match="decoder answered nonsense"):
+        decoder.receive(5, allocate=lambda shape: pytest.fail(f"asked for {shape}"))
+
+    decoder.kill()
+    decoder.close()
+
+
+def test_an_answer_that_stops_in_the_middle_times_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A child that announces pixels and sends too few is given up after the deadline."""
+    answer = answer_of((28, 42)) + bytes(99)
+    talk = f"import sys; sys.stdin.buffer.read(1); sys.stdout.buffer.write({answer!r}); sys.stdout.flush(); sys.stdin.read()"
     monkeypatch.setattr(decoder_process, "_COMMAND", talk)
     decoder = DecoderProcess(OPTIONS)
 
     decoder.send(photograph(tmp_path / "a.jpg"))
-    with pytest.raises(DecoderDiedError, match="decoder answered nonsense"):
-        decoder.receive(5)
+    with pytest.raises(DecoderDiedError, match=r"timed out after 0\.3 s"):
+        decoder.receive(0.3)
 
     decoder.kill()
     decoder.close()
+
+
+def test_pixels_larger_than_the_pipe_come_whole(plain_decoder: DecoderProcess, tmp_path: Path) -> None:
+    """3 MB of decoded pixels, more than the pipe holds, arrive complete, with the next request already sent."""
+    refs = [photograph(tmp_path / name, 1024, 1024, "PNG") for name in ("a.png", "b.png")]
+    for ref in refs:
+        plain_decoder.send(ref)
+
+    pixels = [plain_decoder.receive().pixels for _ in refs]
+
+    want = decode_image((tmp_path / "a.png").read_bytes())
+    assert all(np.array_equal(got, want) for got in pixels)
 
 
 def test_child_starts_without_torch() -> None:

@@ -220,7 +220,7 @@ def test_image_that_crashes_its_decoder_twice_is_marked(tmp_path: Path, monkeypa
     manifest = make_folder(tmp_path, 12)
     deadly = (
         "import os, sys; sys.path[:] = sys.argv[2:]; from dino_extract import decoder_process as d; answer = d._answer\n"
-        f"d._answer = lambda replies, ref, options, **k: {ending} if ref.key == b'007.jpg' else answer(replies, ref, options, **k)\n"
+        f"d._answer = lambda ref, options, **k: {ending} if ref.key == b'007.jpg' else answer(ref, options, **k)\n"
         "d.main(sys.argv[1])"
     )
     monkeypatch.setattr(decoder_process, "_COMMAND", deadly)
