@@ -31,10 +31,10 @@ def _recolour(picture: Image.Image) -> Image.Image:
     return ImageEnhance.Color(ImageEnhance.Brightness(picture).enhance(1.2)).enhance(0.7)
 
 
-ALTERATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "crop": _crop,
-    "re-encode": _reencode,
-    "resize": _shrink,
-    "flip": ImageOps.mirror,
-    "colour": _recolour,
+ALTERATIONS: dict[str, tuple[str, Callable[[Image.Image], Image.Image]]] = {  # kind -> what it is, in words, and in pixels
+    "crop": ("the middle 80 % of each side", _crop),
+    "re-encode": ("JPEG of quality 30", _reencode),
+    "resize": ("half as wide and high", _shrink),
+    "flip": ("mirrored", ImageOps.mirror),
+    "colour": ("20 % brighter, 30 % less colour", _recolour),
 }

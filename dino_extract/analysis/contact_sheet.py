@@ -23,10 +23,11 @@ _CHAR_PX = 6.2  # mean width of a letter of the default font at this size; longe
 
 
 class Tile(NamedTuple):
-    """One small picture; None where the image cannot be had any more."""
+    """One small picture, framed where it stands out; None where the image cannot be had any more."""
 
     picture: Image.Image | None
     caption: str
+    is_framed: bool = False
 
 
 class Strip(NamedTuple):
@@ -36,13 +37,13 @@ class Strip(NamedTuple):
     tiles: Sequence[Tile]
 
 
-def stored_tile(store: Store, path: str, caption: str) -> Tile:
+def stored_tile(store: Store, path: str, caption: str, *, is_framed: bool = False) -> Tile:
     """The image behind a row, small; without a picture if it is no longer where it was embedded from."""
     try:
         picture = source_picture(store, path, reduce_to=(TILE_PX, TILE_PX))
     except DinoExtractError:  # the sheet shows what there is; the result it accompanies does not need the picture
-        return Tile(None, caption)
-    return Tile(fit_within(picture, TILE_PX), caption)
+        return Tile(None, caption, is_framed)
+    return Tile(fit_within(picture, TILE_PX), caption, is_framed)
 
 
 def file_tile(path: str, caption: str) -> Tile:
@@ -87,6 +88,8 @@ def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: 
     else:
         picture = tile.picture if max(tile.picture.size) == TILE_PX else fit_within(tile.picture, TILE_PX)
         sheet.paste(picture, (left + (TILE_PX - picture.width) // 2, top + (TILE_PX - picture.height) // 2))
+    if tile.is_framed:
+        draw.rectangle((left - 3, top - 3, left + TILE_PX + 2, top + TILE_PX + 2), outline="black", width=2)
     draw.text((left, top + TILE_PX + 1), _cut(tile.caption, TILE_PX), fill="black", font=font)
 
 

@@ -8,7 +8,7 @@ with DINOv2 embeddings unrelated images are often that similar (docs/dedup.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.covering import representatives
 from dino_extract.analysis.near_pairs import near_pairs, near_pairs_between
+from dino_extract.analysis.neighbours import nearest
 from dino_extract.analysis.vectors import (
     StoreSource,
     VectorSource,
@@ -32,6 +33,7 @@ from dino_extract.errors import ConfigError
 
 THRESHOLD = 0.95
 LADDER = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)  # thresholds that are counted in the same pass
+CALIBRATED = (0.7, 0.8, *LADDER)  # thresholds that are measured on altered copies
 
 
 @dataclass(frozen=True)
@@ -292,38 +294,45 @@ class DisjointSet:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well a threshold tells made duplicates from different images.
+    """What a threshold finds.
 
     Args:
         threshold: cosine.
-        recall: share of the made duplicates found, by kind of change.
-        precision: share of right pairs among all found, NaN if none was found.
+        recall: share of made copies that are found, 0..1, by kind of change.
+        others: share of the images that are found to be the same as another image of the file, 0..1: duplicates that it has, or mistakes.
     """
 
     threshold: float
     recall: dict[str, float]
-    precision: float
+    others: float
 
 
-def calibrate(originals: VectorSource, copies: dict[str, NDArray[np.float32]], thresholds: Sequence[float] = LADDER) -> list[Calibration]:
-    """Recall and precision of thresholds on originals and altered copies of them.
+def calibrate(
+    vectors: VectorSource,
+    rows: NDArray[np.int64],
+    copies: Mapping[str, NDArray[np.float32]],
+    thresholds: Sequence[float] = CALIBRATED,
+) -> list[Calibration]:
+    """What thresholds find of altered copies of some images, and of other images beside them.
 
     Args:
-        originals: (S, D) vectors of different images.
-        copies: for each kind of change, (S, D) vectors of the altered originals in the same order.
+        vectors: (n, D) of all images of the file.
+        rows: (S,) some of them.
+        copies: for each kind of change, (S, D) vectors of those images altered.
         thresholds: to measure.
+
+    Raises:
+        ConfigError: a single image.
     """
-    one = unit(as_vectors(originals)[:])
-    num_pairs = dict.fromkeys(thresholds, 0)
-    right: dict[str, NDArray[np.float32]] = {}
-    for kind, block in copies.items():
-        similarity = one @ unit(np.asarray(block, np.float32)).T
-        right[kind] = similarity.diagonal().numpy().copy()
-        for threshold in thresholds:
-            num_pairs[threshold] += int((similarity >= threshold).sum())
-    result = []
-    for threshold in thresholds:
-        num_right = sum(int((cosine >= threshold).sum()) for cosine in right.values())
-        precision = num_right / num_pairs[threshold] if num_pairs[threshold] else float("nan")
-        result.append(Calibration(threshold, {kind: float((cosine >= threshold).mean()) for kind, cosine in right.items()}, precision))
-    return result
+    bank = as_vectors(vectors)
+    if len(bank) < 2:
+        raise ConfigError(f"`--calibrate` compares images with others, {bank.name} has {len(bank)}")
+    originals = bank.take(rows)
+    similarity, index = nearest(originals, bank, 2)
+    other = np.where(index[:, 0] == rows, similarity[:, 1], similarity[:, 0])
+    unit_SD = originals.all_unit()
+    made = {kind: (unit_SD * unit(np.asarray(block, np.float32))).sum(dim=1).numpy() for kind, block in copies.items()}
+    return [
+        Calibration(each, {kind: float((cosine >= each).mean()) for kind, cosine in made.items()}, float((other >= each).mean()))
+        for each in thresholds
+    ]

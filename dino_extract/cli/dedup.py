@@ -14,7 +14,7 @@ from dino_extract.cli.options import AsJson, Dataset, Seed, Sheet, print_json, s
 from dino_extract.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
-    from dino_extract.analysis.dedup import Calibration, DedupResult, Leak
+    from dino_extract.analysis.dedup import Calibration, DedupResult, Group, Leak
     from dino_extract.store import Store
 
 EXAMPLES = """Examples:
@@ -26,7 +26,8 @@ EXAMPLES = """Examples:
   dino-extract dedup photos.h5 --calibrate 200       what each threshold finds, on altered copies of your own images"""
 
 MAX_SHEET_GROUPS = 40
-MAX_SHEET_TILES = 16  # of one group
+MAX_GROUP_SHOWN = 16  # images of one group
+LARGE_GROUP = 0.1  # of all images: hardly all the same
 MAX_LISTED = 20
 
 
@@ -54,9 +55,11 @@ def dedup(
     from dino_extract.analysis.vectors import opened
 
     options = {"threshold": threshold, "dataset": dataset, "seed": seed}
+    if calibrate is not None and (against or keep_list or drop_list or sheet):
+        raise ConfigError("`--calibrate` only measures: it takes no `--against`, `--keep`, `--drop` or `--sheet`")
     with opened(file) as store:
         if calibrate is not None:
-            _print_calibration(_calibrate(store, calibrate, seed), as_json)
+            _print_calibration(_calibrate(store, calibrate, dataset, seed), file, as_json)
             return
         if against is not None:
             with opened(against) as other:
@@ -88,12 +91,20 @@ def _print_groups(result: DedupResult, as_json: bool) -> None:
         print(f"{step.threshold:9}  {step.groups:6,}  {step.dropped:7,}")
     for group in result.groups[:MAX_LISTED]:
         print()
-        for kept in group.kept:
-            print(f"keep         {kept.path}")
-            for path, similarity in zip(kept.drop, kept.similarity, strict=True):
-                print(f"drop  {similarity:.3f}  {path}")
-    if len(result.groups) > MAX_LISTED:
-        say(f"note: {len(result.groups) - MAX_LISTED:,} more groups; `--json` or `--drop FILE.txt` has them all")
+        for path, similarity in _in_order(group)[:MAX_GROUP_SHOWN]:
+            print(f"keep          {path}" if similarity is None else f"drop  {similarity:.4f}  {path}")
+        if len(group) > MAX_GROUP_SHOWN:
+            print(f"... {len(group) - MAX_GROUP_SHOWN:,} more of this group")
+    if len(result.groups) > MAX_LISTED or any(len(group) > MAX_GROUP_SHOWN for group in result.groups):
+        say("note: not all is listed here; `--json` or `--drop FILE.txt` has everything")
+    if result.groups and len(result.groups[0]) > max(MAX_GROUP_SHOWN, LARGE_GROUP * result.images):
+        share = len(result.groups[0]) / result.images
+        say(f"note: one group holds {share:.0%} of all images, so the threshold is probably too low; `--calibrate 200` measures thresholds")
+
+
+def _in_order(group: Group) -> list[tuple[str, float | None]]:
+    """The images of a group, each kept one before those that go for it, with their similarity to it."""
+    return [image for kept in group.kept for image in [(kept.path, None), *zip(kept.drop, kept.similarity, strict=True)]]
 
 
 def _print_leaks(found: Sequence[Leak], num_images: int, against: str, as_json: bool) -> None:
@@ -102,7 +113,7 @@ def _print_leaks(found: Sequence[Leak], num_images: int, against: str, as_json: 
         return
     print(f"{len(found):,} of {num_images:,} images are in {against} too")
     for leak in found[:MAX_LISTED]:
-        print(f"{leak.similarity:.3f}  {leak.path}  =  {leak.other}")
+        print(f"{leak.similarity:.4f}  {leak.path}  =  {leak.other}")
     if len(found) > MAX_LISTED:
         say(f"note: {len(found) - MAX_LISTED:,} more; `--json` or `--drop FILE.txt` has them all")
 
@@ -121,12 +132,17 @@ def _draw_groups(store: Store, result: DedupResult, sheet: str) -> None:
 
     strips = []
     for number, group in enumerate(result.groups[:MAX_SHEET_GROUPS], 1):
-        shown: list[tuple[str, str]] = []
-        for kept in group.kept:
-            shown.append((kept.path, "keep"))
-            shown += [(path, f"{similarity:.3f}") for path, similarity in zip(kept.drop, kept.similarity, strict=True)]
-        tiles = [stored_tile(store, path, caption) for path, caption in shown[:MAX_SHEET_TILES]]
-        strips.append(Strip(f"group {number}: {len(group)} images, {len(group.kept)} kept", tiles))
+        tiles = [
+            stored_tile(
+                store,
+                path,
+                f"{'keep' if similarity is None else f'{similarity:.4f}'} {os.path.basename(path)}",
+                is_framed=similarity is None,
+            )
+            for path, similarity in _in_order(group)[:MAX_GROUP_SHOWN]
+        ]
+        shown = f", the first {MAX_GROUP_SHOWN} shown" if len(group) > MAX_GROUP_SHOWN else ""
+        strips.append(Strip(f"group {number}: {len(group):,} images, {len(group.kept):,} kept{shown}", tiles))
     if not strips:
         say("no contact sheet: there are no groups")
         return
@@ -143,7 +159,7 @@ def _draw_leaks(store: Store, other: Store, found: Sequence[Leak], sheet: str) -
     strips = [
         Strip(
             f"{leak.path} = {leak.other}",
-            [stored_tile(store, leak.path, f"{leak.similarity:.3f}"), stored_tile(other, leak.other, "there")],
+            [stored_tile(store, leak.path, f"{leak.similarity:.4f}"), stored_tile(other, leak.other, "there")],
         )
         for leak in found[:MAX_SHEET_GROUPS]
     ]
@@ -151,37 +167,47 @@ def _draw_leaks(store: Store, other: Store, found: Sequence[Leak], sheet: str) -
     say(f"contact sheet: {sheet}")
 
 
-def _calibrate(store: Store, count: int, seed: int) -> list[Calibration]:
+def _calibrate(store: Store, count: int, dataset: str, seed: int) -> list[Calibration]:
     """Alter copies of some images of the store, embed them as the store was, and see which thresholds find them."""
     import numpy as np
 
     from dino_extract.analysis.altered import ALTERATIONS
     from dino_extract.analysis.dedup import calibrate
     from dino_extract.analysis.pictures import source_picture
+    from dino_extract.analysis.vectors import stored_vectors
     from dino_extract.embedding import embed_like
 
-    if not count >= 2:
-        raise ConfigError(f"`--calibrate` needs at least 2 images, got {count}")
-    rows = np.sort(np.random.default_rng(seed).permutation(len(store))[:count])
-    copies = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for kind, alter in ALTERATIONS.items():
+    if count < 1:
+        raise ConfigError(f"`--calibrate` needs at least 1 image, got {count}")
+    if dataset != "features":
+        raise ConfigError(f"altered copies are compared by `features`, not by `{dataset}`")
+    vectors = stored_vectors(store, dataset)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:count])
+    copies, paths = {}, store.paths
+    say(f"{len(rows):,} of {len(vectors):,} images, a copy of each altered in {len(ALTERATIONS)} ways and embedded:")
+    for kind, (words, alter) in ALTERATIONS.items():
+        say(f"  {kind:9}  {words}")
+        with tempfile.TemporaryDirectory() as folder:  # of one kind at a time: copies of large photographs are large
             names = []
             for row in rows.tolist():
-                names.append(os.path.join(folder, f"{kind}-{row:09}.png"))
-                alter(source_picture(store, store.paths[row])).save(names[-1], compress_level=1)
-            found, vectors = embed_like(store, names)
-            row_of = {os.path.basename(path): row for row, path in enumerate(found)}
-            copies[kind] = vectors[[row_of[os.path.basename(name)] for name in names]]
-    return calibrate(store.features[rows], copies)
+                names.append(os.path.join(folder, f"{row:09}.png"))
+                alter(source_picture(store, paths[row])).save(names[-1], compress_level=1)
+            found, block = embed_like(store, names)
+        row_of = {os.path.basename(path): row for row, path in enumerate(found)}
+        copies[kind] = block[[row_of[os.path.basename(name)] for name in names]]
+    return calibrate(vectors, rows, copies)
 
 
-def _print_calibration(steps: Sequence[Calibration], as_json: bool) -> None:
+def _print_calibration(steps: Sequence[Calibration], file: str, as_json: bool) -> None:
     if as_json:
         print_json([asdict(step) for step in steps])
         return
     kinds = list(steps[0].recall)
-    print("threshold  " + "  ".join(f"{kind:>9}" for kind in kinds) + "  precision")
+    print(f"{'':9}  {'copies found':{11 * len(kinds) - 2}}  images that find")
+    print("threshold  " + "  ".join(f"{kind:>9}" for kind in kinds) + "  another one")
     for step in steps:
-        precision = "-" if step.precision != step.precision else f"{step.precision:.1%}"
-        print(f"{step.threshold:9}  " + "  ".join(f"{step.recall[kind]:9.1%}" for kind in kinds) + f"  {precision:>9}")
+        print(f"{step.threshold:9}  " + "  ".join(f"{step.recall[kind]:9.1%}" for kind in kinds) + f"  {step.others:11.1%}")
+    say(
+        "The last column counts duplicates that the file has, and mistakes. Take a threshold that finds the copies that matter and\n"
+        f"little else, and look at what it joins: `dino-extract dedup {file} --threshold T --sheet groups.png`"
+    )

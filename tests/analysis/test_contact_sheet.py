@@ -27,6 +27,20 @@ def test_pictures_stand_in_order(tmp_path: Path) -> None:
     assert centres[0][0] + TILE_PX <= centres[2][0]
 
 
+def test_a_tile_that_stands_out_has_a_frame(tmp_path: Path) -> None:
+    """The first tile has a black frame around it, the second has none, and both show their whole picture."""
+    tile = Tile(Image.new("RGB", (TILE_PX, TILE_PX), "red"), "")
+
+    draw_strips([Strip("", [tile._replace(is_framed=True), tile])], tmp_path / "sheet.png")
+
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    black = np.argwhere((pixels == 0).all(axis=2))
+    red = np.argwhere((pixels == [255, 0, 0]).all(axis=2))
+    assert len(red) == 2 * TILE_PX**2
+    assert (black.min(axis=0) < red.min(axis=0)).all()
+    assert black.max(axis=0)[1] < red.max(axis=0)[1] - TILE_PX
+
+
 def test_long_strips_wrap(tmp_path: Path) -> None:
     """A strip of more tiles than columns takes two lines, and all of them are drawn."""
     tile = Tile(Image.new("RGB", (TILE_PX, TILE_PX), "red"), "")

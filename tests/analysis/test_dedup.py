@@ -224,12 +224,29 @@ def test_thresholds_outside_the_cosine_are_refused(threshold: float) -> None:
         group_rows(angles([0, 1]), threshold)
 
 
-def test_calibration_counts_found_copies_and_wrong_pairs() -> None:
-    """At 0.95 the copy 5 degrees away is found and the one 30 degrees away is not; one wrong pair halves the precision."""
-    [step] = calibrate(angles([0, 90]), {"near": angles([5, 88]), "wrong": angles([60, 5])}, [0.95])
+def test_calibration_counts_found_copies_and_other_images() -> None:
+    """At cos 18 degrees, copies 5 and 2 degrees away are found and those 30 and 50 away are not; one of two images finds another one."""
+    vectors = angles([0, 15, 100, 160, 0])
 
-    assert step.recall == {"near": 1.0, "wrong": 0.0}
-    assert step.precision == pytest.approx(2 / 3)
+    [step] = calibrate(vectors, np.array([1, 2]), {"near": angles([20, 98]), "far": angles([45, 50])}, [float(np.cos(np.radians(18)))])
+
+    assert step.recall == {"near": 1.0, "far": 0.0}
+    assert step.others == 0.5
+
+
+def test_calibration_does_not_take_an_image_for_another_one() -> None:
+    """An image alone in its direction finds none beside itself, one with an exact copy does, on whichever side that lies."""
+    vectors = angles([0, 90, 0])
+
+    shares = [calibrate(vectors, np.array([row]), {}, [0.9])[0].others for row in range(3)]
+
+    assert shares == [1.0, 0.0, 1.0]
+
+
+def test_a_single_image_cannot_calibrate() -> None:
+    """There is nothing to mistake it for."""
+    with pytest.raises(ConfigError, match="compares images with others"):
+        calibrate(angles([0]), np.array([0]), {})
 
 
 @pytest.mark.parametrize(
@@ -240,7 +257,7 @@ def test_alterations_give_another_picture_of_the_expected_size(kind: str, size: 
     grey = np.add.outer(np.arange(120), np.arange(160)) % 256
     picture = Image.fromarray(np.stack([grey, grey // 2, 255 - grey], axis=2).astype(np.uint8))
 
-    altered = ALTERATIONS[kind](picture)
+    altered = ALTERATIONS[kind][1](picture)
 
     assert (altered.mode, altered.size) == ("RGB", size)
     assert altered.tobytes() != picture.tobytes()

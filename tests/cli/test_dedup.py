@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dino_extract.cli.dedup import dedup
-from dino_extract.errors import SourceError
+from dino_extract.errors import ConfigError, SourceError
 from tests.analysis.stores import write_store
 from tests.cli.analysis_app import run_command
 
@@ -27,7 +27,7 @@ def test_groups_are_listed_with_what_to_keep(path: str) -> None:
     out, _ = run_command(dedup, path)
 
     assert out.startswith("3 images: 1 groups, 1 images to drop (cosine >= 0.95)")
-    assert "keep         a.png\ndrop  1.000  b.png" in out
+    assert "keep          a.png\ndrop  1.0000  b.png" in out
 
 
 def test_each_dropped_image_stands_below_the_one_it_resembles(tmp_path: Path) -> None:
@@ -38,7 +38,35 @@ def test_each_dropped_image_stands_below_the_one_it_resembles(tmp_path: Path) ->
 
     out, _ = run_command(dedup, path, "--threshold", "0.99")
 
-    assert out.endswith("\n\nkeep         a.png\ndrop  0.996  b.png\nkeep         c.png\ndrop  0.996  d.png\n")
+    assert out.endswith("\n\nkeep          a.png\ndrop  0.9962  b.png\nkeep          c.png\ndrop  0.9962  d.png\n")
+
+
+def test_a_large_group_is_cut_and_said_to_be_suspicious(tmp_path: Path) -> None:
+    """Of a group of 40 out of 50 images 16 are listed, the rest is counted, and a note says that the threshold is probably too low."""
+    vectors = np.concatenate([np.ones((40, 16)), np.eye(16)[:10]]).astype(np.float32)
+    path = write_store(tmp_path / "x.h5", [f"{number:02}.png" for number in range(50)], {"features": vectors})
+
+    out, err = run_command(dedup, path)
+
+    assert sum(line.startswith(("keep", "drop")) for line in out.splitlines()) == 16
+    assert "... 24 more of this group" in out
+    assert "one group holds 80% of all images" in err
+    assert "`--drop FILE.txt` has everything" in err
+
+
+@pytest.mark.parametrize("option", ["--keep", "--drop", "--sheet", "--against"])
+def test_calibration_takes_no_option_that_it_would_ignore(path: str, option: str) -> None:
+    """What only measures says so instead of leaving a list unwritten."""
+    with pytest.raises(ConfigError, match="`--calibrate` only measures"):
+        run_command(dedup, path, "--calibrate", "2", option, "x")
+
+
+def test_calibration_is_of_cls_embeddings(tmp_path: Path) -> None:
+    """Copies have CLS embeddings alone, so another dataset is refused by name."""
+    path = write_store(tmp_path / "x.h5", ["a.png", "b.png"], {"mean_features": np.eye(2, 4, dtype=np.float32)})
+
+    with pytest.raises(ConfigError, match="by `features`, not by `mean_features`"):
+        run_command(dedup, path, "--calibrate", "2", "--dataset", "mean_features")
 
 
 def test_keep_and_drop_lists_divide_the_file(path: str, tmp_path: Path) -> None:

@@ -68,3 +68,13 @@ def test_calibration_measures_altered_copies_of_the_file_s_own_images(cli: Cli, 
     assert all(0 <= recall <= 1 for recall in re_encoded)
     assert re_encoded == sorted(re_encoded, reverse=True)
     assert re_encoded[0] > 0.5
+
+
+def test_calibration_says_what_its_columns_mean(cli: Cli, photos: Path) -> None:
+    """A line for each threshold with a share for each change and for other images; what was done and what to do next are on stderr."""
+    ran = cli("dedup", "photos.h5", "--calibrate", "100")
+
+    assert ran.out.splitlines()[1].split() == ["threshold", "crop", "re-encode", "resize", "flip", "colour", "another", "one"]
+    assert all(len(line.split()) == 7 for line in ran.out.splitlines()[2:])
+    assert "8 of 8 images, a copy of each altered in 5 ways" in ran.err
+    assert "dino-extract dedup photos.h5 --threshold T --sheet groups.png" in ran.err
