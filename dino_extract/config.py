@@ -32,8 +32,8 @@ class EmbedConfig:
         offline: never download.
         tokens: comma-separated token kinds to keep: cls, patch, registers, mean.
         layers: blocks of which the same tokens are kept too: `lastN`, or numbers from 0 such as `2,5,8,11`.
-        size: side of the model's input in pixels, or HEIGHTxWIDTH; multiples of the patch size. None is 224, or for a model that
-            says so in its file, as those of `finetune` do, the size it was trained at.
+        size: side of the model's input in pixels, or HEIGHTxWIDTH; multiples of the patch size. None is the model's own:
+            224 for released ones, timm's default for those of timm, and for those of `finetune` what they were trained at.
         preprocess: how an image becomes that size; `crop` is the official evaluation transform.
         alpha: what becomes of transparency: dropped as the official transform does, or laid over white or black.
         fast_decode: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, never below twice the model's: faster, not exact.

@@ -25,7 +25,7 @@ def benchmark(
     tokens: Annotated[str, typer.Option(help="What to keep, as for `embed`.")] = EmbedConfig.tokens,
     layers: Annotated[str | None, typer.Option(help="As for `embed`.")] = EmbedConfig.layers,
     size: Annotated[
-        str | None, typer.Option(help="Input side in pixels, or HEIGHTxWIDTH; 224, or what the model was trained at.")
+        str | None, typer.Option(help="Input side in pixels, or HEIGHTxWIDTH; by default the model's own, 224 for released ones.")
     ] = EmbedConfig.size,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = EmbedConfig.device,
     dtype: Annotated[Dtype, typer.Option(help="Of the computation.")] = EmbedConfig.dtype,

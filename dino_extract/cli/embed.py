@@ -59,7 +59,9 @@ def embed(
     ] = EmbedConfig.layers,
     size: Annotated[
         str | None,
-        typer.Option(help="Input side in pixels, or HEIGHTxWIDTH; 224, or what the model was trained at.", rich_help_panel=PIXELS),
+        typer.Option(
+            help="Input side in pixels, or HEIGHTxWIDTH; by default the model's own, 224 for released ones.", rich_help_panel=PIXELS
+        ),
     ] = EmbedConfig.size,
     preprocess: Annotated[
         SizePolicy, typer.Option(help="crop: the official transform; squash, pad, native: the whole image.", rich_help_panel=PIXELS)

@@ -72,7 +72,7 @@ def load(
     path = None if weights is None else Path(weights).expanduser()
     if model is not None and is_timm(model):
         timm = load_timm(model, weights=path, random_seed=random_seed, offline=offline)
-        return LoadedBackbone(timm.module, model, timm.weights_sha256, timm.weights_source, timm.licence)
+        return LoadedBackbone(timm.module, model, timm.weights_sha256, timm.weights_source, timm.licence, timm.module.image_size)
     if path is not None:
         return _load_file(model, path)
     if random_seed is not None:
