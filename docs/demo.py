@@ -10,8 +10,6 @@ from pathlib import Path
 from PIL import Image
 from skimage import data
 
-from dino_extract.weights import checkpoints
-
 FOLDER = Path("demo")
 # Photographs that come with scikit-image; each is cut into overlapping views, which should find each other.
 PHOTOGRAPHS = (
@@ -52,9 +50,7 @@ def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     photos, file = str(FOLDER / "photos"), str(FOLDER / "photos.h5")
     save_photographs(FOLDER / "photos")
-    # Until a trained small model comes with the project, the network is untrained: neighbours are then a matter of colour and layout.
-    weights = [] if checkpoints()["tiny"].bundled_file else ["--random-weights", "0"]
-    run("embed", photos, "--model", "tiny", *weights, "--tokens", "cls,patch", "-o", file)
+    run("embed", photos, "--model", "tiny", "--tokens", "cls,patch", "-o", file)
     run("info", file)
     run("search", file, "--path", "chelsea/left.jpg", "-k", "5", "--sheet", str(FOLDER / "neighbours.png"))
     run("pca", file, "-o", str(FOLDER / "pca"))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -50,3 +51,9 @@ class MeanColour(Backbone):
 def mean_colours(keys: Sequence[str]) -> np.ndarray:
     """(n, 3) what `MeanColour` gives for pictures of `save_pictures`, by their keys."""
     return np.array([colour_of(int(Path(key).stem)) for key in keys], np.float32)
+
+
+def real_photographs() -> dict[str, Image.Image]:
+    """Photographs that come with scikit-image, by name."""
+    data = pytest.importorskip("skimage.data", reason="scikit-image and its photographs are not installed")
+    return {name: Image.fromarray(getattr(data, name)()).convert("RGB") for name in ("astronaut", "chelsea", "coffee", "rocket", "brick")}

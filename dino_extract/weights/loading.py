@@ -87,7 +87,7 @@ def load(
             hint=f"`dino-extract weights pull --force {checkpoint.name}` replaces it",
         )
     return LoadedBackbone(
-        build(found), checkpoint.name, str(sha256), f"{file.source}: {file.path}", checkpoint.licence, found.size, found.notes
+        build(found), checkpoint.name, str(sha256), f"{file.source}: {file.path}", checkpoint.licence, checkpoint.size, found.notes
     )
 
 
@@ -128,4 +128,4 @@ def _load_file(model: str | None, path: Path) -> LoadedBackbone:
 def _load_random(model: str, seed: int) -> LoadedBackbone:
     checkpoint = find_checkpoint(model)
     module = untrained_backbone(backbone_config(checkpoint), seed)
-    return LoadedBackbone(module, checkpoint.name, f"random:{seed}", f"random weights, seed {seed}", "none")
+    return LoadedBackbone(module, checkpoint.name, f"random:{seed}", f"random weights, seed {seed}", "none", checkpoint.size)

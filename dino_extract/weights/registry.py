@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dino_extract.config import DEFAULT_SIZE
 from dino_extract.errors import WeightsError
 
 if sys.version_info >= (3, 11):
@@ -50,6 +51,7 @@ class Checkpoint:
         architecture: fields of `BackboneConfig`.
         parameters: number of parameters, mask token included.
         url: where the released file is, or None for a model that is not released.
+        size: side in pixels of the images that the model is best given.
         bundled_file: file in the `weights/` folder that comes with dino-extract, or None.
         sha256: of the released or bundled file.
         size_bytes: of the same file.
@@ -60,6 +62,7 @@ class Checkpoint:
     architecture: Mapping[str, Any]
     parameters: int
     licence: str
+    size: int = DEFAULT_SIZE
     url: str | None = None
     bundled_file: str | None = None
     sha256: str | None = None
@@ -132,6 +135,7 @@ def _read_entry(name: str, entry: Mapping[str, Any], base_url: str) -> Checkpoin
         architecture=entry["architecture"],
         parameters=entry["parameters"],
         licence=entry["licence"],
+        size=entry.get("size", DEFAULT_SIZE),
         url=f"{base_url}/{entry['url']}" if "url" in entry else None,
         bundled_file=entry.get("file"),
         sha256=entry.get("sha256"),

@@ -16,8 +16,6 @@ import nbformat
 from nbclient import NotebookClient
 
 notebook = nbformat.read(sys.argv[1], as_version=4)
-for cell in notebook.cells:
-    cell.source = cell.source.replace('model="tiny"', 'model="tiny", random_weights=0')
 NotebookClient(notebook, timeout=300, resources={"metadata": {"path": sys.argv[2]}}).execute()
 nbformat.write(notebook, sys.argv[3])
 """
@@ -25,7 +23,7 @@ nbformat.write(notebook, sys.argv[3])
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder the notebook ran in, and the notebook with its outputs; untrained weights, so that it needs no download."""
+    """The folder the notebook ran in, and the notebook with its outputs."""
     for package in ("nbclient", "ipykernel", "skimage"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("notebook")

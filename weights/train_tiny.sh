@@ -1,0 +1,25 @@
+#!/bin/sh
+# How `tiny.safetensors` was trained: `weights/train_tiny.sh PHOTOS WORK` writes WORK/tiny.safetensors. An hour on two CPU cores.
+# PHOTOS is a folder, a quoted glob of .tar shards, or a list; see docs/training.md for the photographs and the figures. The file that
+# comes with the project had its first phase stopped after step 2311.
+set -eu
+photos=$1 work=$2
+
+common="--model tiny --local-crops 0 --blur off --batch 64 --dtype bfloat16
+    --set crops.mask_sample_probability=0 --set objective.ibot_loss_weight=0 --set objective.koleo_loss_weight=0.02
+    --set objective.dino_head.n_prototypes=2048 --set objective.dino_head.hidden_dim=512 --set objective.dino_head.bottleneck_dim=64
+    --set objective.student_temp=0.05 --set schedule.warmup_teacher_temp=0.015 --set schedule.teacher_temp=0.015
+    --set schedule.freeze_last_layer_steps=0 --set schedule.weight_decay_end=0.04
+    --set optim.patch_embed_lr_mult=1 --set optim.layerwise_decay=1"
+
+# $photos and $common are lists of words.
+# shellcheck disable=SC2086
+dino-extract finetune $photos -o "$work/first" $common --from-scratch --global-size 56 --steps 3000 --seed 0 --set layerscale=1 \
+    --set optim.base_lr=0.0016 --set schedule.warmup_steps=100 --set schedule.min_lr=1.5e-4 \
+    --set schedule.momentum_teacher=0.9 --set schedule.final_momentum_teacher=0.996
+# shellcheck disable=SC2086
+dino-extract finetune $photos -o "$work/second" $common --weights "$work/first" --keep-heads --global-size 84 --steps 600 --seed 1 \
+    --set crops.decode_size=112 --set drop_path_rate=0 --set objective.anchor_loss_weight=0 \
+    --set optim.base_lr=0.001 --set schedule.warmup_steps=20 --set schedule.min_lr=1e-6 \
+    --set schedule.momentum_teacher=0.99 --set schedule.final_momentum_teacher=0.998
+dino-extract weights convert "$work/second" "$work/tiny.safetensors" --to dino-extract --dtype float16 --overwrite
