@@ -1,4 +1,4 @@
-"""`make demo`: real photographs, embedded with the small model, their neighbours and a PCA picture, in demo/."""
+"""`make demo`: real photographs, embedded with the small model, their neighbours and a page to look at, in demo/."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def main() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     photos, file = str(FOLDER / "photos"), str(FOLDER / "photos.h5")
     save_photographs(FOLDER / "photos")
-    run("embed", photos, "--model", "tiny", "--tokens", "cls,patch", "-o", file)
+    run("embed", photos, "--model", "tiny", "-o", file)
     run("info", file)
     run("search", file, "--path", "chelsea/left.jpg", "-k", "5", "--sheet", str(FOLDER / "neighbours.png"))
-    run("pca", file, "-o", str(FOLDER / "pca"))
-    print(f"\nLook at {FOLDER}/neighbours.png and {FOLDER}/pca/")
+    run("report", file, "-o", str(FOLDER / "report.html"))
+    print(f"\nLook at {FOLDER}/neighbours.png and open {FOLDER}/report.html in a browser")
 
 
 if __name__ == "__main__":
