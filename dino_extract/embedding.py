@@ -139,13 +139,16 @@ def run(
     )
 
 
-def embed_like(store: MadeWith, sources: Sequence[str], **changes: Any) -> tuple[list[str], np.ndarray]:
+def embed_like(
+    store: MadeWith, sources: Sequence[str], *, on_failure: Callable[[str, str], None] | None = None, **changes: Any
+) -> tuple[list[str], np.ndarray]:
     """Paths and CLS embeddings (n, D) float32 of other images, made exactly as those of a file.
 
     Args:
         store: the file, or anything else that records how it was made.
         sources: folders, files, globs or `.tar` shards; images that cannot be read are left out. The paths lead to the images
             from the working directory.
+        on_failure: called with the path and the reason for each image that is left out.
         changes: fields of `EmbedConfig` to set differently from the file, such as `weights` where the checkpoint has moved.
 
     Raises:
@@ -156,14 +159,18 @@ def embed_like(store: MadeWith, sources: Sequence[str], **changes: Any) -> tuple
     folder = "" if job.manifest.root == os.getcwdb() else os.fsdecode(job.manifest.root)
     paths: list[str] = []
     features: list[np.ndarray] = []
-    errors: list[str] = []
+    errors: list[tuple[str, str]] = []
     for batch, arrays in embedded_batches(job, np.arange(len(job.manifest)), {"decode": 0.0, "model": 0.0}):
         is_good = batch.status == Status.OK
-        paths += [os.path.join(folder, os.fsdecode(job.manifest.keys[row])) for row in batch.rows[is_good].tolist()]
+        names = [os.path.join(folder, os.fsdecode(job.manifest.keys[row])) for row in batch.rows.tolist()]
+        paths += [name for name, good in zip(names, is_good, strict=True) if good]
         features.append(arrays["features"][is_good].astype(np.float32))
-        errors += filter(None, batch.errors)
+        errors += [(name, error) for name, error, good in zip(names, batch.errors, is_good, strict=True) if not good]
     if not paths:
-        raise SourceError(f"none of the {len(job.manifest):,} images can be read, the first because of `{errors[0]}`")
+        raise SourceError(f"none of the {len(job.manifest):,} images can be read, the first because of `{errors[0][1]}`")
+    for name, error in errors:
+        if on_failure is not None:
+            on_failure(name, error)
     return paths, np.concatenate(features)
 
 

@@ -233,12 +233,15 @@ def test_native_aspect_stores_each_image_s_own_patch_grid(photos: Path, tmp_path
 
 
 def test_other_images_are_embedded_like_those_of_a_file(photos: Path, tmp_path: Path) -> None:
-    """`embed_like` with a file's own images gives the file's vectors, and leaves out what cannot be read."""
+    """`embed_like` with a file's own images gives the file's vectors, leaves out what cannot be read, and says so to who asks."""
     (photos / "broken.png").write_bytes(b"no picture")
     embed(photos, tmp_path / "x.h5", model="tiny", random_weights=0, size="28", store_dtype="float32", workers=1)
 
     with open_store(tmp_path / "x.h5") as store:
-        paths, features = embed_like(store, [str(photos)])
+        failed: list[tuple[str, str]] = []
+        paths, features = embed_like(store, [str(photos)], on_failure=lambda path, error: failed.append((path, error)))
+        assert [path for path, _ in failed] == [str(photos / "broken.png")]
+        assert failed[0][1].startswith("decode: ")
         assert paths == [str(photos / path) for path in store.paths]
         np.testing.assert_allclose(features, store.features[:], atol=1e-6)
 

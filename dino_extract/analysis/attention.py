@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dino_extract.analysis.pictures import contact_sheet, file_stem
 from dino_extract.analysis.sight import SeenImage
+from dino_extract.analysis.writing import writing
 from dino_extract.backbone import Backbone, Block, DinoVisionTransformer
 from dino_extract.errors import ConfigError
 
@@ -59,7 +60,8 @@ class AttentionMaps:
 
     def save(self, folder: str | os.PathLike[str], number: int = 0) -> str:
         """Write the picture as PNG, named by number and image; gives back its path."""
-        os.makedirs(folder, exist_ok=True)
+        with writing(folder, "folder"):
+            os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, f"{number}_{file_stem(os.path.basename(self.image.path))}.png")
         self.picture().save(path)
         return path

@@ -79,7 +79,8 @@ def hierarchy(vectors: VectorSource, sizes: Sequence[int], *, seed: int = 0) -> 
     """
     if not sizes or any(below <= above for below, above in itertools.pairwise(sizes)) or sizes[-1] < 1:
         raise ConfigError(
-            f"the levels must be falling numbers of clusters, got {', '.join(map(str, sizes))}", hint="for example 1000,100,10"
+            f"numbers of clusters must be at least 1 and fall from level to level, got {', '.join(map(str, sizes))}",
+            hint="for example 1000,100,10",
         )
     vectors = as_vectors(vectors)
     levels = [kmeans(vectors, sizes[0], seed=seed)]

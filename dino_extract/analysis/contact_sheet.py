@@ -9,8 +9,9 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from dino_extract.analysis.pictures import fit_within, source_picture
+from dino_extract.analysis.writing import writing
 from dino_extract.decode import open_upright
-from dino_extract.errors import DinoExtractError, SourceError
+from dino_extract.errors import DinoExtractError
 from dino_extract.source import ImageRef, read_image_bytes
 from dino_extract.store import Store
 
@@ -60,7 +61,7 @@ def draw_strips(strips: Iterable[Strip], path: str | os.PathLike[str], *, column
     """Write strips one under another, each wrapped after `columns` pictures.
 
     Raises:
-        SourceError: the picture cannot be written.
+        ConfigError: the picture cannot be written.
     """
     strips = list(strips)
     cell_w, cell_h = TILE_PX + _GAP_PX, TILE_PX + _CAPTION_PX + _GAP_PX
@@ -74,10 +75,8 @@ def draw_strips(strips: Iterable[Strip], path: str | os.PathLike[str], *, column
         for number, tile in enumerate(strip.tiles):
             _draw_tile(sheet, draw, tile, _GAP_PX + number % columns * cell_w, top + _TITLE_PX + number // columns * cell_h)
         top += height
-    try:
+    with writing(path, "contact sheet", also=ValueError):
         sheet.save(path)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"contact sheet `{os.fspath(path)}` cannot be written: {error}") from error
 
 
 def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:

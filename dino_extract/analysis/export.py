@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from dino_extract.analysis.neighbours import nearest
 from dino_extract.analysis.pictures import display_name, file_stem, table_path
-from dino_extract.analysis.vectors import StoreSource, Vectors, opened, stored_vectors, unit
+from dino_extract.analysis.vectors import StoreSource, Vectors, opened, require_images, stored_vectors, unit
+from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.preprocess import Preprocess
 from dino_extract.store import RaggedRows, Store
@@ -132,9 +133,7 @@ def export(
     """
     chosen = _choose_format(output, format)
     with opened(store) as file:
-        file.require_complete()
-        if len(file) == 0:
-            raise StoreError(f"`{file.path}` holds no embedded image", hint=f"`dino-extract info --failures {file.path}` says why")
+        require_images(file)
         path = os.fspath(output) if output is not None else os.path.splitext(file.path)[0] + _SUFFIX_OF[chosen]
         tokens = dataset or ("patch_features" if chosen == "bags" else "features")
         job = _Job(file, tokens, dtype, path, overwrite)
@@ -160,10 +159,9 @@ def _written(path: str, overwrite: bool) -> Iterator[str]:
         raise ConfigError(f"`{path}` is already there", hint="`--overwrite` replaces it, `-o` chooses another name")
     partial = f"{path}.tmp"
     try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise ConfigError(f"`{path}` cannot be written: {error.strerror or error}") from error
+        with writing(path, "export"):
+            yield partial
+            os.replace(partial, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
@@ -286,10 +284,8 @@ def _write_bags(job: _Job) -> list[str]:
         raise ConfigError(f"bags are made of patch tokens, `{job.dataset}` has one vector per image", hint="use `--dataset patch_features`")
     if os.path.isdir(job.output) and os.listdir(job.output) and not job.overwrite:
         raise ConfigError(f"`{job.output}` is already there", hint="`--overwrite` replaces it, `-o` chooses another name")
-    try:
+    with writing(job.output, "folder"):
         os.makedirs(job.output, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"`{job.output}` cannot be written: {error.strerror}") from error
     preprocess = Preprocess.from_record(json.loads(str(job.store.attrs["preprocessing"])))
     index, used = [], set[str]()
     for row, (path, size) in enumerate(zip(job.store.paths, job.store.image_size.tolist(), strict=True)):

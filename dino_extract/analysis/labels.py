@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_extract.analysis.vectors import require_images
 from dino_extract.errors import ConfigError, SourceError, StoreError
+from dino_extract.source import printable
 from dino_extract.status import Status
 from dino_extract.store import Store, read_dataset
 
@@ -25,9 +27,11 @@ def labels_of(store: Store, source: str | os.PathLike[str] | None = None, depth:
         depth: with folder names, how many folders above the image: 1 is the folder it lies in.
 
     Raises:
+        StoreError: the store is unfinished, or holds no embedded image.
         ConfigError: no image has a label, or the dataset has another number of rows.
         SourceError: the file cannot be read.
     """
+    require_images(store)
     text = None if source is None else os.fspath(source)
     if text is None:
         labels = folder_labels(store.paths, depth)
@@ -71,6 +75,8 @@ def csv_labels(paths: Sequence[str], csv_path: str) -> list[str]:
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise SourceError(f"labels `{csv_path}` cannot be read: {reason}") from error
+    if any("\0" in cell for line in lines for cell in line):
+        raise SourceError(f"labels `{csv_path}` are not text", hint="give a CSV file, or a dataset of an HDF5 file as `FILE.h5:DATASET`")
     columns = (0, 1)
     if lines and {"path", "label"} <= set(lines[0]):
         columns = lines[0].index("path"), lines[0].index("label")
@@ -78,7 +84,9 @@ def csv_labels(paths: Sequence[str], csv_path: str) -> list[str]:
     label_of: dict[str, str] = {}
     for line in lines:
         if len(line) <= max(columns):
-            raise SourceError(f"labels `{csv_path}` must have a path and a label in every line, got `{','.join(line)}`")
+            raise SourceError(
+                f"labels `{csv_path}` must have a path and a label in every line, got `{printable(os.fsencode(','.join(line)))}`"
+            )
         path, label = line[columns[0]], line[columns[1]].strip()
         if label_of.setdefault(path, label) != label:
             raise SourceError(f"labels `{csv_path}` give `{path}` two labels, `{label_of[path]}` and `{label}`")

@@ -23,6 +23,7 @@ from PIL import Image
 from dino_extract.analysis.moments import moments, principal_axes
 from dino_extract.analysis.pictures import choose_positions, contact_sheet, display_name, file_stem, fit_within, seen_picture, side_by_side
 from dino_extract.analysis.vectors import StoreSource
+from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.store import Store, open_store
 
@@ -100,14 +101,15 @@ class PcaColours:
         """
         from safetensors import SafetensorError, safe_open
 
+        hint = f"`dino-extract pca` writes `{COMPONENTS_FILE}`"
+        if not os.path.isfile(path):
+            raise ConfigError(f"there is no file `{os.fspath(path)}` of PCA components", hint=hint)
         try:
             with safe_open(path, framework="numpy") as file:
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
                 made_with = dict(file.metadata() or {})
         except (OSError, SafetensorError) as error:
-            raise ConfigError(
-                f"`{os.fspath(path)}` holds no PCA components: {error}", hint=f"`dino-extract pca` writes `{COMPONENTS_FILE}`"
-            ) from error
+            raise ConfigError(f"`{os.fspath(path)}` holds no PCA components", hint=hint) from error
         return cls(**{**tensors, "threshold": tensors["threshold"].item()}, made_with=made_with)
 
 
@@ -148,7 +150,8 @@ class PcaPictures:
 
     def save(self, folder: str | os.PathLike[str]) -> list[str]:
         """Write `grid.png`, one PNG for each image, and the components; gives back their paths."""
-        os.makedirs(folder, exist_ok=True)
+        with writing(folder, "folder"):
+            os.makedirs(folder, exist_ok=True)
         written = [os.path.join(folder, "grid.png")]
         self.grid().save(written[0], optimize=True)
         digits = len(str(max(len(self.paths) - 1, 0)))

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dino_extract.analysis.vectors import require_images
 from dino_extract.decode import open_upright
-from dino_extract.errors import ConfigError, DinoExtractError, SourceError, StoreError
+from dino_extract.errors import ConfigError, DinoExtractError, SourceError
 from dino_extract.preprocess import Preprocess, preprocess_picture
 from dino_extract.source import printable, read_image_bytes, resolve
 from dino_extract.store import Store
@@ -60,10 +61,9 @@ def choose_positions(store: Store, patterns: Sequence[str] = (), limit: int | No
 
     Raises:
         ConfigError: a pattern matches nothing.
-        StoreError: no image of the file was embedded.
+        StoreError: the file is unfinished, or no image of it was embedded.
     """
-    if len(store) == 0:
-        raise StoreError(f"`{store.path}` holds no embedded image", hint=f"`dino-extract info --failures {store.path}` says why")
+    require_images(store)
     paths, chosen = store.paths, set[int]()
     for pattern in patterns or ["*"]:
         found = [position for position, path in enumerate(paths) if path == pattern or fnmatch.fnmatchcase(path, pattern)]

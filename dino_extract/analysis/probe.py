@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.vectors import StoreSource, Vectors, VectorSource, as_vectors, opened, stored_vectors
+from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.store import Store
 
@@ -64,16 +65,18 @@ class Probe:
         """Write the probe as safetensors with its metadata.
 
         Raises:
-            StoreError: it cannot be written.
+            ConfigError: it cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         metadata = {"classes": list(self.classes), "datasets": list(self.datasets), "attrs": self.attrs}
         tensors = {"weight": np.ascontiguousarray(self.weight, np.float32), "bias": np.ascontiguousarray(self.bias, np.float32)}
         try:
-            save_file(tensors, path, metadata={"dino_extract_probe": FORMAT, "probe": json.dumps(metadata)})
-        except Exception as error:  # safetensors raises its own class for a missing folder and OSError for a full disk
-            raise StoreError(f"probe `{os.fspath(path)}` cannot be written: {error}") from error
+            with writing(path, "classifier"):
+                save_file(tensors, path, metadata={"dino_extract_probe": FORMAT, "probe": json.dumps(metadata)})
+        except SafetensorError as error:  # its own class for a missing folder, OSError for a full disk
+            raise ConfigError(f"classifier `{os.fspath(path)}` cannot be written: {error}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
@@ -84,16 +87,21 @@ class Probe:
         """
         from safetensors import SafetensorError, safe_open
 
+        name, hint = os.fspath(path), "`dino-extract linear TRAIN.h5 --save PATH` makes one"
+        if not os.path.isfile(name):
+            raise StoreError(f"there is no classifier `{name}`", hint=hint)
         try:
-            with safe_open(os.fspath(path), "np") as file:
+            with safe_open(name, "np") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("dino_extract_probe") != FORMAT:
-                    raise StoreError(f"`{os.fspath(path)}` is not a probe", hint="make one with `dino-extract linear TRAIN.h5 --save PATH`")
+                    raise StoreError(f"`{name}` is not a classifier of embeddings", hint=hint)
                 fields = json.loads(metadata["probe"])
                 weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
-                return cls(weight, bias, tuple(fields["classes"]), tuple(fields["datasets"]), fields["attrs"], os.fspath(path))
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise StoreError(f"probe `{os.fspath(path)}` cannot be read: {error}") from error
+                return cls(weight, bias, tuple(fields["classes"]), tuple(fields["datasets"]), fields["attrs"], name)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise StoreError(f"`{name}` is not a classifier of embeddings, or damaged", hint=hint) from error
+        except OSError as error:
+            raise StoreError(f"classifier `{name}` cannot be read: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dino_extract.errors import ConfigError, SourceError
+from dino_extract.analysis.writing import writing
+from dino_extract.errors import ConfigError
 
 _LABELLED_CLASSES = 40  # more names do not fit beside the picture
 
@@ -78,8 +79,7 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
     """Write the confusion matrix as a picture: a row per true class, coloured by the share of its images.
 
     Raises:
-        ConfigError: matplotlib is not installed.
-        SourceError: the picture cannot be written.
+        ConfigError: matplotlib is not installed, or the picture cannot be written.
     """
     try:
         from matplotlib.figure import Figure  # takes a second, and only this picture needs it
@@ -102,7 +102,5 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, f"{confusion_CC[row, column]}", ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    try:
+    with writing(path, "picture", also=ValueError):
         figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"picture `{os.fspath(path)}` cannot be written: {error}") from error

@@ -52,6 +52,8 @@ def see(path: str | os.PathLike[str], backbone: Backbone, *, size: int = 448, po
         ConfigError: a size that is no multiple of the patch size.
     """
     name = os.fspath(path)
+    if not os.path.lexists(name):
+        raise SourceError(f"there is no file `{display_name(name)}`")
     options = Preprocess(policy=policy, height=size, width=size, patch=backbone.patch_size)
     try:
         data = read_image_bytes(ImageRef(os.fsencode(name), -1, 0, os.fsencode(name)))

@@ -105,14 +105,23 @@ def stored_vectors(store: Store, *datasets: str) -> Vectors:
         StoreError: the store is unfinished or empty, or has no such dataset.
         ConfigError: the dataset does not hold one vector per image.
     """
-    store.require_complete()
-    if len(store) == 0:
-        raise StoreError(f"`{store.path}` has no embedded image")
+    require_images(store)
     parts = [store[dataset] for dataset in datasets or ("features",)]
     for dataset, part in zip(datasets, parts, strict=False):
         if isinstance(part, RaggedRows) or part.ndim != 2:
             raise ConfigError(f"`{dataset}` of `{store.path}` has many vectors per image, expected one", hint="use `features`")
     return Vectors(*[part for part in parts if isinstance(part, Rows)], name=f"`{store.path}`")
+
+
+def require_images(store: Store) -> None:
+    """Check that there is something to analyse.
+
+    Raises:
+        StoreError: the store is unfinished, or holds no embedded image.
+    """
+    store.require_complete()
+    if len(store) == 0:
+        raise StoreError(f"`{store.path}` holds no embedded image", hint=f"`dino-extract info --failures {store.path}` says why")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dino_extract.cli.options import AsJson, Dataset, LabelDepth, Labels, Seed, print_json, say
-from dino_extract.errors import ConfigError, SourceError
+from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ SHOWN_CLUSTERS = 30
 
 def cluster(
     file: Annotated[str, typer.Argument(metavar="FILE.h5", help="Images to divide.")],
-    num_clusters: Annotated[int, typer.Argument(metavar="K", help="Number of clusters.")],
+    num_clusters: Annotated[int, typer.Argument(metavar="K", min=1, help="Number of clusters.")],
     coarser: Annotated[
         str | None, typer.Option(metavar="K2,K3,...", help="Divide the clusters again into so many, level by level.")
     ] = None,
@@ -109,6 +109,7 @@ def curate(
     Prints their paths, one a line, relative to the folder that FILE.h5 was made from.
     """
     from dino_extract.analysis import cluster as analysis  # loads torch, which `--help` must not wait for
+    from dino_extract.analysis.writing import writing
 
     sizes = parse_levels(levels, "--levels")
     paths = analysis.curate(file, budget, levels=sizes, like=like, by=by, dataset=dataset, seed=seed)
@@ -119,11 +120,8 @@ def curate(
         sys.stdout.flush()
         sys.stdout.buffer.write(text)
         return
-    try:
-        with open(output, "wb") as file_out:
-            file_out.write(text)
-    except OSError as error:
-        raise SourceError(f"list `{output}` cannot be written: {error.strerror}") from error
+    with writing(output, "list"), open(output, "wb") as file_out:
+        file_out.write(text)
     say(f"{len(paths):,} paths: {output}")
 
 
@@ -158,17 +156,15 @@ def _by_similarity(level: Clusters, number: int) -> NDArray[np.int64]:
 
 def _write_csv(output: str, paths: list[str], levels: list[Clusters]) -> None:
     from dino_extract.analysis.pictures import table_path
+    from dino_extract.analysis.writing import writing
 
     shown = [table_path(path) for path in paths]
-    try:
-        with open(output, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-            writer.writerow(["path", *(f"cluster{len(level.centres)}" for level in levels), "similarity"])
-            columns = zip(*(level.codes.tolist() for level in levels), strict=True)
-            for path, codes, similarity in zip(shown, columns, levels[0].similarity.tolist(), strict=True):
-                writer.writerow([path, *codes, round(similarity, 4)])
-    except OSError as error:
-        raise SourceError(f"table `{output}` cannot be written: {error.strerror}") from error
+    with writing(output, "table"), open(output, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow(["path", *(f"cluster{len(level.centres)}" for level in levels), "similarity"])
+        columns = zip(*(level.codes.tolist() for level in levels), strict=True)
+        for path, codes, similarity in zip(shown, columns, levels[0].similarity.tolist(), strict=True):
+            writer.writerow([path, *codes, round(similarity, 4)])
     say(f"{len(paths):,} images: {output}")
     if prefixed := sum(path != name for path, name in zip(paths, shown, strict=True)):
         say(f"note: {prefixed:,} paths that a spreadsheet would run as formulas have `./` in front")
@@ -177,11 +173,10 @@ def _write_csv(output: str, paths: list[str], levels: list[Clusters]) -> None:
 def _draw(store: Store, level: Clusters, folder: str) -> None:
     """A sheet per cluster: the images nearest to its centre, and the farthest, by which one sees how far it reaches."""
     from dino_extract.analysis.contact_sheet import Strip, Tile, draw_strips, stored_tile
+    from dino_extract.analysis.writing import writing
 
-    try:
+    with writing(folder, "folder"):
         os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise SourceError(f"folder `{folder}` cannot be made: {error.strerror}") from error
     paths = store.paths
 
     def tiles(rows: NDArray[np.int64]) -> list[Tile]:

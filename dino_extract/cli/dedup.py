@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dino_extract.cli.options import AsJson, Dataset, Seed, Sheet, print_json, say
-from dino_extract.errors import ConfigError, SourceError
+from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
     from dino_extract.analysis.dedup import Calibration, DedupResult, Group, Leak
@@ -119,11 +119,10 @@ def _print_leaks(found: Sequence[Leak], num_images: int, against: str, as_json: 
 
 
 def _write_list(list_path: str, paths: Sequence[str]) -> None:
-    try:
-        with open(list_path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            file.writelines(f"{path}\n" for path in paths)
-    except OSError as error:
-        raise SourceError(f"list `{list_path}` cannot be written: {error.strerror}") from error
+    from dino_extract.analysis.writing import writing
+
+    with writing(list_path, "list"), open(list_path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        file.writelines(f"{path}\n" for path in paths)
     say(f"{len(paths):,} paths: {list_path}")
 
 

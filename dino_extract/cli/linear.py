@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dino_extract.cli.options import AsJson, LabelDepth, Labels, Seed, print_json, say
+from dino_extract.cli.options import AsJson, LabelDepth, Labels, Seed, end_with_failures, print_json, say
 from dino_extract.errors import ConfigError
 
 EXAMPLES = """Examples:
@@ -74,7 +74,8 @@ def linear(
     print(f"input       {setting:>13}  held-out")
     for each in result.candidates:
         mark = "  chosen" if each is result.chosen else ""
-        print(f"{each.input:10}  {each.setting:13.3g}  {each.held_out:8.2%}{mark}")
+        held_out = "-" if each.held_out != each.held_out else f"{each.held_out:.2%}"  # one image of each class leaves none to hold out
+        print(f"{each.input:10}  {each.setting:13.3g}  {held_out:>8}{mark}")
     print(f"\ntop-1 {result.top1:.2%}   top-5 {result.top5:.2%}   {result.num_test:,} test images, {result.num_train:,} training images")
     print(f"\n{table_text(result.per_class)}")
 
@@ -95,6 +96,7 @@ def classify(
     stores = [source for source in sources if source.endswith((".h5", ".hdf5"))]
     images = [source for source in sources if source not in stores]
     found = [each for store in stores for each in classify_store(trained, store, top=top)]
+    failed: list[str] = []
     if images:
         if trained.datasets != ("features",):
             raise ConfigError(
@@ -103,11 +105,12 @@ def classify(
             )
         from dino_extract.embedding import embed_like  # the model is loaded for images alone
 
-        paths, vectors = embed_like(trained, images)
+        paths, vectors = embed_like(trained, images, on_failure=lambda path, error: failed.append(f"{path}: {error}"))
         found += classify_vectors(trained, vectors, paths, top=top)
     if as_json:
         print_json([asdict(each) for each in found])
-        return
-    for each in found:
-        shown = "\t".join(f"{label}\t{probability:.4f}" for label, probability in zip(each.labels, each.probabilities, strict=True))
-        print(f"{each.path}\t{shown}")
+    else:
+        for each in found:
+            shown = "\t".join(f"{label}\t{probability:.4f}" for label, probability in zip(each.labels, each.probabilities, strict=True))
+            print(f"{each.path}\t{shown}")
+    end_with_failures(failed)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dino_extract.cli.options import AsJson, print_json, say
-from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +33,7 @@ def match(
 ) -> None:
     """Draw lines between patches of two images that are each other's most similar patch."""
     from dino_extract.analysis.match import match_patches  # loads torch, which `--help` must not wait for
+    from dino_extract.analysis.writing import writing
 
     if file is not None:
         (picture_a, patches_a), (picture_b, patches_b) = _stored(file, image_a, image_b)
@@ -42,10 +42,9 @@ def match(
         (picture_a, patches_a), (picture_b, patches_b) = _embedded(image_a, image_b, model, size, options)
     found = match_patches(patches_a, patches_b, foreground_only=not keep_background, min_similarity=min_similarity)
     drawn = found.first(count, spacing=spacing)
-    try:
-        drawn.picture(picture_a, picture_b).save(output)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"`{output}` cannot be written: {error}") from error
+    picture = drawn.picture(picture_a, picture_b)
+    with writing(output, "picture", also=ValueError):
+        picture.save(output)
     say(f"{len(found):,} matches, {len(drawn):,} drawn")
     if as_json:
         print_json({"picture": output, "a": found.places_a, "b": found.places_b, "similarity": found.similarity})

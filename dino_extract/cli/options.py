@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+
+from dino_extract.errors import ExitCode
 
 Labels = Annotated[
     str | None,
@@ -14,7 +17,7 @@ Labels = Annotated[
 ]
 LabelDepth = Annotated[int, typer.Option("--label-depth", help="Which folder above an image names its class; 1 is the nearest.")]
 Dataset = Annotated[str, typer.Option("--dataset", help="Which vectors of the file: features, mean_features, layers/11/features, ...")]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything drawn at random.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything drawn at random.")]
 Sheet = Annotated[str | None, typer.Option("--sheet", metavar="FILE.png", help="Draw the images found as a contact sheet.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -22,6 +25,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 def say(text: str) -> None:
     """A line for people, on stderr."""
     print(text, file=sys.stderr)
+
+
+def end_with_failures(failed: Sequence[str]) -> None:
+    """Name the images that could not be embedded, and end with the exit code that says so; nothing where there are none."""
+    if failed:
+        for line in failed:
+            say(f"left out: {line}")
+        raise typer.Exit(ExitCode.FAILURES)
 
 
 def print_json(value: Any) -> None:

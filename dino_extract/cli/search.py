@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dino_extract.cli.options import AsJson, Dataset, LabelDepth, Labels, Seed, Sheet, print_json, say
+from dino_extract.cli.options import AsJson, Dataset, LabelDepth, Labels, Seed, Sheet, end_with_failures, print_json, say
 from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,19 +54,24 @@ def search(
         if measure:
             _measure(store, dataset, labels, label_depth, seed, as_json)
             return
-        results = _results(store, queries or [], path or [], top, dataset, index)
+        failed: list[str] = []
+        results = _results(store, queries or [], path or [], top, dataset, index, failed)
         if sheet:
             _draw(store, results, queries or [], path or [], sheet)
     if as_json:
         print_json([asdict(result) for result in results])
-        return
-    for result in results:
-        print(f"{result.query}\n  rank  similarity  path")
-        for rank, hit in enumerate(result.hits, 1):
-            print(f"  {rank:4}  {hit.similarity:10.4f}  {hit.path}")
+    else:
+        for result in results:
+            print(f"{result.query}\n  rank  similarity  path")
+            for rank, hit in enumerate(result.hits, 1):
+                print(f"  {rank:4}  {hit.similarity:10.4f}  {hit.path}")
+    end_with_failures(failed)
 
 
-def _results(store: Store, queries: list[str], paths: list[str], top: int, dataset: str, index: IndexChoice) -> list[SearchResult]:
+def _results(
+    store: Store, queries: list[str], paths: list[str], top: int, dataset: str, index: IndexChoice, failed: list[str]
+) -> list[SearchResult]:
+    """What is found for every query; query images that cannot be embedded are added to `failed`."""
     from dino_extract.analysis.search import search as find
 
     stores = [query for query in queries if query.endswith((".h5", ".hdf5"))]
@@ -81,7 +86,7 @@ def _results(store: Store, queries: list[str], paths: list[str], top: int, datas
             )
         from dino_extract.embedding import embed_like  # the model is loaded for query images alone
 
-        names, vectors = embed_like(store, images)
+        names, vectors = embed_like(store, images, on_failure=lambda image, error: failed.append(f"{image}: {error}"))
         results += find(store, vectors, top=top, dataset=dataset, index=index, names=names)
     return results
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dino_extract.status import Status
 from dino_extract.store.disk import ensure_space
 from dino_extract.store.foreign import read_dataset
+from dino_extract.store.header import is_store
 from dino_extract.store.layout import FORMAT, Layout, RowDataset, RowTable, part_path_of
 from dino_extract.store.lock import StoreWarning
 from dino_extract.store.opening import open_writer
@@ -31,6 +32,7 @@ __all__ = [
     "VerifyReport",
     "Writer",
     "ensure_space",
+    "is_store",
     "open_store",
     "open_writer",
     "part_path_of",

@@ -146,9 +146,20 @@ def _damaged(path: str) -> DamagedHeaderError:
     return DamagedHeaderError(f"the header of `{path}` is damaged", hint="restore a copy of the file, or embed again with `--overwrite`")
 
 
+def is_store(path: str) -> bool:
+    """Whether there is a file of ours at this path, finished or not."""
+    if not os.path.isfile(path):
+        return False
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return "dino_extract_format" in file.attrs
+    except (OSError, RuntimeError):  # not HDF5
+        return False
+
+
 def _check_ours(file: h5py.File, path: str) -> None:
     if "dino_extract_format" not in file.attrs:
-        raise StoreError(f"`{path}` is an HDF5 file, but `dino-extract embed` did not make it", hint="choose another file with `-o`")
+        raise StoreError(f"`{path}` is an HDF5 file, but `dino-extract embed` did not make it", hint="choose another file")
     number = int(file.attrs["dino_extract_format"])
     if number > FORMAT:
         raise StoreError(

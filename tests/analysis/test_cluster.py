@@ -101,7 +101,7 @@ def test_levels_are_nested() -> None:
 
 def test_levels_must_fall() -> None:
     """A level with more clusters than the one below it is refused."""
-    with pytest.raises(ConfigError, match="falling numbers of clusters, got 5, 10"):
+    with pytest.raises(ConfigError, match="fall from level to level, got 5, 10"):
         hierarchy(np.eye(20, dtype=np.float32), [5, 10])
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dino_extract.analysis.contact_sheet import COLUMNS, TILE_PX, Strip, Tile, draw_strips, file_tile, stored_tile
-from dino_extract.errors import SourceError
+from dino_extract.errors import ConfigError
 from dino_extract.store import open_store
 from tests.analysis.stores import write_store
 
@@ -76,5 +76,5 @@ def test_an_image_that_has_gone_leaves_a_grey_tile(tmp_path: Path) -> None:
 
 def test_a_sheet_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """A missing folder gives one sentence."""
-    with pytest.raises(SourceError, match=r"contact sheet `.*x.png` cannot be written"):
+    with pytest.raises(ConfigError, match=r"contact sheet `.*x.png` cannot be written"):
         draw_strips([Strip("one", [Tile(None, "")])], tmp_path / "none" / "x.png")

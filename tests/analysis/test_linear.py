@@ -127,5 +127,5 @@ def test_a_file_that_is_no_probe_is_named(tmp_path: Path, content: bytes) -> Non
     """Any other file gives one sentence."""
     (tmp_path / "x.safetensors").write_bytes(content)
 
-    with pytest.raises(StoreError, match=r"probe `.*x.safetensors` cannot be read"):
+    with pytest.raises(StoreError, match=r"`.*x.safetensors` is not a classifier"):
         Probe.load(tmp_path / "x.safetensors")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dino_extract.analysis.scores import class_table, draw_confusion, table_text
-from dino_extract.errors import SourceError
+from dino_extract.errors import ConfigError
 
 CONFUSION = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
 
@@ -50,5 +50,5 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """A missing folder gives one sentence."""
     pytest.importorskip("matplotlib")
 
-    with pytest.raises(SourceError, match=r"picture `.*none/x.png` cannot be written"):
+    with pytest.raises(ConfigError, match=r"picture `.*none/x.png` cannot be written"):
         draw_confusion(CONFUSION, ["a", "b", "c"], tmp_path / "none" / "x.png")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dino_extract.cli.dedup import dedup
-from dino_extract.errors import ConfigError, SourceError
+from dino_extract.errors import ConfigError
 from tests.analysis.stores import write_store
 from tests.cli.analysis_app import run_command
 
@@ -79,7 +79,7 @@ def test_keep_and_drop_lists_divide_the_file(path: str, tmp_path: Path) -> None:
 
 def test_a_list_that_cannot_be_written_is_named(path: str, tmp_path: Path) -> None:
     """A missing folder gives one sentence."""
-    with pytest.raises(SourceError, match=r"list `.*drop.txt` cannot be written: No such file"):
+    with pytest.raises(ConfigError, match=r"list `.*drop.txt` cannot be written: No such file"):
         run_command(dedup, path, "--drop", str(tmp_path / "none" / "drop.txt"))
 
 

@@ -48,6 +48,23 @@ def test_a_missing_query_image_is_one_sentence(cli: Cli, photos: Path) -> None:
     assert "`nowhere.png` cannot be read" in ran.err
 
 
+@pytest.mark.parametrize("command", ["search", "classify"])
+def test_a_broken_query_image_is_named_and_costs_the_others_nothing(cli: Cli, photos: Path, command: str) -> None:
+    """The good image is answered, the broken one is named with its reason, and the exit code says that something failed."""
+    Path("broken.jpg").write_bytes(b"not an image")
+    file = "photos.h5"
+    if command == "classify":
+        file = "probe.safetensors"
+        assert cli("linear", "photos.h5", "--save", file).code == 0
+
+    ran = cli(command, file, "broken.jpg", "photos/red/2.png")
+
+    assert ran.code == 3
+    assert ran.out.startswith("photos/red/2.png")
+    assert "broken.jpg" not in ran.out
+    assert "left out: broken.jpg: decode: " in ran.err
+
+
 def test_a_saved_classifier_labels_image_files(cli: Cli, photos: Path) -> None:
     """A probe trained on the file gives each of its images, read anew, one of the two labels."""
     assert cli("linear", "photos.h5", "--save", "probe.safetensors").code == 0

@@ -29,6 +29,7 @@ from dino_extract.analysis.report.page import (
 )
 from dino_extract.analysis.report.thumbnails import Thumbnails, thumbnails_of
 from dino_extract.analysis.vectors import StoreSource, opened, stored_vectors, unit
+from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError
 from dino_extract.store import Store
 
@@ -235,9 +236,7 @@ def _spectrum_section(figures_of_all: Survey) -> str:
 
 
 def _write(path: str, page: str) -> None:
-    try:
+    with writing(path, "page"):
         with open(f"{path}.tmp", "w", encoding="utf-8", newline="\n") as file:
             file.write(page)
         os.replace(f"{path}.tmp", path)
-    except OSError as error:
-        raise ConfigError(f"`{path}` cannot be written: {error.strerror}") from error

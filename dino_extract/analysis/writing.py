@@ -1,0 +1,32 @@
+"""Results go where they are asked to, or the reason is one sentence; and never in the place of embeddings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from dino_extract.errors import ConfigError
+from dino_extract.store import is_store
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str], what: str, *, also: type[Exception] = OSError) -> Iterator[None]:
+    """Around the code that writes a result.
+
+    Args:
+        path: file or folder that is written.
+        what: the word for it in the message.
+        also: another error that means the same: Pillow and matplotlib have ValueError for a suffix that they do not know.
+
+    Raises:
+        ConfigError: it cannot be written, or is a file made by `embed`: hours of work, which no slip of a name may cost.
+    """
+    name = os.fspath(path)
+    if is_store(name):
+        raise ConfigError(f"{what} `{name}` would replace a file of embeddings", hint="choose another name")
+    try:
+        yield
+    except (OSError, also) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"{what} `{name}` cannot be written: {reason}") from error

@@ -1,0 +1,121 @@
+"""The analysis commands with input that does not fit: one sentence, an exit code, and nothing lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.analysis.picture_store import make_store
+from tests.analysis.stores import blobs, keys_of, write_store
+from tests.cli.conftest import Cli
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a good file of three classes, and things that are no such file."""
+    monkeypatch.chdir(tmp_path)
+    vectors, labels = blobs(3, 10, 16, spread=0.3)
+    keys = keys_of(labels)
+    write_store("good.h5", keys, {"features": vectors}, root=str(tmp_path))
+    write_store("unfinished.h5", keys, {"features": vectors}, limit=7)
+    write_store("failed.h5", ["a/1.jpg", "b/1.jpg"], {"features": np.full((2, 16), np.nan, np.float32)}, failed=(0, 1))
+    (tmp_path / "patched").mkdir()
+    make_store(tmp_path / "patched").close()
+    with h5py.File("other.h5", "w") as file:
+        file["x"] = np.arange(5)
+    Image.new("RGB", (64, 64), "red").save("picture.png")
+    Path("text.txt").write_text("hello")
+    return tmp_path
+
+
+TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["linear", "unfinished.h5"], "`unfinished.h5.part` is not finished: 7 of 30 rows"),
+        (["search", "unfinished.h5", "--map"], "`unfinished.h5.part` is not finished: 7 of 30 rows"),
+        (["linear", "failed.h5"], "`failed.h5` holds no embedded image"),
+        (["search", "failed.h5", "--map"], "`failed.h5` holds no embedded image"),
+        (["knn", "failed.h5"], "`dino-extract info --failures failed.h5` says why"),
+        (["knn", "other.h5"], "hint: choose another file\n"),
+        (["knn", "good.h5", "--labels", "other.h5"], "hint: give a CSV file, or a dataset of an HDF5 file as `FILE.h5:DATASET`"),
+        (["knn", "good.h5", "--labels", "picture.png"], "labels `picture.png` are not text"),
+        (["knn", "good.h5", "--confusion", "none/x.png"], "picture `none/x.png` cannot be written: No such file or directory\n"),
+        (["cluster", "good.h5", "3", "--coarser", "5"], "must be at least 1 and fall from level to level, got 3, 5"),
+        (["cluster", "good.h5", "3", "--sheets", "text.txt"], "folder `text.txt` cannot be written: File exists\n"),
+        (
+            ["search", "good.h5", "--path", "class000/00000.jpg", "--sheet", "x.nope"],
+            "contact sheet `x.nope` cannot be written: unknown file",
+        ),
+        (["search", "good.h5", "--path", "class000/00000.jpg", "--sheet", "none/x.png"], "cannot be written: No such file or directory\n"),
+        (["classify", "none", "good.h5"], "there is no classifier `none`"),
+        (["classify", "patched", "good.h5"], "there is no classifier `patched`"),
+        (["classify", "picture.png", "good.h5"], "`picture.png` is not a classifier of embeddings, or damaged\n"),
+        (["pca", "patched/photos.h5", "-o", "text.txt"], "folder `text.txt` cannot be written: File exists\n"),
+        (["pca", "patched/photos.h5", "--components", "none"], "there is no file `none` of PCA components\n"),
+        (["pca", "patched/photos.h5", "--components", "picture.png"], "`picture.png` holds no PCA components\n"),
+        (["attention", "none.png", *TINY], "there is no file `none.png`\n"),
+        (["attention", "picture.png", *TINY, "-o", "text.txt"], "folder `text.txt` cannot be written: File exists\n"),
+        (["match", "none.png", "picture.png", *TINY], "there is no file `none.png`\n"),
+        (["match", "picture.png", "picture.png", *TINY, "-o", "none/x.png"], "picture `none/x.png` cannot be written: No such file"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(cli: Cli, words: list[str], message: str) -> None:
+    """The command ends with 1, prints nothing on stdout, and says what was expected and what came."""
+    ran = cli(*words)
+
+    assert (ran.code, ran.out) == (1, "")
+    assert message in ran.err
+    assert "Errno" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "words", [["knn", "--seed", "-1"], ["linear", "--seed", "-1"], ["curate", "--budget", "3", "--seed", "-1"], ["cluster", "0"]]
+)
+def test_numbers_below_their_range_are_wrong_usage(cli: Cli, words: list[str]) -> None:
+    """A seed below 0 and 0 clusters are refused before any file is looked at."""
+    command, *rest = words
+
+    ran = cli(command, "missing.h5", *rest)
+
+    assert (ran.code, ran.out) == (2, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "good.h5", "--to", "csv", "--overwrite", "-o"],
+        ["export", "good.h5", "--to", "hloc", "--overwrite", "-o"],
+        ["report", "good.h5", "-o"],
+        ["cluster", "good.h5", "3", "-o"],
+        ["curate", "good.h5", "--budget", "3", "-o"],
+        ["dedup", "good.h5", "--keep"],
+        ["dedup", "good.h5", "--sheet"],
+        ["knn", "good.h5", "--confusion"],
+        ["linear", "good.h5", "--save"],
+    ],
+)
+@pytest.mark.parametrize("target", ["good.h5", "unfinished.h5.part"])
+def test_no_result_takes_the_place_of_embeddings(cli: Cli, words: list[str], target: str) -> None:
+    """A slip of a name costs no file of embeddings, finished or not, neither that which is read nor another one."""
+    before = Path(target).read_bytes()
+
+    ran = cli(*words, target)
+
+    assert ran.code == 1
+    assert f"`{target}` would replace a file of embeddings" in ran.err
+    assert Path(target).read_bytes() == before
+
+
+def test_a_held_out_accuracy_that_cannot_be_had_is_a_dash(cli: Cli) -> None:
+    """With one image of each class none is left to choose the setting by."""
+    ran = cli("linear", "good.h5", "--per-class", "1")
+
+    assert ran.code == 0
+    assert ran.out.splitlines()[1].split() == ["cls", "1", "-", "chosen"]
