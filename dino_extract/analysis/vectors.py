@@ -59,7 +59,10 @@ class Vectors:
         is_bad = ~np.isfinite(block).all(axis=1)
         if is_bad.any():
             row = int(np.arange(len(self))[index][is_bad.argmax()])
-            raise StoreError(f"row {row} of {self.name} has NaN or infinite values", hint="leave such rows out before the analysis")
+            raise StoreError(
+                f"row {row} of {self.name} has NaN or infinite values",
+                hint="leave such rows of an array out; of a file, `dino-extract verify FILE` says whether it was damaged",
+            )
         return block
 
     def blocks(self, num_rows: int = BLOCK_ROWS) -> Iterator[tuple[int, NDArray[np.float32]]]:
