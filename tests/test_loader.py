@@ -330,7 +330,7 @@ def test_ctrl_c_ends_a_run_with_one_message(tmp_path: Path) -> None:
     process.stdout.readline()
 
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=50)
 
     assert errors.count("Traceback") == 1
     assert errors.strip().endswith("KeyboardInterrupt")

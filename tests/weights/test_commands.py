@@ -39,6 +39,7 @@ def model(server: Misbehaving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         url=f"{server.url}/test.pth",
         sha256=server.sha256,
         size_bytes=len(server.body),
+        bundled_file=None,
     )
     monkeypatch.setattr(registry, "_read_table", lambda _: {"test": entry})
     return entry
