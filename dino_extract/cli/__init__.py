@@ -6,6 +6,7 @@ import errno
 import shlex
 import signal
 import sys
+from io import TextIOWrapper
 from types import FrameType
 
 import typer
@@ -95,6 +96,8 @@ def main() -> None:
     """Run the command line and exit with a code from `ExitCode`."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop_in_order)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a name that is not UTF-8 goes out in its own bytes
     try:
         app()
     except DinoExtractError as error:

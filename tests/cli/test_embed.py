@@ -155,6 +155,18 @@ def test_too_few_file_descriptors_are_one_sentence(photos: Path) -> None:
     subprocess.run([*COMMAND, "embed", "photos", *FAST], check=True, capture_output=True)
 
 
+def test_names_that_are_not_utf8_are_printed_as_they_are(photos: Path) -> None:
+    """Where stdout takes UTF-8 alone, the bytes of such a name come out unchanged instead of an error."""
+    name = b"photos/\xff.png"
+    os.link(photos / "even/0000.png", name)
+    subprocess.run([*COMMAND, "embed", "photos", *FAST], check=True, capture_output=True)
+
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ran = subprocess.run([*COMMAND, "search", "photos.h5", "photos/even/0000.png", "-k", "7"], env=strict, capture_output=True, check=True)
+
+    assert b"  \xff.png\n" in ran.stdout
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(photos: Path, number: signal.Signals, code: int) -> None:
     """Ctrl-C ends with 130 and a pre-emption with 75; both print the command that continues, and it does."""
