@@ -132,7 +132,7 @@ def load_networks(training: TrainingStep, state: State) -> None:
     try:
         _load_weights(training.models.student, state["student"])
         _load_weights(training.models.average, state["average"])
-        if "teacher" in state:
+        if training.models.teacher is not training.models.average:  # else a frozen teacher of the state would replace the average
             _load_weights(training.models.teacher, state["teacher"])
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error

@@ -206,6 +206,18 @@ def test_distillation_leaves_the_teacher_alone(pictures: Path, tmp_path: Path) -
     assert metrics(tmp_path / "run")[1]["ibot"] > 0
 
 
+def test_a_phase_after_distillation_keeps_the_average_of_the_student(pictures: Path, tmp_path: Path) -> None:
+    """With `keep_heads` and no teacher any more, the average is that of the run before, not its frozen teacher."""
+    finetune(runs.small_config(pictures, tmp_path / "teacher", steps=1))
+    finetune(runs.small_config(pictures, tmp_path / "first", distill=str(tmp_path / "teacher"), head_warmup_steps=1, steps=2))
+    options: dict[str, Any] = {"weights": str(tmp_path / "first"), "keep_heads": True, "from_scratch": False}
+
+    finetune(runs.small_config(pictures, tmp_path / "second", steps=1, **options))
+
+    start = torch.load(tmp_path / "second/checkpoints/step-0000000.pt", weights_only=True)
+    assert_equal(start["average"], newest_state(tmp_path / "first")["average"])
+
+
 def test_a_finished_run_is_not_done_again(pictures: Path, tmp_path: Path) -> None:
     """The same command on a finished run changes no weight and trains no step."""
     config = runs.small_config(pictures, tmp_path / "run")
