@@ -59,11 +59,16 @@ class AttentionMaps:
         return contact_sheet(maps, captions)
 
     def save(self, folder: str | os.PathLike[str], number: int = 0) -> str:
-        """Write the picture as PNG, named by number and image; gives back its path."""
+        """Write the picture as PNG, named by number and image; gives back its path.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
         with writing(folder, "folder"):
             os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, f"{number}_{file_stem(os.path.basename(self.image.path))}.png")
-        self.picture().save(path)
+        with writing(path, "picture"):
+            self.picture().save(path)
         return path
 
 

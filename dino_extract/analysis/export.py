@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from dino_extract.analysis.neighbours import nearest
 from dino_extract.analysis.pictures import display_name, file_stem, table_path
 from dino_extract.analysis.vectors import StoreSource, Vectors, opened, require_images, stored_vectors, unit
-from dino_extract.analysis.writing import writing
+from dino_extract.analysis.writing import replacing, writing
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.preprocess import Preprocess
 from dino_extract.store import RaggedRows, Store
@@ -154,17 +154,11 @@ def _choose_format(output: str | os.PathLike[str] | None, wanted: str | None) ->
 
 @contextlib.contextmanager
 def _written(path: str, overwrite: bool) -> Iterator[str]:
-    """A name to write to that becomes `path` when everything is written, so that nobody finds half a file."""
+    """As `replacing`, unless there is something already."""
     if os.path.lexists(path) and not overwrite:
         raise ConfigError(f"`{path}` is already there", hint="`--overwrite` replaces it, `-o` chooses another name")
-    partial = f"{path}.tmp"
-    try:
-        with writing(path, "export"):
-            yield partial
-            os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
+    with replacing(path, "export") as partial:
+        yield partial
 
 
 def _metadata(job: _Job) -> dict[str, Any]:

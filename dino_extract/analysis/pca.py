@@ -86,11 +86,17 @@ class PcaColours:
         return rgb
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the directions as safetensors."""
+        """Write the directions as safetensors.
+
+        Raises:
+            ConfigError: they cannot be written.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file  # only who saves needs it
 
         tensors = {name: np.ascontiguousarray(np.asarray(getattr(self, name), np.float64)) for name in _TENSORS}
-        save_file(tensors, path, metadata=self.made_with)
+        with writing(path, "file", also=SafetensorError):
+            save_file(tensors, path, metadata=self.made_with)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PcaColours:
@@ -149,16 +155,21 @@ class PcaPictures:
         return contact_sheet(tiles, [display_name(self.paths[index]) for index in shown])
 
     def save(self, folder: str | os.PathLike[str]) -> list[str]:
-        """Write `grid.png`, one PNG for each image, and the components; gives back their paths."""
+        """Write `grid.png`, one PNG for each image, and the components; gives back their paths.
+
+        Raises:
+            ConfigError: they cannot be written.
+        """
         with writing(folder, "folder"):
             os.makedirs(folder, exist_ok=True)
-        written = [os.path.join(folder, "grid.png")]
-        self.grid().save(written[0], optimize=True)
         digits = len(str(max(len(self.paths) - 1, 0)))
-        for index, path in enumerate(self.paths):
-            written.append(os.path.join(folder, f"{index:0{digits}}_{file_stem(path)}.png"))
-            self.picture(index).save(written[-1])
-        written.append(os.path.join(folder, COMPONENTS_FILE))
+        names = ["grid.png", *(f"{index:0{digits}}_{file_stem(path)}.png" for index, path in enumerate(self.paths)), COMPONENTS_FILE]
+        written = [os.path.join(folder, name) for name in names]
+        with writing(written[0], "picture"):
+            self.grid().save(written[0], optimize=True)
+        for index, path in enumerate(written[1:-1]):
+            with writing(path, "picture"):
+                self.picture(index).save(path)
         self.colours.save(written[-1])
         return written
 

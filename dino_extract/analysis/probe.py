@@ -72,11 +72,8 @@ class Probe:
 
         metadata = {"classes": list(self.classes), "datasets": list(self.datasets), "attrs": self.attrs}
         tensors = {"weight": np.ascontiguousarray(self.weight, np.float32), "bias": np.ascontiguousarray(self.bias, np.float32)}
-        try:
-            with writing(path, "classifier"):
-                save_file(tensors, path, metadata={"dino_extract_probe": FORMAT, "probe": json.dumps(metadata)})
-        except SafetensorError as error:  # its own class for a missing folder, OSError for a full disk
-            raise ConfigError(f"classifier `{os.fspath(path)}` cannot be written: {error}") from error
+        with writing(path, "classifier", also=SafetensorError):  # its own class for a missing folder, OSError for a full disk
+            save_file(tensors, path, metadata={"dino_extract_probe": FORMAT, "probe": json.dumps(metadata)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:

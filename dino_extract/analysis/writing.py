@@ -17,7 +17,8 @@ def writing(path: str | os.PathLike[str], what: str, *, also: type[Exception] = 
     Args:
         path: file or folder that is written.
         what: the word for it in the message.
-        also: another error that means the same: Pillow and matplotlib have ValueError for a suffix that they do not know.
+        also: another error that means the same: Pillow and matplotlib have ValueError for a suffix that they do not know, safetensors
+            a class of its own.
 
     Raises:
         ConfigError: it cannot be written, or is a file made by `embed`: hours of work, which no slip of a name may cost.
@@ -30,3 +31,16 @@ def writing(path: str | os.PathLike[str], what: str, *, also: type[Exception] = 
     except (OSError, also) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ConfigError(f"{what} `{name}` cannot be written: {reason}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], what: str) -> Iterator[str]:
+    """As `writing`; gives a name to write to that becomes `path` when everything is written, so that nobody finds half a file."""
+    partial = f"{os.fspath(path)}.tmp"
+    try:
+        with writing(path, what):
+            yield partial
+            os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):  # it has its name by now, or could not be made
+            os.unlink(partial)

@@ -29,6 +29,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file["x"] = np.arange(5)
     Image.new("RGB", (64, 64), "red").save("picture.png")
     Path("text.txt").write_text("hello")
+    for name in ("grid.png", "0_picture.png.png"):
+        Path("taken", name).mkdir(parents=True)
     return tmp_path
 
 
@@ -63,6 +65,11 @@ TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
         (["attention", "none.png", *TINY], "there is no file `none.png`\n"),
         (["attention", "picture.png", *TINY, "-o", "text.txt"], "folder `text.txt` cannot be written: File exists\n"),
         (["match", "none.png", "picture.png", *TINY], "there is no file `none.png`\n"),
+        (["pca", "patched/photos.h5", "-o", "taken"], "picture `taken/grid.png` cannot be written: Is a directory\n"),
+        (["attention", "picture.png", *TINY, "-o", "taken"], "picture `taken/0_picture.png.png` cannot be written: Is a directory\n"),
+        (["report", "good.h5", "-o", "taken"], "page `taken` cannot be written: Is a directory\n"),
+        (["linear", "good.h5", "--save", "none/x.safetensors"], "classifier `none/x.safetensors` cannot be written: "),
+        (["export", "good.h5", "-o", "text.txt/x.csv"], "export `text.txt/x.csv` cannot be written: Not a directory\n"),
         (["match", "picture.png", "picture.png", *TINY, "-o", "none/x.png"], "picture `none/x.png` cannot be written: No such file"),
     ],
 )

@@ -29,7 +29,7 @@ from dino_extract.analysis.report.page import (
 )
 from dino_extract.analysis.report.thumbnails import Thumbnails, thumbnails_of
 from dino_extract.analysis.vectors import StoreSource, opened, stored_vectors, unit
-from dino_extract.analysis.writing import writing
+from dino_extract.analysis.writing import replacing
 from dino_extract.errors import ConfigError
 from dino_extract.store import Store
 
@@ -236,7 +236,5 @@ def _spectrum_section(figures_of_all: Survey) -> str:
 
 
 def _write(path: str, page: str) -> None:
-    with writing(path, "page"):
-        with open(f"{path}.tmp", "w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-        os.replace(f"{path}.tmp", path)
+    with replacing(path, "page") as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
+        file.write(page)
