@@ -307,15 +307,18 @@ def test_a_misspelt_option_is_a_type_error(photos: Path, tmp_path: Path) -> None
 
 
 def test_the_size_is_that_of_the_model_unless_given(photos: Path, tmp_path: Path) -> None:
-    """Images become 224 pixels wide, or what the table or the checkpoint says the model was trained for, or what is asked for."""
+    """Images become 224 pixels wide, or what the checkpoint or the table says the model was trained for, or what is asked for."""
     backbone = DinoVisionTransformer(BackboneConfig(embed_dim=32, depth=2, num_heads=2, image_size=56))
     weights = tmp_path / "trained.safetensors"
     save_checkpoint(weights, backbone.state_dict(), backbone.config, name="mine", licence="none", record={"size": 56})
+    of_table = tmp_path / "tiny.safetensors"
+    save_checkpoint(of_table, backbone.state_dict(), backbone.config, name="tiny", licence="none")
 
     def width(**options: Any) -> int:
         return prepare([str(photos)], tmp_path / "x.h5", EmbedConfig(**options)).preprocess.width
 
     assert width(model="vits14", random_weights=0) == 224
     assert width(model="tiny", random_weights=0) == 112
+    assert width(weights=str(of_table)) == 112
     assert width(weights=str(weights)) == 56
     assert width(weights=str(weights), size="28") == 28

@@ -48,9 +48,12 @@ class BackboneCheckpoint:
 
     @property
     def size(self) -> int:
-        """Side in pixels of the images that the model is best given, where its metadata says so, else 224."""
-        size = self.metadata.get("size", DEFAULT_SIZE)
-        return size if isinstance(size, int) and size > 0 else DEFAULT_SIZE
+        """Side in pixels of the images that the model is best given: what its metadata say, else the table of its name, else 224."""
+        size = self.metadata.get("size")
+        if isinstance(size, int) and size > 0:
+            return size
+        known = checkpoints().get(str(self.metadata.get("name")))
+        return DEFAULT_SIZE if known is None else known.size
 
 
 def backbone_config(checkpoint: Checkpoint) -> BackboneConfig:
