@@ -15,8 +15,6 @@ Resize = Literal["auto", "host", "device"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, 0..1
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 100_000_000  # 400 MB as Pillow holds it; well above any camera, and in reach of the memory limit of a decoder process
-
-
 DEFAULT_SIZE = 224  # pixels, of models that do not say otherwise
 
 
