@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dino_extract.analysis.pictures import fit_within, source_picture
+from dino_extract.analysis.pictures import display_name, fit_within, shortened, source_picture
 from dino_extract.analysis.writing import writing
 from dino_extract.decode import open_upright
 from dino_extract.errors import DinoExtractError
@@ -18,16 +18,25 @@ from dino_extract.store import Store
 TILE_PX = 128
 COLUMNS = 8
 _GAP_PX = 6
-_TITLE_PX = 22
-_CAPTION_PX = 16
-_CHAR_PX = 6.2  # mean width of a letter of the default font at this size; longer captions are cut
+_STRIP_GAP_PX = 24  # between strips that share a line
+_TITLE_PX = 25
+_LINE_PX = 14  # of a caption, which has two
+_CELL_W, _CELL_H = TILE_PX + _GAP_PX, TILE_PX + 2 * _LINE_PX + 2 * _GAP_PX
 
 
 class Tile(NamedTuple):
-    """One small picture, framed where it stands out; None where the image cannot be had any more."""
+    """One small picture with two lines of text below it.
+
+    Args:
+        picture: None where the image cannot be had any more.
+        note: the first line, short.
+        name: the second line, of which the end is shown if it is too long.
+        is_framed: whether it stands out.
+    """
 
     picture: Image.Image | None
-    caption: str
+    note: str
+    name: str = ""
     is_framed: bool = False
 
 
@@ -38,61 +47,77 @@ class Strip(NamedTuple):
     tiles: Sequence[Tile]
 
 
-def stored_tile(store: Store, path: str, caption: str, *, is_framed: bool = False) -> Tile:
+def stored_tile(store: Store, path: str, note: str, *, is_framed: bool = False) -> Tile:
     """The image behind a row, small; without a picture if it is no longer where it was embedded from."""
     try:
         picture = source_picture(store, path, reduce_to=(TILE_PX, TILE_PX))
     except DinoExtractError:  # the sheet shows what there is; the result it accompanies does not need the picture
-        return Tile(None, caption, is_framed)
-    return Tile(fit_within(picture, TILE_PX), caption, is_framed)
+        return Tile(None, note, display_name(path), is_framed)
+    return Tile(fit_within(picture, TILE_PX), note, display_name(path), is_framed)
 
 
-def file_tile(path: str, caption: str) -> Tile:
+def file_tile(path: str, note: str, *, is_framed: bool = False) -> Tile:
     """An image file that is in no store, small; without a picture if it cannot be read."""
     try:
         data = read_image_bytes(ImageRef(os.fsencode(path), -1, 0, b""))
         picture = open_upright(data, reduce_to=(TILE_PX, TILE_PX))[0]
     except DinoExtractError:  # as in `stored_tile`
-        return Tile(None, caption)
-    return Tile(fit_within(picture, TILE_PX), caption)
+        return Tile(None, note, display_name(path), is_framed)
+    return Tile(fit_within(picture, TILE_PX), note, display_name(path), is_framed)
 
 
 def draw_strips(strips: Iterable[Strip], path: str | os.PathLike[str], *, columns: int = COLUMNS) -> None:
-    """Write strips one under another, each wrapped after `columns` pictures.
+    """Write strips in lines of at most `columns` pictures: a longer one takes several lines, short ones share a line.
 
     Raises:
         ConfigError: the picture cannot be written.
     """
-    strips = list(strips)
-    cell_w, cell_h = TILE_PX + _GAP_PX, TILE_PX + _CAPTION_PX + _GAP_PX
-    heights = [_TITLE_PX + cell_h * -(-len(strip.tiles) // columns) for strip in strips]
-    widest = max((min(len(strip.tiles), columns) for strip in strips), default=1)
-    sheet = Image.new("RGB", (max(widest, 3) * cell_w + _GAP_PX, sum(heights) + _GAP_PX), "white")
-    draw = ImageDraw.Draw(sheet)
-    top = _GAP_PX
-    for strip, height in zip(strips, heights, strict=True):
-        draw.text((_GAP_PX, top + 3), _cut(strip.title, sheet.width - 2 * _GAP_PX), fill="black", font=ImageFont.load_default(13))
-        for number, tile in enumerate(strip.tiles):
-            _draw_tile(sheet, draw, tile, _GAP_PX + number % columns * cell_w, top + _TITLE_PX + number // columns * cell_h)
+    lines = _lines(strips, columns)
+    heights = [_TITLE_PX + _CELL_H * max(-(-len(strip.tiles) // columns) for strip in line) for line in lines]
+    widths = [sum(_width(strip, columns) + _STRIP_GAP_PX for strip in line) - _STRIP_GAP_PX for line in lines]
+    sheet = Image.new("RGB", (max(widths, default=0) + _GAP_PX, sum(heights) + _GAP_PX), "white")
+    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(13), _GAP_PX
+    for line, height in zip(lines, heights, strict=True):
+        left = _GAP_PX
+        for strip in line:
+            draw.text((left, top + 3), shortened(strip.title, font, _width(strip, columns) - _GAP_PX), fill="black", font=font)
+            for number, tile in enumerate(strip.tiles):
+                _draw_tile(sheet, draw, tile, left + number % columns * _CELL_W, top + _TITLE_PX + number // columns * _CELL_H)
+            left += _width(strip, columns) + _STRIP_GAP_PX
         top += height
     with writing(path, "contact sheet", also=ValueError):
         sheet.save(path)
 
 
+def _lines(strips: Iterable[Strip], columns: int) -> list[list[Strip]]:
+    """Strips in their order, as many on a line as there is room for; two at least, as one picture leaves no room for a title."""
+    lines: list[list[Strip]] = []
+    room = 0
+    for strip in strips:
+        taken = max(len(strip.tiles), 2)
+        if taken > room:
+            lines.append([])
+            room = columns
+        lines[-1].append(strip)
+        room -= taken
+    return lines
+
+
+def _width(strip: Strip, columns: int) -> int:
+    return max(min(len(strip.tiles), columns), 2) * _CELL_W
+
+
 def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:
-    font = ImageFont.load_default(11)
+    font, middle = ImageFont.load_default(11), left + TILE_PX // 2
     if tile.picture is None:
-        draw.rectangle((left, top, left + TILE_PX - 1, top + TILE_PX - 1), fill="lightgrey")
-        draw.text((left + 8, top + TILE_PX // 2 - 8), "image not found", fill="black", font=font)
+        picture = Image.new("RGB", (TILE_PX, TILE_PX), "lightgrey")
+        ImageDraw.Draw(picture).text((TILE_PX / 2, TILE_PX / 2), "image not found", "black", font, anchor="mm")
     else:
         picture = tile.picture if max(tile.picture.size) == TILE_PX else fit_within(tile.picture, TILE_PX)
-        sheet.paste(picture, (left + (TILE_PX - picture.width) // 2, top + (TILE_PX - picture.height) // 2))
+    x, y = middle - picture.width // 2, top + (TILE_PX - picture.height) // 2
     if tile.is_framed:
-        draw.rectangle((left - 3, top - 3, left + TILE_PX + 2, top + TILE_PX + 2), outline="black", width=2)
-    draw.text((left, top + TILE_PX + 1), _cut(tile.caption, TILE_PX), fill="black", font=font)
-
-
-def _cut(text: str, width_px: int) -> str:
-    """The text, or its end behind an ellipsis where it is too long: of a path, the end tells more."""
-    most = int(width_px / _CHAR_PX)
-    return text if len(text) <= most else "..." + text[-(most - 3) :]
+        draw.rectangle((x - 3, y - 3, x + picture.width + 2, y + picture.height + 2), outline="black", width=2)
+    sheet.paste(picture, (x, y))
+    for number, text in enumerate((tile.note, tile.name)):
+        at = (middle, top + TILE_PX + _GAP_PX / 2 + number * _LINE_PX)
+        draw.text(at, shortened(text, font, TILE_PX), "black", font, anchor="ma")

@@ -136,12 +136,12 @@ def _lay_out(pictures: Sequence[Image.Image], columns: int, captions: Sequence[s
             sheet.paste(picture, (left + (cell_w - picture.width) // 2, top))
             if captions:
                 at = (left + cell_w / 2, top + picture.height + 2)
-                draw.text(at, _shortened(captions[index], font, cell_w), "black", font, anchor="ma")
+                draw.text(at, shortened(captions[index], font, cell_w), "black", font, anchor="ma")
         top += height + GAP_PX
     return sheet
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> str:
+def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> str:
     """The end of a text that fits a width; the end of a path says more than its start."""
     if font.getlength(text) <= width_px:
         return text

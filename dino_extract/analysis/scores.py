@@ -10,10 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dino_extract.analysis.pictures import display_name
 from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError
 
-_LABELLED_CLASSES = 40  # more names do not fit beside the picture
+_LABELLED_CLASSES = 90  # more names do not fit beside the picture
+_NUMBERED_CLASSES = 20  # with more, colours alone say how many images there are
+_NAME_CHARS = 30  # longer names lose their middle
+_CHAR_INCHES = 0.09  # about the width of a letter of matplotlib's font at 10 points
 
 
 @dataclass(frozen=True)
@@ -87,20 +91,29 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
         raise ConfigError("the confusion picture needs matplotlib", hint="pip install 'dino-extract[analysis]'") from error
     share = confusion_CC / np.maximum(confusion_CC.sum(axis=1, keepdims=True), 1)
     num_classes = len(classes)
-    side = min(max(4.0, 0.3 * num_classes + 2.5), 16.0)  # inches
-    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
+    is_numbered = num_classes <= _NUMBERED_CLASSES
+    step = -(-num_classes // _LABELLED_CLASSES)
+    names = [_shortened(name) for name in classes[::step]]
+    cell = max(0.3, 0.8 * _CHAR_INCHES * (len(str(confusion_CC.max())) + 1)) if is_numbered else 0.3  # inches
+    side = min(max(2.5, cell * num_classes), 14.0)
+    margin = _CHAR_INCHES * max(map(len, names)) + 0.5
+    figure = Figure(figsize=(margin + side + 1.2, side + margin), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    step = -(-num_classes // _LABELLED_CLASSES)
-    ticks = range(0, num_classes, step)
-    axes.set_xticks(ticks, [classes[tick] for tick in ticks], rotation=90)
-    axes.set_yticks(ticks, [classes[tick] for tick in ticks])
-    if num_classes <= 20:
+    font = {"fontsize": 10 if num_classes <= 40 else 8, "parse_math": False}  # a dollar in a name is a dollar
+    axes.set_xticks(range(0, num_classes, step), names, rotation=90, **font)
+    axes.set_yticks(range(0, num_classes, step), names, **font)
+    if is_numbered:
         for row, column in np.argwhere(confusion_CC > 0).tolist():
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, f"{confusion_CC[row, column]}", ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     with writing(path, "picture", also=ValueError):
         figure.savefig(path, dpi=150)
+
+
+def _shortened(name: str) -> str:
+    name = display_name(name)
+    return name if len(name) <= _NAME_CHARS else f"{name[: _NAME_CHARS // 2 - 2]}...{name[1 - _NAME_CHARS // 2 :]}"

@@ -44,7 +44,7 @@ def cluster(
         str | None, typer.Option("--output", "-o", metavar="FILE.csv", help="Write path, cluster of each level, similarity.")
     ] = None,
     sheets: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Draw a contact sheet of each cluster: its middle and its edge.")
+        str | None, typer.Option(metavar="FOLDER", help="Draw a contact sheet of each cluster, its middle and its edge, and one of all.")
     ] = None,
     labels: Labels = None,
     label_depth: LabelDepth = 1,
@@ -172,7 +172,7 @@ def _write_csv(output: str, paths: list[str], levels: list[Clusters]) -> None:
 
 def _draw(store: Store, level: Clusters, folder: str) -> None:
     """A sheet per cluster: the images nearest to its centre, and the farthest, by which one sees how far it reaches."""
-    from dino_extract.analysis.contact_sheet import Strip, Tile, draw_strips, stored_tile
+    from dino_extract.analysis.contact_sheet import COLUMNS, Strip, Tile, draw_strips, stored_tile
     from dino_extract.analysis.writing import writing
 
     with writing(folder, "folder"):
@@ -180,13 +180,17 @@ def _draw(store: Store, level: Clusters, folder: str) -> None:
     paths = store.paths
 
     def tiles(rows: NDArray[np.int64]) -> list[Tile]:
-        return [stored_tile(store, paths[row], f"{level.similarity[row]:.3f} {os.path.basename(paths[row])}") for row in rows.tolist()]
+        return [stored_tile(store, paths[row], f"{level.similarity[row]:.3f}") for row in rows.tolist()]
 
+    overview = []
     for number in range(len(level.centres)):
         rows = _by_similarity(level, number)
-        middle, edge = rows[:SHEET_IMAGES], rows[SHEET_IMAGES:][-8:]
-        strips = [Strip(f"cluster {number}: {len(rows):,} images, most typical first", tiles(middle))]
-        if len(edge):
-            strips.append(Strip("least typical", tiles(edge)))
+        middle, edge = tiles(rows[:SHEET_IMAGES]), tiles(rows[SHEET_IMAGES:][-COLUMNS:])
+        strips = [Strip(f"cluster {number}: {len(rows):,} images, most typical first", middle)]
+        if edge:
+            strips.append(Strip("least typical", edge))
         draw_strips(strips, os.path.join(folder, f"cluster-{number:04}.png"))
-    say(f"{len(level.centres):,} contact sheets: {folder}")
+        if number < SHOWN_CLUSTERS:
+            overview.append(Strip(f"cluster {number}: {len(rows):,} images", middle[:COLUMNS]))
+    draw_strips(overview, os.path.join(folder, "clusters.png"))
+    say(f"{len(level.centres):,} contact sheets, and `clusters.png` with the most typical images of each: {folder}")

@@ -132,12 +132,7 @@ def _draw_groups(store: Store, result: DedupResult, sheet: str) -> None:
     strips = []
     for number, group in enumerate(result.groups[:MAX_SHEET_GROUPS], 1):
         tiles = [
-            stored_tile(
-                store,
-                path,
-                f"{'keep' if similarity is None else f'{similarity:.4f}'} {os.path.basename(path)}",
-                is_framed=similarity is None,
-            )
+            stored_tile(store, path, "keep" if similarity is None else f"drop {similarity:.4f}", is_framed=similarity is None)
             for path, similarity in _in_order(group)[:MAX_GROUP_SHOWN]
         ]
         shown = f", the first {MAX_GROUP_SHOWN} shown" if len(group) > MAX_GROUP_SHOWN else ""
@@ -156,10 +151,7 @@ def _draw_leaks(store: Store, other: Store, found: Sequence[Leak], sheet: str) -
         say("no contact sheet: nothing is shared")
         return
     strips = [
-        Strip(
-            f"{leak.path} = {leak.other}",
-            [stored_tile(store, leak.path, f"{leak.similarity:.4f}"), stored_tile(other, leak.other, "there")],
-        )
+        Strip(f"in both: {leak.similarity:.4f}", [stored_tile(store, leak.path, "here"), stored_tile(other, leak.other, "there")])
         for leak in found[:MAX_SHEET_GROUPS]
     ]
     draw_strips(strips, sheet)

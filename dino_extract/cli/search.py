@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +28,7 @@ EXAMPLES = """Examples:
   dino-extract search photos.h5 --map                     how well folders are found again"""
 
 MAP_QUERIES = 2000  # more change the third digit at most, and each costs a sort of the whole file
+MAX_SHEET_QUERIES = 40
 
 
 def search(
@@ -74,7 +75,7 @@ def _results(
     """What is found for every query; query images that cannot be embedded are added to `failed`."""
     from dino_extract.analysis.search import search as find
 
-    stores = [query for query in queries if query.endswith((".h5", ".hdf5"))]
+    stores = [query for query in queries if _is_store(query)]
     images = [query for query in queries if query not in stores]
     results = find(store, paths=paths, top=top, dataset=dataset, index=index) if paths or not queries else []
     for query_file in stores:
@@ -89,6 +90,10 @@ def _results(
         names, vectors = embed_like(store, images, on_failure=lambda image, error: failed.append(f"{image}: {error}"))
         results += find(store, vectors, top=top, dataset=dataset, index=index, names=names)
     return results
+
+
+def _is_store(query: str) -> bool:
+    return query.endswith((".h5", ".hdf5"))
 
 
 def _measure(store: Store, dataset: str, labels: str | None, label_depth: int, seed: int, as_json: bool) -> None:
@@ -109,21 +114,26 @@ def _measure(store: Store, dataset: str, labels: str | None, label_depth: int, s
 
 def _draw(store: Store, results: list[SearchResult], queries: list[str], paths: list[str], sheet: str) -> None:
     from dino_extract.analysis.contact_sheet import Strip, Tile, draw_strips, file_tile, stored_tile
+    from dino_extract.analysis.pictures import display_name
+    from dino_extract.analysis.vectors import opened
 
-    def query_tile(name: str) -> Tile:
-        if name in paths:
-            return stored_tile(store, name, "query")
-        return file_tile(name, "query")
+    with contextlib.ExitStack() as stack:
+        home = dict.fromkeys(paths, store)  # of every query that is an image of a store
+        for query in queries:
+            if _is_store(query):
+                other = stack.enter_context(opened(query))
+                home.update((path, other) for path in other.paths if path not in home)
 
-    strips = [
-        Strip(
-            result.query,
-            [
-                query_tile(result.query),
-                *(stored_tile(store, hit.path, f"{hit.similarity:.3f} {os.path.basename(hit.path)}") for hit in result.hits),
-            ],
-        )
-        for result in results
-    ]
+        def query_tile(name: str) -> Tile:
+            return stored_tile(home[name], name, "query", is_framed=True) if name in home else file_tile(name, "query", is_framed=True)
+
+        strips = [
+            Strip(
+                display_name(result.query),
+                [query_tile(result.query), *(stored_tile(store, hit.path, f"{hit.similarity:.4f}") for hit in result.hits)],
+            )
+            for result in results[:MAX_SHEET_QUERIES]
+        ]
     draw_strips(strips, sheet, columns=min(max(len(strip.tiles) for strip in strips), 11))
-    say(f"contact sheet: {sheet}")
+    shown = f" of the first {len(strips)} queries" if len(strips) < len(results) else ""
+    say(f"contact sheet{shown}: {sheet}")

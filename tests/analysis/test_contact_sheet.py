@@ -18,7 +18,7 @@ def test_pictures_stand_in_order(tmp_path: Path) -> None:
     """The first tile is left of the second, and the second strip below the first."""
     red, green, blue = (Tile(Image.new("RGB", (TILE_PX, TILE_PX), colour), colour) for colour in ("red", "lime", "blue"))
 
-    draw_strips([Strip("one", [red, green]), Strip("two", [blue])], tmp_path / "sheet.png")
+    draw_strips([Strip("one", [red, green]), Strip("two", [blue])], tmp_path / "sheet.png", columns=3)
 
     pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
     centres = [np.argwhere((pixels == colour).all(axis=2)).mean(axis=0) for colour in ([255, 0, 0], [0, 255, 0], [0, 0, 255])]
@@ -49,6 +49,54 @@ def test_long_strips_wrap(tmp_path: Path) -> None:
 
     pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert (pixels == [255, 0, 0]).all(axis=2).sum() == (COLUMNS + 2) * TILE_PX**2
+
+
+def test_short_strips_share_a_line(tmp_path: Path) -> None:
+    """Four pairs fill a line of eight, with more room between than within them, and the fifth begins the next line."""
+    tile = Tile(Image.new("RGB", (TILE_PX, TILE_PX), "red"), "")
+
+    draw_strips([Strip("pair", [tile, tile])] * 5, tmp_path / "sheet.png", columns=8)
+
+    is_red = (np.asarray(Image.open(tmp_path / "sheet.png")) == [255, 0, 0]).all(axis=2)
+    tops = np.flatnonzero(np.diff(is_red.any(axis=1).astype(int)) == 1)
+    assert len(tops) == 2
+    gaps = np.diff(np.flatnonzero(is_red[tops[0] + 1])) - 1
+    assert [int(gap) for gap in gaps[gaps > 0]] == [6, 30, 6, 30, 6, 30, 6]
+    assert is_red[tops[1] + 1].sum() == 2 * TILE_PX
+
+
+def test_a_strip_that_does_not_fit_begins_a_line(tmp_path: Path) -> None:
+    """Strips of two, three and one in lines of four: the three stand below the two, and the one below them."""
+    tile = Tile(Image.new("RGB", (TILE_PX, TILE_PX), "red"), "")
+
+    draw_strips([Strip("", [tile] * number) for number in (2, 3, 1)], tmp_path / "sheet.png", columns=4)
+
+    is_red = (np.asarray(Image.open(tmp_path / "sheet.png")) == [255, 0, 0]).all(axis=2)
+    tops = np.flatnonzero(np.diff(is_red.any(axis=1).astype(int)) == 1)
+    assert [int(is_red[top + 1].sum()) // TILE_PX for top in tops] == [2, 3, 1]
+
+
+def test_a_long_name_leaves_the_note_as_it_is(tmp_path: Path) -> None:
+    """The note reads the same above a short and above a long name, and no text leaves its tile."""
+    picture = Image.new("RGB", (TILE_PX, TILE_PX), "red")
+
+    draw_strips([Strip("", [Tile(picture, "0.9876", "a.jpg"), Tile(picture, "0.9876", "folder/" * 20 + "a.jpg")])], tmp_path / "sheet.png")
+
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    bottom, left = (
+        np.argwhere((pixels == [255, 0, 0]).all(axis=2)).max(axis=0)[0],
+        np.argwhere((pixels == [255, 0, 0]).all(axis=2)).min(axis=0)[1],
+    )
+    short, long = (pixels[bottom + 1 :, first : first + TILE_PX] for first in (left, left + TILE_PX + 6))
+    assert (short[:16] == long[:16]).all()
+    assert (short[:16] < 128).any()
+    assert (long[16:] < 128).sum() > 2 * (short[16:] < 128).sum()
+    assert (pixels[bottom + 1 :, left + TILE_PX : left + TILE_PX + 6] == 255).all()
+
+
+def test_any_name_can_be_drawn(tmp_path: Path) -> None:
+    """A line break does not make a third line, and bytes that are not UTF-8 are escaped."""
+    assert file_tile("a\nb\udcff.jpg", "").name == "a\\nb\\xff.jpg"
 
 
 def test_stored_pictures_are_found_by_their_key(tmp_path: Path) -> None:

@@ -46,6 +46,29 @@ def test_the_confusion_picture_is_darkest_on_the_diagonal(tmp_path: Path) -> Non
     assert 0.005 < (pixels < 90).mean() < 0.1
 
 
+def test_large_numbers_in_the_confusion_picture_do_not_touch(tmp_path: Path) -> None:
+    """Between any two of twenty numbers of five digits there is more room than between digits."""
+    pytest.importorskip("matplotlib")
+
+    draw_confusion(np.full((20, 20), 88888), ["a"] * 20, tmp_path / "confusion.png")
+
+    is_dark = np.asarray(Image.open(tmp_path / "confusion.png").convert("L")) < 120
+    left, right = np.flatnonzero(is_dark.mean(axis=0) > 0.5)[[0, -1]]  # the frame of the matrix
+    inner = is_dark[:, left + 5 : right - 5]
+    top = np.flatnonzero(inner.mean(axis=1) > 0.9)[0]
+    columns = np.flatnonzero(inner[top + 5 : top + 60].any(axis=0))  # of the first row of numbers
+    assert (np.diff(columns) > 8).sum() == 19
+
+
+def test_names_of_classes_are_shown_as_they_are(tmp_path: Path) -> None:
+    """Dollars are no formula, and bytes that are not UTF-8 no error."""
+    pytest.importorskip("matplotlib")
+
+    draw_confusion(CONFUSION, ["$\\frac$", "over 10 $", "\udcff" * 50], tmp_path / "confusion.png")
+
+    assert (tmp_path / "confusion.png").stat().st_size > 1000
+
+
 def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """A missing folder gives one sentence."""
     pytest.importorskip("matplotlib")

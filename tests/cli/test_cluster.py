@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from dino_extract.analysis.contact_sheet import TILE_PX
 from dino_extract.cli.cluster import cluster, curate
 from dino_extract.errors import ConfigError
 from tests.analysis.stores import blobs, keys_of, write_store
@@ -50,12 +52,18 @@ def test_a_path_that_would_be_a_formula_is_marked_and_said(tmp_path: Path) -> No
     assert "note: 1 paths that a spreadsheet would run as formulas have `./` in front" in err
 
 
-def test_a_sheet_is_drawn_for_each_cluster(path: str, tmp_path: Path) -> None:
-    """The folder has as many pictures as there are clusters."""
+def test_a_sheet_is_drawn_for_each_cluster_and_one_for_all(path: str, tmp_path: Path) -> None:
+    """The folder has a picture of each cluster, and one with a line of eight images of each."""
     _, err = run_command(cluster, path, "3", "--sheets", str(tmp_path / "sheets"))
 
-    assert len(list((tmp_path / "sheets").glob("*.png"))) == 3
-    assert "3 contact sheets" in err
+    assert sorted(each.name for each in (tmp_path / "sheets").iterdir()) == [
+        *(f"cluster-{number:04}.png" for number in range(3)),
+        "clusters.png",
+    ]
+    assert "3 contact sheets, and `clusters.png`" in err
+    with Image.open(tmp_path / "sheets" / "clusters.png") as sheet:
+        [grey] = [count for count, colour in sheet.getcolors(1 << 20) if colour == (211, 211, 211)]  # the images themselves are not there
+        assert 0.8 < grey / (3 * 8 * TILE_PX**2) < 1
 
 
 def test_curated_paths_are_printed_or_written(path: str, tmp_path: Path) -> None:

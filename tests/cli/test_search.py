@@ -54,6 +54,26 @@ def test_the_sheet_shows_query_and_hits(path: str, tmp_path: Path) -> None:
     assert "contact sheet" in err
 
 
+def test_queries_of_another_file_are_pictures_too(path: str, tmp_path: Path) -> None:
+    """The sheet shows the query from where the other file has it; of more than 40 queries it shows the first, and says so."""
+    (tmp_path / "other").mkdir()
+    for number in range(41):
+        Image.new("RGB", (50, 50), (255, 0, number)).save(tmp_path / "other" / f"{number:02}.png")
+    other = write_store(
+        tmp_path / "y.h5",
+        [f"{number:02}.png" for number in range(41)],
+        {"features": np.ones((41, 2), np.float32)},
+        root=str(tmp_path / "other"),
+    )
+
+    _, err = run_command(search, path, other, "--top", "1", "--sheet", str(tmp_path / "sheet.png"))
+
+    colours = {colour for _, colour in Image.open(tmp_path / "sheet.png").getcolors(1 << 20)}
+    assert {(255, 0, number) for number in range(40)} <= colours
+    assert (255, 0, 40) not in colours
+    assert "contact sheet of the first 40 queries" in err
+
+
 def test_map_is_measured_by_folder(tmp_path: Path) -> None:
     """With `--map` and no query, retrieval of each folder is measured."""
     vectors, labels = blobs(3, 10, 16, spread=0.05)
