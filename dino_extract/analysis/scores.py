@@ -102,9 +102,9 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
     image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    font = {"fontsize": 10 if num_classes <= 40 else 8, "parse_math": False}  # a dollar in a name is a dollar
-    axes.set_xticks(range(0, num_classes, step), names, rotation=90, **font)
-    axes.set_yticks(range(0, num_classes, step), names, **font)
+    font_size = 10 if num_classes <= 40 else 8
+    for set_ticks, rotation in ((axes.set_xticks, 90), (axes.set_yticks, 0)):
+        set_ticks(range(0, num_classes, step), names, rotation=rotation, fontsize=font_size, parse_math=False)  # a dollar is a dollar
     if is_numbered:
         for row, column in np.argwhere(confusion_CC > 0).tolist():
             colour = "white" if share[row, column] > 0.5 else "black"
