@@ -12,7 +12,7 @@ Dimension key: B pictures, P pixels and R rows of all of them, H W sides of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from dino_extract.preprocess import Pictures
 
-GROUP = 64  # pictures resized together: enough to fill a GPU, and at most about 1 GB of sums and places
+MAX_SUMS = 1 << 24  # of one axis computed together, three channels each: enough to fill a GPU, and about 1 GB with what they need
 _FRACTION_BITS = 22  # Pillow's PRECISION_BITS: 32 less 8 of the pixels less 2 for overshoot
 _REACH = 2.0  # of the bicubic filter, in pixels
 
@@ -32,8 +32,20 @@ def to_device(pixels: np.ndarray | Pictures, device: torch.device) -> Tensor:
     From pinned memory the copy does not wait; the pixels must stay as they are until it is done.
     """
     if isinstance(pixels, Pictures):
-        return torch.cat([resize(pixels[start : start + GROUP], device) for start in range(0, len(pixels), GROUP)])
+        return torch.cat([resize(pixels[group], device) for group in groups(pixels)])
     return torch.from_numpy(pixels).to(device, non_blocking=True)
+
+
+def groups(pictures: Pictures) -> Iterator[slice]:
+    """Pictures that are resized together, as many as memory should hold, at least one."""
+    first = rows = 0
+    for place, image in enumerate(pictures.images):
+        more = max(image.shape[0], pictures.options.height)
+        if place > first and (rows + more) * pictures.options.width > MAX_SUMS:
+            yield slice(first, place)
+            first, rows = place, 0
+        rows += more
+    yield slice(first, len(pictures))
 
 
 def resize(pictures: Pictures, device: torch.device) -> Tensor:

@@ -72,13 +72,16 @@ def test_a_batch_of_missing_pictures_alone_has_its_shape() -> None:
 
 
 def test_more_pictures_than_a_group_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Worked through in groups, a batch is the same, the last group a smaller one."""
+    """Worked through in groups, a batch is the same; each group holds as much as it may, a picture that is too large stands alone."""
     options = Preprocess(height=28, width=28)
-    images = [noise(40 + number, 50, number) for number in range(7)]
+    heights = [40, 10, 40, 40, 200, 60, 30]  # below 28 the rows of the result count
+    images = [noise(height, 50, number) for number, height in enumerate(heights)]
     want = resized(images, options)
 
-    monkeypatch.setattr(resize, "GROUP", 3)
+    monkeypatch.setattr(resize, "MAX_SUMS", 28 * (40 + 28 + 40))
 
+    parts = [heights[group] for group in resize.groups(Pictures(images, np.zeros(7, bool), options))]
+    assert parts == [[40, 10, 40], [40], [200], [60, 30]]
     np.testing.assert_array_equal(resized(images, options), want)
 
 
