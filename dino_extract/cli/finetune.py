@@ -24,6 +24,7 @@ _NO_VALUE = "the preset's"
 
 
 def finetune(
+    context: typer.Context,
     sources: Annotated[list[str] | None, typer.Argument(metavar="SOURCE...", help="Folders, images, quoted globs, .tar shards.")] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="RUN/", help="Folder of the run; it continues what is there.")
@@ -46,7 +47,15 @@ def finetune(
         Preset, typer.Option("--preset", help="Where values come from that are not given here.", rich_help_panel=START)
     ] = "small",
     config_path: Annotated[
-        Path | None, typer.Option("--config", metavar="config.json", help="Repeat a run with its configuration.", rich_help_panel=START)
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="config.json",
+            exists=True,
+            dir_okay=False,
+            help="Repeat a run with its configuration, but for what is given here.",
+            rich_help_panel=START,
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -118,19 +127,26 @@ def finetune(
         "crops.blur": blur,
     }
     config = with_values(base, {name: value for name, value in given.items() if value is not None})
-    if config_path is None:  # a repeated run takes these from its file
-        config = replace(config, model=model, weights=weights, distill=distill, seed=seed, evaluate=evaluate, offline=offline)
-        config = replace(
-            config,
-            keep_heads=keep_heads,
-            device=device,
-            dtype=dtype,
-            num_workers=workers,
-            parallel=parallel,
-            compile=compile_blocks,
-            checkpoint_blocks=checkpoint_blocks,
-        )
-    config = with_values(config, parse_settings(settings or []))
+    options: dict[str, Any] = {
+        "model": model,
+        "weights": weights,
+        "keep_heads": keep_heads,
+        "from_scratch": from_scratch,
+        "distill": distill,
+        "offline": offline,
+        "seed": seed,
+        "evaluate": evaluate,
+        "device": device,
+        "dtype": dtype,
+        "num_workers": workers,
+        "parallel": parallel,
+        "compile": compile_blocks,
+        "checkpoint_blocks": checkpoint_blocks,
+    }
+    if config_path is not None:  # a repeated run has these from its file, but for those that are given
+        parameters = {"num_workers": "workers", "compile": "compile_blocks"}
+        options = {name: value for name, value in options.items() if _is_given(context, parameters.get(name, name))}
+    config = with_values(replace(config, **options), parse_settings(settings or []))
     if not config.sources or not config.output:
         raise ConfigError("images and a folder for the run are needed", hint="for example `dino-extract finetune photos/ -o run/`")
     if dry_run:
@@ -144,3 +160,8 @@ def finetune(
         typer.echo(json.dumps({**asdict(summary), "output": str(summary.output)}))
     typer.echo(f"{summary.steps} steps done, {summary.images_per_s:.1f} images/s, {summary.unreadable} unreadable images", err=True)
     typer.echo(f"next: dino-extract embed photos/ --weights {shlex.quote(str(summary.output))}", err=True)
+
+
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name != "DEFAULT"

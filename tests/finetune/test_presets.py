@@ -111,6 +111,18 @@ def test_a_run_is_repeated_from_its_configuration(tmp_path: Any) -> None:
     assert differences(config, again) == {"output": ("run", "other")}
 
 
+def test_what_is_given_beside_a_configuration_wins(tmp_path: Any) -> None:
+    """An option on the command line is not lost for one in the file, not even where it is the usual value."""
+    config = with_values(preset("small", from_scratch=True), {"sources": ("a",), "output": "run", "model": "tiny", "seed": 5})
+    path = tmp_path / "config.json"
+    path.write_text(to_json(config))
+
+    again = asked("--config", str(path), "--seed", "0", "--weights", "first", "--keep-heads", "--workers", "2", "--compile")
+
+    changed = {name: now for name, (_, now) in differences(config, again).items()}
+    assert changed == {"seed": 0, "weights": "first", "keep_heads": True, "num_workers": 2, "compile": True}
+
+
 def test_help_and_dry_run_do_not_load_torch() -> None:
     """The command's options are known without torch."""
     code = "import sys, dino_extract.cli.finetune; sys.exit('torch' in sys.modules)"
