@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +12,15 @@ import numpy as np
 from dino_extract.store import disk
 from dino_extract.store.header import DamagedHeaderError, open_hdf5, read_header
 from dino_extract.store.rows import intact_rows
+
+HEADER_LIMIT_S = 120.0  # a header of 10 million rows takes seconds
+_READ_HEADER = """
+import sys
+path, *sys.path = sys.argv[1:]
+from dino_extract.store.header import open_hdf5, read_header
+with open_hdf5(path) as file:
+    read_header(file, path)
+"""
 
 
 @dataclass(frozen=True)
@@ -36,13 +47,20 @@ class VerifyReport:
         return not self.damaged_rows and self.header_damage is None
 
 
-def verify_store(path: str | os.PathLike[str]) -> VerifyReport:
+def verify_store(path: str | os.PathLike[str], *, header_limit_s: float | None = HEADER_LIMIT_S) -> VerifyReport:
     """Read a whole store, in bounded memory, and compare it with its checksums.
+
+    Args:
+        path: the file.
+        header_limit_s: seconds that another process may take to read the header first, because damaged metadata can make HDF5 crash or
+            loop for ever; None reads it in this process only.
 
     Raises:
         StoreError: there is no such file, it is not a store, or another program has rewritten it.
     """
     path = os.fspath(path)
+    if header_limit_s is not None and (fate := _fate_of_reader(path, header_limit_s)):
+        return VerifyReport(path, header_damage=f"the header of `{path}` is damaged: HDF5 {fate} while reading it")
     try:
         with open_hdf5(path) as file:
             header = read_header(file, path)
@@ -65,3 +83,13 @@ def verify_store(path: str | os.PathLike[str]) -> VerifyReport:
         num_uncommitted=int((crcs == 0).sum()),
         header_damage=None if is_sound else "metadata, paths, or file sizes and times are not as they were written",
     )
+
+
+def _fate_of_reader(path: str, limit_s: float) -> str | None:
+    """What befell HDF5 in a process that has read the header; None if it came back. Why it refused, this process will say."""
+    command = [sys.executable, "-I", "-c", _READ_HEADER, path, *(os.path.abspath(entry) for entry in sys.path)]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False)
+    except subprocess.TimeoutExpired:
+        return f"did not come back within {limit_s:g} s"
+    return f"died of signal {-done.returncode}" if done.returncode < 0 else None
