@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 BATCH = 32
@@ -125,10 +125,29 @@ def run_transformers(folder: Path, output: Path, model: str, dtype: str) -> dict
     return {**figures, "images": len(paths)}
 
 
+def run_dinotool(folder: Path, output: Path, model: str, dtype: str) -> dict[str, float]:
+    """The dinotool command with one vector for each image, in batches; a timm network stands in for the one that it downloads."""
+    import timm
+    from dinotool import cli
+
+    assert dtype == "float32", "dinotool has no other"
+    network = timm.create_model(f"vit_{model}_patch14_dinov2", pretrained=False, num_classes=0, img_size=SIDE)
+    network.patch_size = 14
+    cli.load_model = lambda name: network
+    config = cli.DinotoolConfig(
+        input=str(folder), output=str(output), input_size=(SIDE, SIDE), batch_size=BATCH, save_features="frame", no_vis=True
+    )
+    figures: dict[str, float] = {}
+    with measured(figures), redirect_stdout(sys.stderr):
+        cli.DinotoolProcessor(config).run()
+    return {**figures, "images": len(sorted(folder.rglob("*.jpg")))}
+
+
 PEERS: dict[str, tuple[str, Callable[[Path, Path, str, str], dict[str, float]], str]] = {  # name -> package, function, dtype
     "timm-fp32": ("timm", run_timm, "float32"),
     "timm-bf16": ("timm", run_timm, "bfloat16"),
     "transformers-fp32": ("transformers", run_transformers, "float32"),
+    "dinotool-fp32": ("dinotool", run_dinotool, "float32"),
     "ours": ("dino_extract", run_ours, "auto"),
     "ours-fp32": ("dino_extract", run_ours, "float32"),
 }
