@@ -35,7 +35,7 @@ from dino_extract.status import Status
 MEMORY_BYTES = 2 * 2**30  # what one image may take; 100 megapixels need about 1 GB
 TIMEOUT_S = 30.0  # the slowest honest images (100 megapixels, progressive) take about 5 s
 START_TIMEOUT_S = 120.0  # interpreter and imports, from a cold network disk
-PIPE_BYTES = 2**20  # a whole reply fits, so that the child can go on while the parent is busy
+PIPE_BYTES = 2**20  # a whole reply with resized pixels fits, so that the child can go on while the parent is busy
 _SLICE_S = 1.0  # how long one wait may take before it is counted against the deadline
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
