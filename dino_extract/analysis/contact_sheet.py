@@ -21,14 +21,15 @@ _GAP_PX = 6
 _STRIP_GAP_PX = 24  # between strips that share a line
 _TITLE_PX = 25
 _LINE_PX = 14  # of a caption, which has two
-_CELL_W, _CELL_H = TILE_PX + _GAP_PX, TILE_PX + 2 * _LINE_PX + 2 * _GAP_PX
+_CELL_W = TILE_PX + _GAP_PX
+_TEXT_PX = 2 * _LINE_PX + 2 * _GAP_PX  # below a picture, with white above and below
 
 
 class Tile(NamedTuple):
     """One small picture with two lines of text below it.
 
     Args:
-        picture: None where the image cannot be had any more.
+        picture: within a square of `TILE_PX`; None where the image cannot be had any more.
         note: the first line, short.
         name: the second line, of which the end is shown if it is too long.
         is_framed: whether it stands out.
@@ -73,18 +74,21 @@ def draw_strips(strips: Iterable[Strip], path: str | os.PathLike[str], *, column
         ConfigError: the picture cannot be written.
     """
     lines = _lines(strips, columns)
-    heights = [_TITLE_PX + _CELL_H * max(-(-len(strip.tiles) // columns) for strip in line) for line in lines]
+    heights = [_row_heights(line, columns) for line in lines]
     widths = [sum(_width(strip, columns) + _STRIP_GAP_PX for strip in line) - _STRIP_GAP_PX for line in lines]
-    sheet = Image.new("RGB", (max(widths, default=0) + _GAP_PX, sum(heights) + _GAP_PX), "white")
+    size = (max(widths, default=0) + _GAP_PX, sum(_TITLE_PX + sum(rows) for rows in heights) + _GAP_PX)
+    sheet = Image.new("RGB", size, "white")
     draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(13), _GAP_PX
-    for line, height in zip(lines, heights, strict=True):
+    for line, rows in zip(lines, heights, strict=True):
         left = _GAP_PX
         for strip in line:
             draw.text((left, top + 3), shortened(strip.title, font, _width(strip, columns) - _GAP_PX), fill="black", font=font)
             for number, tile in enumerate(strip.tiles):
-                _draw_tile(sheet, draw, tile, left + number % columns * _CELL_W, top + _TITLE_PX + number // columns * _CELL_H)
+                row, column = divmod(number, columns)
+                at = (left + column * _CELL_W, top + _TITLE_PX + sum(rows[:row]))
+                _draw_tile(sheet, draw, tile, at, rows[row] - _TEXT_PX)
             left += _width(strip, columns) + _STRIP_GAP_PX
-        top += height
+        top += _TITLE_PX + sum(rows)
     with writing(path, "contact sheet", also=ValueError):
         sheet.save(path)
 
@@ -103,21 +107,31 @@ def _lines(strips: Iterable[Strip], columns: int) -> list[list[Strip]]:
     return lines
 
 
+def _row_heights(line: Sequence[Strip], columns: int) -> list[int]:
+    """Of each row of pictures with its text: landscape photographs alone need less than the height of a tile."""
+    tallest: dict[int, int] = {}
+    for strip in line:
+        for number, tile in enumerate(strip.tiles):
+            row = number // columns
+            tallest[row] = max(tallest.get(row, 0), TILE_PX if tile.picture is None else tile.picture.height)
+    return [height + _TEXT_PX for height in tallest.values()]
+
+
 def _width(strip: Strip, columns: int) -> int:
     return max(min(len(strip.tiles), columns), 2) * _CELL_W
 
 
-def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:
-    font, middle = ImageFont.load_default(11), left + TILE_PX // 2
-    if tile.picture is None:
+def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, at: tuple[int, int], height_px: int) -> None:
+    """The picture in the middle of its place, whose top left corner is given, and the text below it."""
+    font, (left, top) = ImageFont.load_default(11), at
+    picture, middle = tile.picture, left + TILE_PX // 2
+    if picture is None:
         picture = Image.new("RGB", (TILE_PX, TILE_PX), "lightgrey")
         ImageDraw.Draw(picture).text((TILE_PX / 2, TILE_PX / 2), "image not found", "black", font, anchor="mm")
-    else:
-        picture = tile.picture if max(tile.picture.size) == TILE_PX else fit_within(tile.picture, TILE_PX)
-    x, y = middle - picture.width // 2, top + (TILE_PX - picture.height) // 2
+    x, y = middle - picture.width // 2, top + (height_px - picture.height) // 2
     if tile.is_framed:
         draw.rectangle((x - 3, y - 3, x + picture.width + 2, y + picture.height + 2), outline="black", width=2)
     sheet.paste(picture, (x, y))
     for number, text in enumerate((tile.note, tile.name)):
-        at = (middle, top + TILE_PX + _GAP_PX / 2 + number * _LINE_PX)
-        draw.text(at, shortened(text, font, TILE_PX), "black", font, anchor="ma")
+        place = (middle, top + height_px + _GAP_PX / 2 + number * _LINE_PX)
+        draw.text(place, shortened(text, font, TILE_PX), "black", font, anchor="ma")

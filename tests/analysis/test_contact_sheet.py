@@ -76,6 +76,20 @@ def test_a_strip_that_does_not_fit_begins_a_line(tmp_path: Path) -> None:
     assert [int(is_red[top + 1].sum()) // TILE_PX for top in tops] == [2, 3, 1]
 
 
+def test_landscape_pictures_take_no_more_height_than_they_need(tmp_path: Path) -> None:
+    """A row is as high as its highest picture: the text stands right below it, and low pictures in a higher row lie in its middle."""
+    low, high = (Tile(Image.new("RGB", (TILE_PX, height), "red"), "") for height in (50, 100))
+
+    draw_strips([Strip("", [low, low, high, low])], tmp_path / "sheet.png", columns=2)
+
+    is_red = (np.asarray(Image.open(tmp_path / "sheet.png")) == [255, 0, 0]).all(axis=2)
+    left, right = (np.flatnonzero(is_red[:, column]) for column in (10, is_red.shape[1] - 10))
+    text = left[50] - left[49] - 1  # between the first row and the second
+    assert 28 <= text <= 50
+    assert [int(each) for each in right[[0, 49]]] == [int(each) for each in left[[0, 49]]]
+    assert right[50] - left[50] == left[149] - right[99] == 25
+
+
 def test_a_long_name_leaves_the_note_as_it_is(tmp_path: Path) -> None:
     """The note reads the same above a short and above a long name, and no text leaves its tile."""
     picture = Image.new("RGB", (TILE_PX, TILE_PX), "red")
