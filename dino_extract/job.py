@@ -183,7 +183,6 @@ def prepare(
     *,
     suffixes: Sequence[str] = (),
     stdin: BinaryIO | None = None,
-    manifest: Manifest | None = None,
 ) -> Job:
     """Find the images, load the model and lay out the file, without writing anything.
 
@@ -193,13 +192,11 @@ def prepare(
         config: all options.
         suffixes: as for `find_images`.
         stdin: where the source `-` reads its list from.
-        manifest: the images, where the sources have been searched already.
 
     Raises:
         DinoExtractError: something about the sources, the model, the options or the disk does not fit.
     """
-    if manifest is None:
-        manifest = find_images(sources, suffixes=suffixes, stdin=stdin)
+    manifest = find_images(sources, suffixes=suffixes, stdin=stdin)
     path = os.fspath(output) if output is not None else _default_output(sources)
     job = _job(manifest, path, config)
     if not os.path.exists(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import stat
@@ -105,6 +106,26 @@ def find_images(sources: Sequence[str | bytes], *, suffixes: Sequence[str] = (),
     return finder.manifest(root, absolute)
 
 
+def require_present(sources: Sequence[str | bytes]) -> None:
+    """Fail for a source that is not there, before anything long is begun; lists, globs and folders are not looked into.
+
+    Raises:
+        SourceError: a source is missing.
+    """
+    for source in map(os.fsencode, sources):
+        if source not in (b"-", b"-0") and not glob.has_magic(source):
+            with _reading(source):
+                os.stat(source)
+
+
+@contextlib.contextmanager
+def _reading(path: bytes) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"`{printable(path)}` cannot be read: {error.strerror}") from error
+
+
 class _Finder:
     """Collects images in the order they are met; columns are arrays because there may be millions."""
 
@@ -144,12 +165,10 @@ class _Finder:
 
     def add_path(self, path: bytes, key: bytes) -> None:
         """A folder, a tar, or one file; its keys start with `key`."""
-        try:
+        with _reading(path):
             info = os.stat(path)
             if stat.S_ISDIR(info.st_mode):
                 os.scandir(path).close()  # a forbidden sub-folder is noted and passed over, a forbidden source is an error
-        except OSError as error:
-            raise SourceError(f"`{printable(path)}` cannot be read: {error.strerror}") from error
         if stat.S_ISDIR(info.st_mode):
             self._add_folder(path, key)
         elif not stat.S_ISREG(info.st_mode):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dino_extract.errors import SourceError
-from dino_extract.source import ImageError, ImageRef, find_images, manifest_of, printable, read_image_bytes, resolve
+from dino_extract.source import ImageError, ImageRef, find_images, manifest_of, printable, read_image_bytes, require_present, resolve
 from dino_extract.status import Status
 
 
@@ -48,6 +48,14 @@ def test_folder_keys_are_relative_and_sorted_by_bytes(tmp_path: Path) -> None:
     fill(tmp_path, "b.jpg", "a/z.png", "a.jpg", "a-b.jpg", "B.jpg")
 
     assert find_images([str(tmp_path)]).keys == [b"B.jpg", b"a-b.jpg", b"a.jpg", b"a/z.png", b"b.jpg"]
+
+
+def test_missing_source_is_told_without_a_search(tmp_path: Path) -> None:
+    """What is there passes, however empty, and so do lists and globs; a path that leads nowhere is named."""
+    require_present([str(tmp_path), "-", "-0", "no/*.jpg"])
+
+    with pytest.raises(SourceError, match="`nowhere` cannot be read: No such file"):
+        require_present([str(tmp_path), "nowhere"])
 
 
 def test_manifest_leads_to_the_files(tmp_path: Path) -> None:

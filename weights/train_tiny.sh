@@ -22,4 +22,4 @@ dino-extract finetune $photos -o "$work/second" $common --weights "$work/first" 
     --set crops.decode_size=112 --set drop_path_rate=0 --set objective.anchor_loss_weight=0 \
     --set optim.base_lr=0.001 --set schedule.warmup_steps=20 --set schedule.min_lr=1e-6 \
     --set schedule.momentum_teacher=0.99 --set schedule.final_momentum_teacher=0.998
-dino-extract weights convert "$work/second" "$work/tiny.safetensors" --to dino-extract --dtype float16 --overwrite
+dino-extract weights convert "$work/second" "$work/tiny.safetensors" --to dino-extract --dtype float16 --licence Apache-2.0 --overwrite

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from PIL import Image, ImageEnhance, ImageOps
 
+_JPEG_SIDE = 65_500  # pixels, the most that libjpeg writes
+
 
 def _crop(picture: Image.Image) -> Image.Image:
     """The middle 80 % of each side."""
@@ -17,6 +19,9 @@ def _crop(picture: Image.Image) -> Image.Image:
 def _reencode(picture: Image.Image) -> Image.Image:
     """JPEG of quality 30, which shows its blocks."""
     stream = io.BytesIO()
+    if max(picture.size) > _JPEG_SIDE:
+        picture = picture.copy()
+        picture.thumbnail((_JPEG_SIDE, _JPEG_SIDE))
     picture.save(stream, "JPEG", quality=30)
     return Image.open(stream).convert("RGB")
 

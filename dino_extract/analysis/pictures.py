@@ -22,7 +22,7 @@ from dino_extract.store import Store
 GAP_PX = 6  # white between pictures
 _CAPTION_PX = 18
 _FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # and their double-byte forms, which Japanese spreadsheets take for the same
-_NAME_CHARS = 80  # of a path that go into a file name, well below the 255 bytes of common file systems
+_NAME_CHARS = 60  # of a path that go into a file name: up to four bytes each, of the 255 that common file systems allow
 
 
 def display_name(path: str) -> str:

@@ -58,7 +58,8 @@ class Vectors:
         block = np.concatenate([np.asarray(part[wanted], np.float32) for part in self._parts], axis=1)
         is_bad = ~np.isfinite(block).all(axis=1)
         if is_bad.any():
-            row = int(np.arange(len(self))[index][is_bad.argmax()])
+            rows = np.arange(len(self._parts[0])) if self._rows is None else self._rows
+            row = int(rows[index][is_bad.argmax()])
             raise StoreError(
                 f"row {row} of {self.name} has NaN or infinite values",
                 hint="leave such rows of an array out; of a file, `dino-extract verify FILE` says whether it was damaged",

@@ -131,17 +131,17 @@ def embed(
         max_pixels=max_pixels,
     )
     most_failures = _parse_max_failures(max_failures)
-    from dino_extract.source import find_images  # loads numpy, which `--help` must not wait for
+    from dino_extract.source import require_present  # loads numpy, which `--help` must not wait for
 
     listed = ["-0" if null and source == "-" else source for source in sources]
-    manifest = find_images(listed, suffixes=suffix or (), stdin=sys.stdin.buffer)  # first: nothing is downloaded for a wrong path
+    require_present(listed)  # nothing is downloaded for a wrong path
     with download_progress(model or "weights", quiet=quiet) as progress:
-        # Before torch is loaded, so that missing weights are told at once.
+        # Before torch is loaded and millions of files are listed, so that missing weights are told at once.
         ensure_available(model, weights=weights, random_seed=random_weights, offline=offline, progress=progress)
     from dino_extract.embedding import run  # loads torch, which `--help` must not wait for
     from dino_extract.job import prepare
 
-    job = prepare(listed, output, config, manifest=manifest)
+    job = prepare(listed, output, config, suffixes=suffix or (), stdin=sys.stdin.buffer)
     if not quiet:
         for line in job.describe():
             typer.echo(line, err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dino_extract.cli.options import AsJson, print_json, say
+from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +37,8 @@ def match(
     from dino_extract.analysis.writing import writing
 
     if file is not None:
+        if model is not None or weights is not None or random_weights is not None:
+            raise ConfigError("`--file` has patch tokens already, so no model is taken", hint="leave `--file` out to embed the two images")
         (picture_a, patches_a), (picture_b, patches_b) = _stored(file, image_a, image_b)
     else:
         options = {"weights": weights, "random_seed": random_weights, "offline": offline}

@@ -134,7 +134,9 @@ def load_networks(training: TrainingStep, state: State) -> None:
         _load_weights(training.models.average, state["average"])
         if training.models.teacher is not training.models.average:  # else a frozen teacher of the state would replace the average
             _load_weights(training.models.teacher, state["teacher"])
-    except (KeyError, RuntimeError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"the checkpoint does not fit this run: it has no {error.args[0]}") from error
+    except RuntimeError as error:
         raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
     training.objective.dino_center.value = state["dino_center"].to(training.device)
     training.objective.ibot_center.value = state["ibot_center"].to(training.device)

@@ -354,7 +354,7 @@ class Run:
 
 
 def _newest_state(run: str) -> State | None:
-    return Checkpoints(Path(run) / "checkpoints").newest()
+    return Checkpoints(Path(run).expanduser() / "checkpoints").newest()
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ INTERPOLATION_NOTE = (
 
 
 def convert(
-    source: Path, target: Path, to: ExportLayout, *, dtype: str | None = None, overwrite: bool = False
+    source: Path, target: Path, to: ExportLayout, *, dtype: str | None = None, licence: str | None = None, overwrite: bool = False
 ) -> tuple[Path, tuple[str, ...]]:
     """Write the weights in a file or folder in another layout; gives back the file written and what the user should know.
 
@@ -35,6 +36,7 @@ def convert(
             `config.json` and `preprocessor_config.json` as well, so that transformers loads it.
         to: the layout.
         dtype: in which the numbers are stored, by default as they are.
+        licence: under which the weights may be used, where the source does not say it right; only `dino-extract` files have a place for it.
         overwrite: whether a file that is there may be replaced.
 
     Raises:
@@ -52,6 +54,10 @@ def convert(
     if written.exists() and not overwrite:
         raise WeightsError(f"`{written}` is already there", hint="`--overwrite` replaces it")
     checkpoint = read_checkpoint(source)
+    if licence is not None:
+        if to != "dino-extract":
+            raise ConfigError(f"`--licence` is recorded only with `--to dino-extract`, got `--to {to}`")
+        checkpoint = replace(checkpoint, metadata={**checkpoint.metadata, "licence": licence})
     _write(checkpoint, written, to, DTYPES[dtype] if dtype else None)
     if as_folder:
         _write_json(target / "config.json", _hf_config(checkpoint.config))

@@ -49,6 +49,7 @@ TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
         (["knn", "good.h5", "--labels", "other.h5"], "hint: give a CSV file, or a dataset of an HDF5 file as `FILE.h5:DATASET`"),
         (["knn", "good.h5", "--labels", "picture.png"], "labels `picture.png` are not text"),
         (["knn", "good.h5", "--confusion", "none/x.png"], "picture `none/x.png` cannot be written: No such file or directory\n"),
+        (["match", "a.jpg", "b.jpg", "--file", "good.h5", "--model", "tiny"], "`--file` has patch tokens already, so no model is taken"),
         (["cluster", "good.h5", "3", "--coarser", "5"], "must be at least 1 and fall from level to level, got 3, 5"),
         (["cluster", "good.h5", "3", "--sheets", "text.txt"], "folder `text.txt` cannot be written: File exists\n"),
         (

@@ -91,16 +91,18 @@ def test_storage_type_is_chosen(tmp_path: Path) -> None:
 
 
 def test_our_layout_keeps_what_was_known(tmp_path: Path) -> None:
-    """Name, licence and record of one of our files stay, and the file it was made from is noted."""
+    """Name, licence and record of one of our files stay, unless a licence is given, and the file it was made from is noted."""
     source = saved(tmp_path, PLAIN)
 
     written, _ = convert(source, tmp_path / "again.safetensors", "dino-extract")
+    convert(source, tmp_path / "free.safetensors", "dino-extract", licence="MIT")
 
     with safe_open(written, "pt") as file:
         said = json.loads(file.metadata()["dino_extract"])
     assert (said["name"], said["licence"], said["epoch"]) == ("some", "CC0", 3)
     assert read_checkpoint(written).config == PLAIN
     assert len(said["source_sha256"]) == 64
+    assert read_checkpoint(tmp_path / "free.safetensors").metadata["licence"] == "MIT"
 
 
 def test_different_interpolation_of_others_is_told(tmp_path: Path) -> None:
