@@ -33,6 +33,16 @@ def test_separate_groups_are_found_whole() -> None:
     assert agreement(found.codes, codes).nmi == pytest.approx(1.0)
 
 
+def test_no_seed_merges_groups_that_lie_apart() -> None:
+    """Eight clear groups are found whole whichever centres come first: none is divided while two others share a cluster."""
+    vectors, labels = blobs(8, 30, 16, spread=0.3)
+
+    for seed in range(20):
+        codes = kmeans(vectors, 8, seed=seed).codes
+
+        assert len(set(zip(codes.tolist(), labels, strict=True))) == 8
+
+
 def test_clusters_are_numbered_by_size() -> None:
     """Cluster 0 is the largest."""
     vectors, _ = blobs(3, 40, 16, spread=0.1)
@@ -43,18 +53,18 @@ def test_clusters_are_numbered_by_size() -> None:
 
 
 def test_the_objective_is_as_good_as_scikit_learn() -> None:
-    """On overlapping groups the mean squared distance is within 2 % of scikit-learn's best of ten starts."""
+    """On overlapping groups the mean squared distance of the best of ten seeds is within 1 % of scikit-learn's best of ten starts."""
     sklearn = pytest.importorskip("sklearn.cluster")
     vectors, _ = blobs(8, 50, 8, spread=0.8)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    found = kmeans(vectors, 8)
+    found = [kmeans(vectors, 8, seed=seed) for seed in range(10)]
 
     witness = sklearn.KMeans(8, n_init=10, random_state=0).fit(unit)
-    ours = ((unit - found.centres[found.codes]) ** 2).sum()
+    ours = min(((unit - each.centres[each.codes]) ** 2).sum() for each in found)
     means = np.stack([unit[witness.labels_ == code].mean(axis=0) for code in range(8)])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
-    assert ours <= 1.02 * ((unit - means[witness.labels_]) ** 2).sum()
+    assert ours <= 1.01 * ((unit - means[witness.labels_]) ** 2).sum()
 
 
 def test_every_vector_is_with_its_nearest_centre() -> None:
