@@ -1,21 +1,32 @@
-"""The pictures of the documentation, from real photographs: `python docs/make_pictures.py [--model NAME | --weights PATH]`.
+"""The pictures and the quoted outputs of the documentation, made anew: `python docs/make_pictures.py PHOTOS [--work FOLDER]`.
 
-Needs scikit-image for the photographs, and playwright with Chromium for the picture of the report.
+PHOTOS holds two public sets of photographs, each as a folder or a tar file: TrashNet as `trashnet/all/LABEL/*.jpg` and the Grocery Store
+Dataset as `grocery/{train,val,test}/LABEL/*.jpg`. They serve for figures; pictures show photographs that come with scikit-image.
+
+In the pages, every line after `$ ` in a block marked `console` is run, in the order of `PAGES`, and what it prints replaces what stands
+there. Lines after `> ` belong to the command above. Notes and progress, which go to stderr, are left out.
+
+Needs scikit-image, pandas, pyarrow, matplotlib, and playwright with Chromium for the picture of the report. Takes ten minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
+import re
 import shutil
+import subprocess
+import sys
+import tarfile
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 import dino_extract as dx
+from dino_extract.analysis.altered import ALTERATIONS
 from dino_extract.analysis.attention import attention_maps
 from dino_extract.analysis.match import match_patches
 from dino_extract.analysis.pca import pca
@@ -23,8 +34,18 @@ from dino_extract.analysis.report import report
 from dino_extract.analysis.sight import see
 from dino_extract.weights.loading import load
 
-PICTURES = Path(__file__).parent / "pictures"
-MAX_NBYTES = 190_000  # of one picture: a repository is not an album
+MODEL = "tiny"
+DOCS = Path(__file__).parent
+PICTURES = DOCS / "pictures"
+PAGES = ("knn", "linear", "search", "dedup", "cluster", "export")  # a page may use files that the commands of an earlier one made
+FROM_COMMANDS = {  # picture -> what a command of a page writes
+    "knn.png": "confusion.png",
+    "linear.png": "linear.png",
+    "search.jpg": "found.png",
+    "dedup.jpg": "groups.png",
+    "cluster.jpg": "clusters/clusters.png",
+}
+MAX_NBYTES = 150_000  # of one picture: a repository is not an album
 MAX_WIDTH_PX = 1200
 SIZE = 448  # pixels; twice the usual side gives four times the patches
 CROPS = 24  # of each photograph on the map of the report
@@ -66,6 +87,44 @@ def crops_of(paths: list[Path], folder: Path) -> None:
                 part.save(folder / path.stem / f"{number:02}.jpg", quality=92)
 
 
+def copies_of(paths: list[Path], folder: Path) -> None:
+    """A folder with the photographs, and copies of each altered as copies are in the wild."""
+    folder.mkdir()
+    for path in paths:
+        with Image.open(path) as picture:
+            picture.save(folder / f"{path.stem}.png")
+            for kind, (_, alter) in ALTERATIONS.items():
+                alter(picture).save(folder / f"{path.stem}_{kind}.png")
+
+
+def unpack(photos: Path, name: str, work: Path) -> None:
+    """One of the sets of photographs, into the folder where commands run."""
+    if (photos / name).is_dir():
+        (work / name).symlink_to((photos / name).resolve())
+        return
+    with tarfile.open(photos / f"{name}.tar") as archive:
+        archive.extractall(work, filter="data")
+
+
+def rerun(text: str, work: Path) -> str:
+    """The text of a page with the outputs of its commands as they are now."""
+    return re.sub(r"(?<=```console\n).*?(?=```)", lambda block: "".join(transcript(block[0], work)), text, flags=re.DOTALL)
+
+
+def transcript(block: str, work: Path) -> list[str]:
+    """Each command of a block, run in a folder, and what it prints."""
+    shown = []
+    for command in re.findall(r"^\$ .*\n(?:> .*\n)*", block, flags=re.MULTILINE):
+        print(command, end="", flush=True)
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        words = re.sub(r"^[$>] ", "", command, flags=re.MULTILINE)
+        done = subprocess.run(["bash", "-c", words], cwd=work, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+        if done.returncode or not done.stdout:  # where `head` ends a command, its code is that of `head`
+            raise SystemExit(f"{command}ended with {done.returncode}:\n{done.stderr}")
+        shown += [command, done.stdout]
+    return shown
+
+
 def save(picture: Image.Image, name: str) -> None:
     """Write a picture as JPEG, as good as its size in bytes allows."""
     if picture.width > MAX_WIDTH_PX:
@@ -78,6 +137,15 @@ def save(picture: Image.Image, name: str) -> None:
     PICTURES.mkdir(exist_ok=True)
     (PICTURES / name).write_bytes(file.getvalue())
     print(f"{PICTURES / name}: {file.tell() / 1e3:.0f} kB")
+
+
+def save_as_made(source: Path, name: str) -> None:
+    """A picture that a command wrote: charts as they are, photographs as JPEG."""
+    if name.endswith(".png"):
+        shutil.copyfile(source, PICTURES / name)
+        return
+    with Image.open(source) as picture:
+        save(picture, name)
 
 
 def screenshot(page: Path) -> Image.Image:
@@ -97,28 +165,45 @@ def screenshot(page: Path) -> Image.Image:
     return picture
 
 
+def show_patches(paths: list[Path], folder: Path) -> None:
+    """The pictures of patch tokens: PCA, matches between the two views of one scene, attention."""
+    backbone = load(MODEL).module
+    dx.embed(folder / "photos", folder / "photos.h5", model=MODEL, tokens="cls,patch", preprocess="native", size=str(SIZE))
+    with dx.open(folder / "photos.h5") as store:
+        save(pca(store).grid(), "pca.jpg")
+        left, right = (store.paths.index(f"motorcycle_{side}.png") for side in ("left", "right"))
+        found = match_patches(store.patch_features[left], store.patch_features[right]).first(40, spacing=2)
+    save(found.picture(*(see(path, backbone, size=SIZE).picture for path in paths[-2:])), "match.jpg")
+    save(attention_maps(backbone, see(paths[0], backbone, size=SIZE)).picture(), "attention.jpg")
+
+
+def make(photos: Path, work: Path) -> None:
+    """Make every picture and output; `work` is an empty folder."""
+    paths = photographs(work / "photos")
+    crops_of(paths, work / "crops")
+    copies_of(paths, work / "album")
+    for name in ("trashnet", "grocery"):
+        unpack(photos, name, work)
+    show_patches(paths, work)
+    for page in PAGES:
+        file = DOCS / f"{page}.md"
+        file.write_text(rerun(file.read_text("utf-8"), work), "utf-8")
+    for name, source in FROM_COMMANDS.items():
+        save_as_made(work / source, name)
+    save(screenshot(Path(report(work / "crops.h5").path)), "report.jpg")
+
+
 def main() -> None:
-    """Make every picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model")
-    parser.add_argument("--weights")
-    parser.add_argument("--random-weights", type=int)
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, metavar="PHOTOS")
+    parser.add_argument("--work", type=Path, help="empty folder to run the commands in, kept; by default a temporary one")
     arguments = parser.parse_args()
-    model: dict[str, Any] = {key: value for key, value in vars(arguments).items() if value is not None}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        paths = photographs(folder / "photos")
-        backbone = load(arguments.model, weights=arguments.weights, random_seed=arguments.random_weights).module
-        dx.embed(folder / "photos", folder / "photos.h5", tokens="cls,patch", preprocess="native", size=str(SIZE), **model)
-        with dx.open(folder / "photos.h5") as store:
-            save(pca(store).grid(), "pca.jpg")
-            left, right = (store.paths.index(f"motorcycle_{side}.png") for side in ("left", "right"))
-            found = match_patches(store.patch_features[left], store.patch_features[right]).first(40, spacing=2)
-        save(found.picture(*(see(path, backbone, size=SIZE).picture for path in paths[-2:])), "match.jpg")
-        save(attention_maps(backbone, see(paths[0], backbone, size=SIZE)).picture(), "attention.jpg")
-        crops_of(paths, folder / "crops")
-        dx.embed(folder / "crops", folder / "crops.h5", **model)
-        save(screenshot(Path(report(folder / "crops.h5").path)), "report.jpg")
+    if arguments.work:
+        make(arguments.photos, arguments.work.resolve())
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        make(arguments.photos, Path(folder))
 
 
 if __name__ == "__main__":
