@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 
 import dino_extract as dx
+from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD
 from dino_extract.weights.loading import load
 from tests.pictures import real_photographs
 
@@ -70,4 +74,39 @@ def test_materials_are_told_apart_better_than_by_pixels(shared_dir: Path, tmp_pa
     embed(shared_dir / "images" / "trashnet.tar", tmp_path / "trashnet.h5")
 
     (score,) = dx.knn(tmp_path / "trashnet.h5", k=(20,)).scores
-    assert score.top1 > PIXELS_LEAVE_ONE_OUT + 0.05
+    assert score.top1 > PIXELS_LEAVE_ONE_OUT + 0.08
+
+
+def test_pca_tells_a_thing_from_a_plain_ground(shared_dir: Path) -> None:
+    """The first component of patch tokens orders patches of the thing before those of the ground, in 95 of 100 pairs.
+
+    The ground is plain, so colours would do as well: of crowded scenes nothing is promised.
+    """
+    side, backbone = 168, load("tiny", offline=True).module
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    areas = []
+    for picture in trashnet_pictures(shared_dir, side, every=6):
+        pixels = np.asarray(picture, np.float32)
+        frame = np.concatenate([edge.reshape(-1, 3) for edge in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:])])
+        is_far = np.abs(pixels - np.median(frame, axis=0)).sum(-1) > 90
+        thing = is_far.reshape(side // 14, 14, side // 14, 14).mean((1, 3)) > 0.5
+        if not 0.15 < thing.mean() < 0.5 or np.concatenate([thing[0], thing[-1], thing[:, 0], thing[:, -1]]).mean() > 0.05:
+            continue  # fills the picture, or lies on something
+        with torch.inference_mode():
+            tokens = backbone((torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - mean) / std).patches[0].numpy()
+        tokens = tokens - tokens.mean(axis=0)
+        first = tokens @ np.linalg.svd(tokens, full_matrices=False)[2][0]
+        is_before = (first[thing.ravel()][:, None] > first[~thing.ravel()][None, :]).mean()
+        areas.append(max(is_before, 1 - is_before))
+
+    assert len(areas) >= 3
+    assert np.mean(areas) > 0.95
+
+
+def trashnet_pictures(shared_dir: Path, side: int, *, every: int) -> Iterator[Image.Image]:
+    """The middle square of some of the photographs, resized."""
+    with tarfile.open(shared_dir / "images" / "trashnet.tar") as archive:
+        for member in [each for each in archive.getmembers() if each.name.endswith(".jpg")][::every]:
+            file = archive.extractfile(member)
+            assert file is not None
+            yield ImageOps.fit(Image.open(file).convert("RGB"), (side, side), Image.Resampling.BICUBIC)

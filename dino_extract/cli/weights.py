@@ -108,12 +108,13 @@ def convert(
     to: Annotated[Literal["official", "hf", "timm", "dino-extract"], typer.Option("--to", help="The layout to write.")],
     dtype: Annotated[Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Storage type; as in IN by default.")] = None,
     licence: Annotated[str | None, typer.Option(help="Record this licence in OUT (`--to dino-extract`).")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Record the side in pixels at which to embed in OUT, the same.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
 ) -> None:
     """Write weights in the layout of another library, and print the file written."""
     from dino_extract.weights.export import convert as run  # loads torch, which `--help` must not wait for
 
-    written, notes = run(source, target, to, dtype=dtype, licence=licence, overwrite=overwrite)
+    written, notes = run(source, target, to, dtype=dtype, licence=licence, size=size, overwrite=overwrite)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(written)

@@ -31,7 +31,17 @@ _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "schedule.momentum_teacher": 0.998,
         "schedule.teacher_temp": 0.05,
     },
-    ("small", "scratch"): {**_SMALL_HEAD, "epochs": 100, "layerscale": 0.1, "optim.base_lr": 2e-3},
+    ("small", "scratch"): {
+        **_SMALL_HEAD,
+        "epochs": 100,
+        "layerscale": 0.1,
+        "objective.dino_head.bottleneck_dim": 64,
+        "objective.student_temp": 0.05,
+        "objective.koleo_loss_weight": 0.02,
+        "optim.base_lr": 2e-3,
+        "schedule.warmup_teacher_temp": 0.015,
+        "schedule.teacher_temp": 0.015,
+    },
     ("short", "adapt"): {"epochs": 100, "drop_path_rate": 0.3, "head_warmup_steps": 12_500, "objective.anchor_loss_weight": 0.1},
     ("short", "scratch"): {"epochs": 100, "drop_path_rate": 0.3},
     ("long", "scratch"): {

@@ -26,7 +26,14 @@ INTERPOLATION_NOTE = (
 
 
 def convert(
-    source: Path, target: Path, to: ExportLayout, *, dtype: str | None = None, licence: str | None = None, overwrite: bool = False
+    source: Path,
+    target: Path,
+    to: ExportLayout,
+    *,
+    dtype: str | None = None,
+    licence: str | None = None,
+    size: int | None = None,
+    overwrite: bool = False,
 ) -> tuple[Path, tuple[str, ...]]:
     """Write the weights in a file or folder in another layout; gives back the file written and what the user should know.
 
@@ -37,6 +44,7 @@ def convert(
         to: the layout.
         dtype: in which the numbers are stored, by default as they are.
         licence: under which the weights may be used, where the source does not say it right; only `dino-extract` files have a place for it.
+        size: side in pixels that `embed` gives images unless told otherwise; the same holds.
         overwrite: whether a file that is there may be replaced.
 
     Raises:
@@ -54,10 +62,10 @@ def convert(
     if written.exists() and not overwrite:
         raise WeightsError(f"`{written}` is already there", hint="`--overwrite` replaces it")
     checkpoint = read_checkpoint(source)
-    if licence is not None:
-        if to != "dino-extract":
-            raise ConfigError(f"`--licence` is recorded only with `--to dino-extract`, got `--to {to}`")
-        checkpoint = replace(checkpoint, metadata={**checkpoint.metadata, "licence": licence})
+    said = {name: value for name, value in (("licence", licence), ("size", size)) if value is not None}
+    if said and to != "dino-extract":
+        raise ConfigError(f"`--{next(iter(said))}` is recorded only with `--to dino-extract`, got `--to {to}`")
+    checkpoint = replace(checkpoint, metadata={**checkpoint.metadata, **said})
     _write(checkpoint, written, to, DTYPES[dtype] if dtype else None)
     if as_folder:
         _write_json(target / "config.json", _hf_config(checkpoint.config))

@@ -95,14 +95,15 @@ def test_our_layout_keeps_what_was_known(tmp_path: Path) -> None:
     source = saved(tmp_path, PLAIN)
 
     written, _ = convert(source, tmp_path / "again.safetensors", "dino-extract")
-    convert(source, tmp_path / "free.safetensors", "dino-extract", licence="MIT")
+    convert(source, tmp_path / "free.safetensors", "dino-extract", licence="MIT", size=98)
 
     with safe_open(written, "pt") as file:
         said = json.loads(file.metadata()["dino_extract"])
     assert (said["name"], said["licence"], said["epoch"]) == ("some", "CC0", 3)
     assert read_checkpoint(written).config == PLAIN
     assert len(said["source_sha256"]) == 64
-    assert read_checkpoint(tmp_path / "free.safetensors").metadata["licence"] == "MIT"
+    free = read_checkpoint(tmp_path / "free.safetensors").metadata
+    assert (free["licence"], free["size"]) == ("MIT", 98)
 
 
 def test_different_interpolation_of_others_is_told(tmp_path: Path) -> None:
