@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dino_extract import benchmark
 from dino_extract.backbone import Backbone
 from dino_extract.benchmark import make_images, measure_model, measure_peak, measure_resize
 from dino_extract.config import EmbedConfig
@@ -52,12 +51,14 @@ class Settings:
         device: where the model runs.
         dtype: of its matrix products.
         images: pictures (H, W, 3) uint8, decoded.
+        seconds: to measure a model alone for.
         peak: rate of large matrix products, in operations per second.
     """
 
     device: torch.device
     dtype: ComputeDtype
     images: list[np.ndarray]
+    seconds: float
     peak: float
 
 
@@ -84,7 +85,7 @@ def measure_forms(name: str, backbone: Backbone, side: int, forms: list[str], se
             )
             arrays = engine(pixels)
             first_s = time.perf_counter() - start
-            stage, _ = measure_model(engine, pixels)
+            stage, _ = measure_model(engine, pixels, settings.seconds)
         rows.append(
             {
                 "model": name,
@@ -167,6 +168,54 @@ def machine(device: torch.device) -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} CPU cores, torch {torch.__version__}, Python {platform.python_version()}"
 
 
+def measure(models: list[str], sides: list[int], forms: list[str], num_images: int, seconds: float, device: torch.device) -> dict[str, Any]:
+    """Everything, as it stands in the JSON file."""
+    report: dict[str, Any] = {"machine": machine(device), "forms": [], "resize": [], "runs": []}
+    with tempfile.TemporaryDirectory(prefix="dino-extract-gpu-") as scratch:
+        make_images(os.path.join(scratch, "images"), max(1, min(num_images // 2, 512)))
+        images = [np.asarray(Image.open(path)) for path in sorted(Path(scratch, "images").iterdir())[:256]]
+        dtype = choose_dtype("auto", device)
+        peak = measure_peak(device, getattr(torch, dtype), min(seconds, 1.0))
+        settings = Settings(device, dtype, images, seconds, peak)
+        report["peak_tflops"], report["dtype"] = peak / 1e12, dtype
+        for side in sides:
+            pictures = Pictures(images, np.zeros(len(images), bool), Preprocess(height=side, width=side))
+            report["resize"].append({"side": side, "images_per_s": measure_resize(pictures, device).images_per_s})
+        for name in models:
+            backbone = load_backbone(name, random_seed=0)
+            for side in sides:
+                report["forms"] += measure_forms(name, backbone, side, forms, settings)
+            work = forward_flops(backbone, (224, 224), whole=True) or SMALL_FLOPS
+            count = max(8, round(num_images * min(1.0, SMALL_FLOPS / work)))
+            del backbone
+            folder = Path(scratch, name)
+            link_images(folder, Path(scratch, "images"), count)
+            report["runs"] += [measure_run(name, folder, count, where, settings) for where in ("host", "device")]
+    return report
+
+
+def print_tables(report: dict[str, Any]) -> None:
+    """What was measured, for docs/benchmarks.md."""
+    print(f"\n{report['machine']}; matrix products in {report['dtype']} reach {report['peak_tflops']:,.1f} TFLOP/s\n")
+    forms = {
+        "model": ("model", ""),
+        "side": ("pixels", ""),
+        "form": ("form", ""),
+        "batch": ("batch", ""),
+        "attention": ("attention", ""),
+        "images_per_s": ("images/s", ",.0f"),
+        "peak_share": ("of the peak", ".0%"),
+        "first_batch_s": ("s to the first batch", ".1f"),
+        "least_cosine": ("least cosine", ".6f"),
+        "largest_difference": ("largest difference", ".1e"),
+    }
+    print(table(report["forms"], forms))
+    print("\n" + table(report["resize"], {"side": ("pixels", ""), "images_per_s": ("resized images/s", ",.0f")}))
+    columns = {"model": ("model", ""), "resize": ("resized by", ""), "images": ("images", ","), "images_per_s": ("images/s", ",.0f")}
+    waited = {f"waited_for_{stage}_s": (f"s waiting for {stage}", ".1f") for stage in ("decode", "model", "write")}
+    print("\n" + table(report["runs"], {**columns, "seconds": ("seconds", ".1f"), **waited}))
+
+
 def main() -> None:
     """Read arguments, measure, print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,55 +229,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the reference is float32
     device = choose_device(options.device)
-    models, sides, forms = options.models.split(","), [int(side) for side in options.sizes.split(",")], options.forms.split(",")
+    forms = options.forms.split(",")
     if "compiled" in forms and (problem := compiler_problem(device)):
         print(f"left out, torch cannot compile here: {problem}", file=sys.stderr)
         forms.remove("compiled")
-    report: dict[str, Any] = {"machine": machine(device), "forms": [], "resize": [], "runs": []}
-    with (
-        tempfile.TemporaryDirectory(prefix="dino-extract-gpu-") as scratch,
-        mock.patch.multiple(benchmark, MODEL_SECONDS=options.seconds, PEAK_SECONDS=min(options.seconds, 1.0)),
-    ):
-        make_images(os.path.join(scratch, "images"), max(1, min(options.images // 2, 512)))
-        images = [np.asarray(Image.open(path)) for path in sorted(Path(scratch, "images").iterdir())[:256]]
-        dtype = choose_dtype("auto", device)
-        settings = Settings(device, dtype, images, measure_peak(device, getattr(torch, dtype)))
-        report["peak_tflops"], report["dtype"] = settings.peak / 1e12, dtype
-        for side in sides:
-            pictures = Pictures(images, np.zeros(len(images), bool), Preprocess(height=side, width=side))
-            report["resize"].append({"side": side, "images_per_s": measure_resize(pictures, device).images_per_s})
-        for name in models:
-            backbone = load_backbone(name, random_seed=0)
-            for side in sides:
-                report["forms"] += measure_forms(name, backbone, side, forms, settings)
-            work = forward_flops(backbone, (224, 224), whole=True) or SMALL_FLOPS
-            count = max(8, round(options.images * min(1.0, SMALL_FLOPS / work)))
-            del backbone
-            folder = Path(scratch, name)
-            link_images(folder, Path(scratch, "images"), count)
-            report["runs"] += [measure_run(name, folder, count, where, settings) for where in ("host", "device")]
-    print(f"\n{report['machine']}; matrix products in {dtype} reach {report['peak_tflops']:,.1f} TFLOP/s\n")
-    print(
-        table(
-            report["forms"],
-            {
-                "model": ("model", ""),
-                "side": ("pixels", ""),
-                "form": ("form", ""),
-                "batch": ("batch", ""),
-                "attention": ("attention", ""),
-                "images_per_s": ("images/s", ",.0f"),
-                "peak_share": ("of the peak", ".0%"),
-                "first_batch_s": ("s to the first batch", ".1f"),
-                "least_cosine": ("least cosine", ".6f"),
-                "largest_difference": ("largest difference", ".1e"),
-            },
-        )
-    )
-    print("\n" + table(report["resize"], {"side": ("pixels", ""), "images_per_s": ("resized images/s", ",.0f")}))
-    columns = {"model": ("model", ""), "resize": ("resized by", ""), "images": ("images", ","), "images_per_s": ("images/s", ",.0f")}
-    waited = {f"waited_for_{stage}_s": (f"s waiting for {stage}", ".1f") for stage in ("decode", "model", "write")}
-    print("\n" + table(report["runs"], {**columns, "seconds": ("seconds", ".1f"), **waited}))
+    sides = [int(side) for side in options.sizes.split(",")]
+    report = measure(options.models.split(","), sides, forms, options.images, options.seconds, device)
+    print_tables(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2))
 

@@ -142,7 +142,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image, alpha: AlphaPolicy = "drop") -> Image.Image:
-    """Any loaded Pillow image as 8-bit RGB: deep greys are scaled and not clipped, transparency follows `alpha`."""
+    """Any loaded Pillow image as 8-bit RGB, itself if it is: deep greys are scaled and not clipped, transparency follows `alpha`."""
     if image.mode.startswith("I;16"):
         return _scale_16_bit(image)
     if image.mode in ("I", "F"):
@@ -152,7 +152,7 @@ def to_rgb(image: Image.Image, alpha: AlphaPolicy = "drop") -> Image.Image:
     if alpha != "drop" and image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, alpha), layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _scale_16_bit(image: Image.Image) -> Image.Image:

@@ -16,7 +16,8 @@ from dino_extract.source import MAX_FILE_BYTES
 
 RESIZE_OF_CROP = (256, 224)  # the official evaluation resizes the shorter side to 256 and crops 224
 EXACT_ASPECT = 16  # a longer picture is not resized as a whole: it could fill the memory, to be cropped away
-MAX_DEVICE_PIXELS = 2**20  # of a picture that is resized beside the model: up to 3 MB, of which whole batches wait in memory
+EXACT_PIXELS = 2**20  # nor is a larger one: what is cropped away takes as long as decoding
+MAX_DEVICE_PIXELS = EXACT_PIXELS  # of a picture that is resized beside the model: up to 3 MB, of which whole batches wait in memory
 MAX_ASPECT = 8  # `native`: at most this many times longer than wide, else one scan line would fill the memory with patches
 
 
@@ -152,12 +153,12 @@ class Preprocess:
     def may_wait(self, height: int, width: int) -> bool:
         """Whether a decoded picture of this size is small and compact enough to be resized beside the model, with others at once.
 
-        Not where Pillow resizes down before across, as it does since version 13 if that is much less work: the rounding is another.
+        Not where Pillow resizes down before across: the rounding is another.
         """
         shape = self.resized_shape(height, width)
         is_compact = all(max(sides) <= EXACT_ASPECT * min(sides) for sides in ((height, width), shape))
-        is_across_first = height - shape[0] <= max(2 * (width - shape[1]), 0)
-        return self.policy != "native" and is_compact and is_across_first and height * width <= MAX_DEVICE_PIXELS
+        is_simple = self.policy != "native" and is_compact and _is_across_first((height, width), shape)
+        return is_simple and height * width <= MAX_DEVICE_PIXELS
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,14 +224,23 @@ def preprocess_picture(picture: Image.Image, options: Preprocess) -> Image.Image
 def _resize_and_crop(picture: Image.Image, place: Placement, crop: tuple[int, int]) -> Image.Image:
     """The centre `crop` of the resized picture, bit for bit as torchvision's Resize and CenterCrop give it.
 
-    Of very long pictures only what the crop shows is resized, in one call, whose rounding may differ in single pixels.
+    Of large or very long pictures only what the crop shows is resized, in one call. Pillow holds its corners in float32, so one in some
+    thousand values is rounded to the next grey level.
     """
     height, width, top, left = place
-    if max(height, width) <= EXACT_ASPECT * min(height, width):
+    size = picture.height, picture.width
+    is_long = max(height, width) > EXACT_ASPECT * min(height, width)
+    is_large = size[0] * size[1] > EXACT_PIXELS and _is_across_first(size, crop) == _is_across_first(size, (height, width))
+    if not (is_long or is_large):
         return picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + crop[1], top + crop[0]))
     x, y = picture.width / width, picture.height / height  # pixels of the picture per pixel of the result
     box = (left * x, top * y, (left + crop[1]) * x, (top + crop[0]) * y)
     return picture.resize(crop[::-1], Image.Resampling.BICUBIC, box=box)
+
+
+def _is_across_first(shape: tuple[int, int], resized: tuple[int, int]) -> bool:
+    """Whether Pillow resizes across before down, from one (height, width) to another: not, since version 13, if that is much more work."""
+    return shape[0] - resized[0] <= max(2 * (shape[1] - resized[1]), 0)
 
 
 def preprocess(image: NDArray[np.uint8], options: Preprocess) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from torchvision import transforms
 
 from dino_extract.decode import decode_image
 from dino_extract.errors import ConfigError
-from dino_extract.preprocess import MAX_ASPECT, Preprocess, parse_size, preprocess
+from dino_extract.preprocess import EXACT_PIXELS, MAX_ASPECT, Preprocess, parse_size, preprocess
 
 
 def official(image: Image.Image, size: int = 224) -> np.ndarray[Any, Any]:
@@ -79,12 +79,26 @@ def test_turned_photograph_matches_the_official_transform_of_the_upright_one(ori
 @settings(max_examples=60, deadline=None)
 @given(st.integers(30, 700), st.floats(0.2, 5.0), st.sampled_from([56, 112, 224, 336]), st.integers(0, 9))
 def test_any_shape_matches_the_official_transform(short: int, aspect: float, size: int, seed: int) -> None:
-    """Whatever the height, width and size: the same bits."""
+    """Whatever the height, width and size: the same bits, up to a million pixels."""
+    aspect = min(aspect, EXACT_PIXELS / short**2)
     image = smooth(max(int(short * aspect), 8), short, seed)
 
     ours = preprocess(image, Preprocess(height=size, width=size))
 
     assert difference(ours, official(Image.fromarray(image), size)) == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1100, 2200), st.floats(0.5, 2.0), st.sampled_from([56, 224, 518]), st.integers(0, 9))
+def test_large_pictures_match_the_official_transform_to_a_grey_level(height: int, aspect: float, size: int, seed: int) -> None:
+    """Above a million pixels nearly all values are the same, and the others are next to them."""
+    image = smooth(height, max(int(height * aspect), EXACT_PIXELS // height + 1), seed)
+
+    ours = preprocess(image, Preprocess(height=size, width=size))
+
+    theirs = official(Image.fromarray(image), size)
+    assert difference(ours, theirs) <= 1
+    assert (ours != theirs).mean() < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (13, 7), (1, 100_000), (100_000, 1)])

@@ -7,6 +7,7 @@ Source: official dinov2/eval/log_regression.py (45 strengths from 1e-6 to 1e5, c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dino_extract.analysis.moments import moments
 from dino_extract.analysis.vectors import Vectors, VectorSource, as_vectors
 from dino_extract.errors import ConfigError
 
@@ -22,32 +24,28 @@ PATIENCE = 10  # strengths in a row without improvement on the held-out images, 
 HELD_OUT = 0.1  # share of the training images that chooses the strength
 MAX_ITER = 1000
 _TOLERANCE = 1e-7  # of the largest gradient entry of the mean loss
+_LEAST_CURVATURE = 1e-9  # of the mean variance: smaller is noise of float64, and the Cholesky factor might not exist
 _HELD_NBYTES = 1 << 30  # in float64; larger training sets are read again in every iteration
 
 
 class _Problem:
-    """Mean loss and gradient over all vectors, centred and scaled by one number: the same optimum, found in far fewer steps."""
+    """Mean loss and gradient over all vectors, centred: the same optimum, found in fewer steps."""
 
     def __init__(self, vectors: Vectors, codes: NDArray[np.int64], num_classes: int) -> None:
         self.vectors, self.codes, self.num_classes = vectors, torch.from_numpy(codes), num_classes
-        sums, squares = np.zeros(vectors.dim), 0.0
-        for _, block in vectors.blocks():
-            sums += block.sum(axis=0, dtype=np.float64)
-        self.mean_D = torch.from_numpy(sums / len(vectors))
-        for _, block in vectors.blocks():
-            squares += float(((block - self.mean_D.numpy()) ** 2).sum())
-        self.scale = (squares / (len(vectors) * vectors.dim)) ** 0.5 or 1.0
+        count, mean_D, scatter_DD = moments(block for _, block in vectors.blocks())
+        self.mean_D, self.covariance_DD = torch.from_numpy(mean_D), torch.from_numpy(scatter_DD / count)
         is_held = len(vectors) * vectors.dim * 8 <= _HELD_NBYTES
         self._held = list(self._read()) if is_held else None
 
-    def _read(self) -> Any:
+    def _read(self) -> Iterator[tuple[int, Tensor]]:
         for first, block in self.vectors.blocks():
-            yield first, (torch.from_numpy(block).double() - self.mean_D) / self.scale
+            yield first, torch.from_numpy(block).double() - self.mean_D
 
     def loss_and_gradient(self, weight_CD: Tensor, bias_C: Tensor, strength: float) -> tuple[Tensor, Tensor, Tensor]:
         """The loss divided by strength * n, which has the same optimum for all sizes, and its gradients."""
         count = len(self.vectors)
-        penalty = 1.0 / (strength * self.scale**2 * count)
+        penalty = 1.0 / (strength * count)
         loss = 0.5 * penalty * (weight_CD**2).sum()
         gradient_CD, gradient_C = penalty * weight_CD, torch.zeros_like(bias_C)
         for first, block_BD in self._held if self._held is not None else self._read():
@@ -62,26 +60,38 @@ class _Problem:
         return loss, gradient_CD, gradient_C
 
     def solve(self, strength: float, start: Tensor | None, max_iter: int) -> Tensor:
-        """(C, D + 1) float64 optimum, the bias last, in centred and scaled units; `start` is one of a neighbouring strength."""
-        shape = (self.num_classes, self.vectors.dim + 1)
-        solution = torch.zeros(shape, dtype=torch.float64) if start is None else start.clone()
-        solution.requires_grad_(True)
+        """(C, D + 1) float64 optimum, the bias last, for centred vectors; `start` is one of a neighbouring strength.
+
+        L-BFGS works on weight @ factor, where factor @ factor.T is about the curvature of the loss: in these units it curves alike in all
+        directions, while in those of the vectors, a few of which vary much more than the rest, a weak penalty takes a thousand steps.
+        """
+        penalty = 1.0 / (strength * len(self.vectors))
+        floor = max(penalty, _LEAST_CURVATURE * float(self.covariance_DD.diagonal().mean()))
+        curvature_DD = self.covariance_DD / self.num_classes + floor * torch.eye(self.vectors.dim, dtype=torch.float64)
+        factor_DD = torch.linalg.cholesky(curvature_DD)
+
+        def weight_of(solution: Tensor) -> Tensor:
+            return torch.linalg.solve_triangular(factor_DD, solution[:, :-1], upper=False, left=False)
+
+        solution = torch.zeros(self.num_classes, self.vectors.dim + 1, dtype=torch.float64)
+        if start is not None:
+            solution = torch.cat([start[:, :-1] @ factor_DD, start[:, -1:]], dim=1)
         optimiser = torch.optim.LBFGS(
             [solution], max_iter=max_iter, tolerance_grad=_TOLERANCE, tolerance_change=1e-12, history_size=20, line_search_fn="strong_wolfe"
         )
 
         def closure() -> Tensor:
-            with torch.no_grad():
-                loss, weight, bias = self.loss_and_gradient(solution[:, :-1], solution[:, -1], strength)
-                solution.grad = torch.cat([weight, bias[:, None]], dim=1)
+            loss, gradient_CD, gradient_C = self.loss_and_gradient(weight_of(solution), solution[:, -1], strength)
+            scaled_CD = torch.linalg.solve_triangular(factor_DD.T, gradient_CD, upper=True, left=False)
+            solution.grad = torch.cat([scaled_CD, gradient_C[:, None]], dim=1)
             return loss
 
         optimiser.step(closure)
-        return solution.detach()
+        return torch.cat([weight_of(solution), solution[:, -1:]], dim=1)
 
     def unscaled(self, solution: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weight (C, D) and bias (C,) for vectors as they are stored."""
-        weight_CD = solution[:, :-1] / self.scale
+        weight_CD = solution[:, :-1]
         return weight_CD.numpy(), (solution[:, -1] - weight_CD @ self.mean_D).numpy()
 
 

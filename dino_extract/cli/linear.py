@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dino_extract.cli.options import AsJson, LabelDepth, Labels, Seed, end_with_failures, print_json, say
+from dino_extract.cli.options import AsJson, LabelDepth, Labels, Seed, end_with_failures, is_store, print_json, say
 from dino_extract.errors import ConfigError
 
 EXAMPLES = """Examples:
@@ -93,9 +93,8 @@ def classify(
     from dino_extract.analysis.probe import Probe, classify_store, classify_vectors  # loads torch
 
     trained = Probe.load(probe)
-    stores = [source for source in sources if source.endswith((".h5", ".hdf5"))]
-    images = [source for source in sources if source not in stores]
-    found = [each for store in stores for each in classify_store(trained, store, top=top)]
+    images = [source for source in sources if not is_store(source)]
+    found = [each for source in sources if is_store(source) for each in classify_store(trained, source, top=top)]
     failed: list[str] = []
     if images:
         if trained.datasets != ("features",):

@@ -27,6 +27,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def is_store(name: str) -> bool:
+    """Whether an argument names an embedded file, and not images."""
+    return name.endswith((".h5", ".hdf5"))
+
+
 def end_with_failures(failed: Sequence[str]) -> None:
     """Name the images that could not be embedded, and end with the exit code that says so; nothing where there are none."""
     if failed:

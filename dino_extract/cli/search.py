@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dino_extract.cli.options import AsJson, Dataset, LabelDepth, Labels, Seed, Sheet, end_with_failures, print_json, say
+from dino_extract.cli.options import AsJson, Dataset, LabelDepth, Labels, Seed, Sheet, end_with_failures, is_store, print_json, say
 from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def _results(
     """What is found for every query; query images that cannot be embedded are added to `failed`."""
     from dino_extract.analysis.search import search as find
 
-    stores = [query for query in queries if _is_store(query)]
-    images = [query for query in queries if query not in stores]
+    stores = [query for query in queries if is_store(query)]
+    images = [query for query in queries if not is_store(query)]
     results = find(store, paths=paths, top=top, dataset=dataset, index=index) if paths or not queries else []
     for query_file in stores:
         results += find(store, query_file, top=top, dataset=dataset, index=index)
@@ -90,10 +90,6 @@ def _results(
         names, vectors = embed_like(store, images, on_failure=lambda image, error: failed.append(f"{image}: {error}"))
         results += find(store, vectors, top=top, dataset=dataset, index=index, names=names)
     return results
-
-
-def _is_store(query: str) -> bool:
-    return query.endswith((".h5", ".hdf5"))
 
 
 def _measure(store: Store, dataset: str, labels: str | None, label_depth: int, seed: int, as_json: bool) -> None:
@@ -120,7 +116,7 @@ def _draw(store: Store, results: list[SearchResult], queries: list[str], paths: 
     with contextlib.ExitStack() as stack:
         home = dict.fromkeys(paths, store)  # of every query that is an image of a store
         for query in queries:
-            if _is_store(query):
+            if is_store(query):
                 other = stack.enter_context(opened(query))
                 home.update((path, other) for path in other.paths if path not in home)
 

@@ -1,0 +1,36 @@
+"""Folders and archives for tests of what is found in them."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+from dino_extract.source import find_images, read_image_bytes
+
+
+def fill(folder: Path, *names: str | bytes) -> Path:
+    """The folder, with files of these names; each holds its own name."""
+    for name in names:
+        path = os.path.join(os.fsencode(folder), os.fsencode(name))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(os.fsencode(name))
+    return folder
+
+
+def make_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar with these regular members."""
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), 1_500_000_000
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def keys_and_contents(sources: list[str]) -> dict[bytes, bytes]:
+    """What a manifest of the sources leads to."""
+    manifest = find_images(sources)
+    return {manifest[row].key: read_image_bytes(manifest[row]) for row in range(len(manifest))}
