@@ -126,7 +126,8 @@ class DinoVisionTransformer(Backbone):
         self.mask_token = nn.Parameter(torch.empty(1, config.embed_dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
-        self.init_weights()
+        if not self.cls_token.is_meta:  # drawing numbers for tensors without memory would load torch's compiler, for more than a second
+            self.init_weights()
 
     def init_weights(self) -> None:
         """Start values for training from scratch, drawn from torch's global generator."""

@@ -23,7 +23,8 @@ OFFICIAL_STRENGTHS = tuple((10.0 ** np.linspace(-6, 5, 45)).tolist())
 PATIENCE = 10  # strengths in a row without improvement on the held-out images, after which stronger ones are not tried
 HELD_OUT = 0.1  # share of the training images that chooses the strength
 MAX_ITER = 1000
-_TOLERANCE = 1e-7  # of the largest gradient entry of the mean loss
+_TOLERANCE = 1e-7  # the largest gradient entry of the mean loss at the optimum
+_ROUGH_TOLERANCE = 1e-4  # enough to tell strengths apart by accuracy, with an eighth of the steps
 _LEAST_CURVATURE = 1e-9  # of the mean variance: smaller is noise of float64, and the Cholesky factor might not exist
 _HELD_NBYTES = 1 << 30  # in float64; larger training sets are read again in every iteration
 
@@ -59,7 +60,7 @@ class _Problem:
             gradient_C += error_BC.sum(dim=0) / count
         return loss, gradient_CD, gradient_C
 
-    def solve(self, strength: float, start: Tensor | None, max_iter: int) -> Tensor:
+    def solve(self, strength: float, start: Tensor | None, max_iter: int, tolerance: float) -> Tensor:
         """(C, D + 1) float64 optimum, the bias last, for centred vectors; `start` is one of a neighbouring strength.
 
         L-BFGS works on weight @ factor, where factor @ factor.T is about the curvature of the loss: in these units it curves alike in all
@@ -77,7 +78,7 @@ class _Problem:
         if start is not None:
             solution = torch.cat([start[:, :-1] @ factor_DD, start[:, -1:]], dim=1)
         optimiser = torch.optim.LBFGS(
-            [solution], max_iter=max_iter, tolerance_grad=_TOLERANCE, tolerance_change=1e-12, history_size=20, line_search_fn="strong_wolfe"
+            [solution], max_iter=max_iter, tolerance_grad=tolerance, tolerance_change=1e-12, history_size=20, line_search_fn="strong_wolfe"
         )
 
         def closure() -> Tensor:
@@ -89,7 +90,7 @@ class _Problem:
         optimiser.step(closure)
         return torch.cat([weight_of(solution), solution[:, -1:]], dim=1)
 
-    def unscaled(self, solution: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def uncentred(self, solution: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weight (C, D) and bias (C,) for vectors as they are stored."""
         weight_CD = solution[:, :-1]
         return weight_CD.numpy(), (solution[:, -1] - weight_CD @ self.mean_D).numpy()
@@ -108,7 +109,7 @@ def fit_logistic(
         max_iter: of L-BFGS.
     """
     problem = _Problem(as_vectors(vectors), codes, num_classes)
-    return problem.unscaled(problem.solve(strength, None, max_iter))
+    return problem.uncentred(problem.solve(strength, None, max_iter, _TOLERANCE))
 
 
 def choose_strength(vectors: VectorSource, codes: NDArray[np.int64], num_classes: int, *, seed: int = 0) -> tuple[float, float]:
@@ -127,8 +128,8 @@ def choose_strength(vectors: VectorSource, codes: NDArray[np.int64], num_classes
     problem = _Problem(vectors.take(fit), codes[fit], num_classes)
     best, best_accuracy, since, solution = 1.0, -1.0, 0, None
     for strength in OFFICIAL_STRENGTHS:
-        solution = problem.solve(strength, solution, MAX_ITER)
-        score = accuracy(vectors.take(held), codes[held], *problem.unscaled(solution))
+        solution = problem.solve(strength, solution, MAX_ITER, _ROUGH_TOLERANCE)
+        score = accuracy(vectors.take(held), codes[held], *problem.uncentred(solution))
         if score > best_accuracy:
             best, best_accuracy, since = strength, score, 0
         elif (since := since + 1) >= PATIENCE:

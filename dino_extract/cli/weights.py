@@ -108,9 +108,7 @@ def convert(
     to: Annotated[Literal["official", "hf", "timm", "dino-extract"], typer.Option("--to", help="The layout to write.")],
     dtype: Annotated[Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Storage type; as in IN by default.")] = None,
     licence: Annotated[str | None, typer.Option(help="Record this licence in OUT (`--to dino-extract`).")] = None,
-    size: Annotated[
-        int | None, typer.Option(min=1, help="Record this input side in pixels in OUT (`--to dino-extract`).")
-    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Record this input side in pixels in OUT (`--to dino-extract`).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
 ) -> None:
     """Write weights in the layout of another library, and print the file written."""

@@ -213,3 +213,16 @@ def test_help_loads_neither_torch_nor_h5py() -> None:
         )
 
         subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_a_run_loads_no_library_that_it_can_do_without(photos: Path) -> None:
+    """Neither timm nor torch's compiler is imported, which would take longer than a small run."""
+    script = (
+        "import sys; sys.argv = ['dino-extract', 'embed', 'photos', '-q', '--model', 'tiny', '--size', '28', '--workers', '1']\n"
+        "from dino_extract.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch._dynamo', 'torch._inductor', 'timm', 'torchvision', 'sympy'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
