@@ -292,6 +292,8 @@ def test_lengths_left_open_become_shares_of_the_run(pictures: Path, tmp_path: Pa
     assert (full.head_warmup_steps, full.schedule.warmup_steps, full.monitor.every_steps) == (20, 18, 10)
 
 
+# The compiler looks at every tensor's gradient and hides what torch says about that, but not from pytest.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("option", ["checkpoint_blocks", pytest.param("compile", marks=pytest.mark.slow)])
 def test_ways_to_save_memory_or_time_leave_the_losses_as_they_are(pictures: Path, tmp_path: Path, option: str) -> None:
     """Recomputed activations and compiled blocks give the losses of the plain run."""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import h5py
@@ -78,27 +78,37 @@ def test_flipped_bits_are_found_and_located(tmp_path: Path, finished: bytes) -> 
         check_flip(tmp_path / "damaged.h5", finished, position, rng.randrange(8), owner[position])
 
 
+def check_flips(progress: Connection, damaged: Path, finished: bytes, owner: list[int | None], first: int) -> None:
+    """Check a flipped bit in each byte from `first` on, one after the other; each byte is announced before it is flipped."""
+    for position in range(first, len(finished)):
+        progress.send(position)
+        check_flip(damaged, finished, position, random.Random(position).randrange(8), owner[position])
+
+
 @pytest.mark.slow
 def test_every_byte_is_covered(tmp_path: Path, finished: bytes) -> None:
     """One flipped bit in each byte of the file, one after the other, is always found, or never comes back from HDF5."""
-    rng = random.Random(1)
     (tmp_path / "intact.h5").write_bytes(finished)
-    lost = []
+    owner, position = owners(tmp_path / "intact.h5"), 0
 
-    for position, row in enumerate(owners(tmp_path / "intact.h5")):
+    while position < len(finished):
+        progress, sender = multiprocessing.Pipe(duplex=False)
         check = multiprocessing.get_context("fork").Process(
-            target=check_flip, args=(tmp_path / "damaged.h5", finished, position, rng.randrange(8), row)
+            target=check_flips, args=(sender, tmp_path / "damaged.h5", finished, owner, position)
         )
         check.start()
-        check.join(5)
-        if check.is_alive():
-            check.kill()
+        sender.close()
+        try:
+            while progress.poll(5):
+                position = progress.recv()
+        except EOFError:
             check.join()
-            lost.append(position)
-        assert check.exitcode in (0, -signal.SIGKILL), f"byte {position}"
-
-    for position in lost:
+            assert check.exitcode == 0, f"byte {position}"
+            break
+        check.kill()
+        check.join()
         assert finished.find(b"GCOL") <= position < finished.find(b"GCOL") + 4096, "only the heap of texts may lead HDF5 astray"
+        position += 1
 
 
 def test_header_that_hdf5_never_comes_back_from_is_damage(tmp_path: Path, finished: bytes) -> None:
