@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dino_extract.config import EmbedConfig
+from dino_extract.engine import Batch as EngineBatch
 from dino_extract.engine import Engine
 from dino_extract.errors import DinoExtractError, SourceError
 from dino_extract.job import Job, MadeWith, prepare, prepare_like
@@ -207,15 +208,15 @@ def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Ge
             elif job.resizes_on_device:
                 in_flight.append((batch, engine.submit(Pictures(batch.pixels, batch.is_resized, job.preprocess)).result))
             else:
-                in_flight.append((batch, partial(_embed_native, job, engine, batch)))
+                in_flight.append((batch, _submit_native(job, engine, batch)))
             if len(in_flight) > BATCHES_IN_FLIGHT:
                 yield finish_oldest()
         while in_flight:
             yield finish_oldest()
 
 
-def _embed_native(job: Job, engine: Engine, batch: Batch) -> dict[str, Any]:
-    """Arrays of a batch of one image in its own shape; patches are flat, (N, D), because each image has another grid."""
+def _submit_native(job: Job, engine: Engine, batch: Batch) -> Callable[[], dict[str, Any]]:
+    """Start on a batch of one image in its own shape, for the arrays; patches are flat, (N, D), because each image has another grid."""
     (image,) = batch.pixels
     row = int(batch.rows[0])
     patch = job.preprocess.patch
@@ -226,16 +227,21 @@ def _embed_native(job: Job, engine: Engine, batch: Batch) -> dict[str, Any]:
     ):
         batch.status[0], batch.errors[0] = Status.VANISHED, "read: the image was replaced during the run"
     if batch.status[0] == Status.OK:
-        arrays = engine(image[None])
-        return {
-            dataset.name: list(arrays[dataset.name].reshape(1, -1, *dataset.shape)) if dataset.is_ragged else arrays[dataset.name]
-            for dataset in job.layout.datasets
-        }
+        return partial(_native_arrays, job, engine.submit(image[None]))
     num_patches = 0 if job.grid_size is None else int(job.grid_size[row].prod())
-    return {
+    zeros = {
         dataset.name: [np.zeros((num_patches, *dataset.shape), dataset.dtype)]
         if dataset.is_ragged
         else np.zeros((1, *dataset.shape), dataset.dtype)
+        for dataset in job.layout.datasets
+    }
+    return lambda: zeros
+
+
+def _native_arrays(job: Job, under_way: EngineBatch) -> dict[str, Any]:
+    arrays = under_way.result()
+    return {
+        dataset.name: list(arrays[dataset.name].reshape(1, -1, *dataset.shape)) if dataset.is_ragged else arrays[dataset.name]
         for dataset in job.layout.datasets
     }
 

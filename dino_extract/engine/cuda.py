@@ -28,15 +28,18 @@ class CudaPipeline:
         network: runs one batch on the device.
         device: a CUDA device.
         batch_size: images in one batch; smaller ones are padded.
+        is_captured: whether the network becomes a CUDA graph, in which nothing may come from the host's memory.
     """
 
-    def __init__(self, network: Network, *, device: torch.device, batch_size: int) -> None:
+    def __init__(self, network: Network, *, device: torch.device, batch_size: int, is_captured: bool = True) -> None:
         self._network = network
+        self._is_captured = is_captured
         self._device = device
         self._batch_size = batch_size
         self._programs: dict[tuple[int, ...], Network] = {}
         with torch.cuda.device(device):
             self._copy_in, self._compute, self._copy_out = (torch.cuda.Stream() for _ in range(3))
+            self._compute.wait_stream(torch.cuda.current_stream())  # on which the network was made
 
     def submit(self, pixels: np.ndarray | Pictures) -> Callable[[], dict[str, np.ndarray]]:
         """As in `Runner`, for at most as many images as a batch; the pixels must stay as they are until the result has been taken."""
@@ -57,7 +60,7 @@ class CudaPipeline:
                 rows.record_stream(self._copy_out)
                 host[name] = torch.empty(count, *rows.shape[1:], dtype=rows.dtype, pin_memory=True)
                 host[name].copy_(rows[:count], non_blocking=True)
-            done = torch.cuda.Event()
+            done = torch.cuda.Event(blocking=True)  # a waiting host must leave its core to the decoders
             done.record(self._copy_out)
 
         def result() -> dict[str, np.ndarray]:
@@ -68,7 +71,7 @@ class CudaPipeline:
 
     def _program(self, shape: tuple[int, ...]) -> Network:
         if shape not in self._programs:
-            if len(self._programs) >= MAX_GRAPHS:
+            if not self._is_captured or len(self._programs) >= MAX_GRAPHS:
                 return self._network
             with torch.cuda.device(self._device):
                 self._programs[shape] = CapturedNetwork(self._network, shape, self._compute)

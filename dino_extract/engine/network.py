@@ -35,19 +35,32 @@ class TokenNetwork:
         depth: blocks of the model.
         patch_size: side of a patch in pixels.
         store_dtype: of the result.
+        prepare: called with the patch grid (h, w) of each batch before the model, outside of what is compiled.
     """
 
-    def __init__(self, layer_tokens: LayerTokens, spec: TokenSpec, *, depth: int, patch_size: int, store_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        layer_tokens: LayerTokens,
+        spec: TokenSpec,
+        *,
+        depth: int,
+        patch_size: int,
+        store_dtype: torch.dtype,
+        prepare: Callable[[tuple[int, int]], None] | None = None,
+    ) -> None:
         self._layer_tokens = layer_tokens
         self._spec = spec
         self._last = depth - 1
         self._patch_size = patch_size
         self._store_dtype = store_dtype
+        self._prepare = prepare
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
         """As in `Network`."""
         grid = (pixels.shape[1] // self._patch_size, pixels.shape[2] // self._patch_size)
+        if self._prepare is not None:
+            self._prepare(grid)
         layers = sorted({*self._spec.layers, self._last})
         tokens_of = dict(zip(layers, self._layer_tokens(pixels, layers), strict=True))
         prefixes = {"": self._last} | {f"layers/{layer}/": layer for layer in self._spec.layers}
@@ -84,6 +97,10 @@ class LeanTokens:
     def __call__(self, pixels: Tensor, layers: list[int]) -> list[Tokens]:
         """As in `LayerTokens`."""
         return [Tokens.split(x_BSD, self._num_registers) for x_BSD in self._transformer(pixels, layers)]
+
+    def prepare(self, grid: tuple[int, int]) -> None:
+        """Make the positions of a patch grid, on the host, so that neither a compiler nor a CUDA graph meets that."""
+        self._transformer.positions(grid)
 
 
 class AnyTokens:

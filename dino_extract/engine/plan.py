@@ -46,18 +46,24 @@ def choose_device(device: str) -> torch.device:
 def choose_dtype(dtype: str, device: torch.device) -> ComputeDtype:
     """The compute dtype of `--dtype`: `auto` is bfloat16 where the hardware multiplies it fast, else float32.
 
+    With float32, torch is told to keep to it, for the whole process.
+
     Raises:
         ConfigError: the dtype is none of auto, float32 and bfloat16.
     """
-    if dtype == "float32":
-        return "float32"
-    if dtype == "bfloat16":
-        return "bfloat16"
-    if dtype != "auto":
+    if dtype not in ("auto", "float32", "bfloat16"):
         raise ConfigError(f"`--dtype` takes auto, float32 or bfloat16, got `{dtype}`")
+    if dtype == "bfloat16" or (dtype == "auto" and multiplies_bfloat16(device)):
+        return "bfloat16"
+    torch.backends.cudnn.allow_tf32 = False  # which torch takes for the float32 convolutions of a GPU unless told not to
+    return "float32"
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether this device multiplies bfloat16 fast."""
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if device.type == "cpu" and cpu_multiplies_bfloat16() else "float32"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and cpu_multiplies_bfloat16()
 
 
 def cpu_multiplies_bfloat16() -> bool:

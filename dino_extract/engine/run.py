@@ -73,12 +73,14 @@ class Engine:
         layer_tokens = fast_tokens(
             backbone, spec, device=device, dtype=getattr(torch, dtype), attend=attend, release=release, compiled=compiled
         )
+        self._is_captured = isinstance(layer_tokens, LeanTokens)  # others may make tensors on the host in every forward
         self._network = TokenNetwork(
             torch.compile(layer_tokens) if compiled else layer_tokens,
             spec,
             depth=backbone.depth,
             patch_size=backbone.patch_size,
             store_dtype=getattr(torch, store_dtype),
+            prepare=layer_tokens.prepare if isinstance(layer_tokens, LeanTokens) else None,
         )
         self._num_threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._runner = self._make_runner()
@@ -104,7 +106,7 @@ class Engine:
         return [self._runner.submit(pixels[start : start + self.batch_size]) for start in starts]
 
     def _shrink(self, failed_size: int, error: torch.cuda.OutOfMemoryError) -> None:
-        """Halve the batch, unless another batch under way has done so already."""
+        """Halve the batch, unless another batch under way has done so already; `error` must not hold what is to be freed."""
         if self.batch_size != failed_size:
             return
         if failed_size == 1:
@@ -116,7 +118,7 @@ class Engine:
 
     def _make_runner(self) -> Runner:
         if self.device.type == "cuda":
-            return CudaPipeline(self._network, device=self.device, batch_size=self.batch_size)
+            return CudaPipeline(self._network, device=self.device, batch_size=self.batch_size, is_captured=self._is_captured)
         return Streams(self._network, device=self.device, batch_size=self.batch_size, num_threads=self._num_threads)
 
 
@@ -141,8 +143,9 @@ class Batch:
                 parts = [part() for part in self._parts]
                 break
             except torch.cuda.OutOfMemoryError as error:
-                self._engine._shrink(self._size, error)
-                self._begin()
+                failure = error.with_traceback(None)  # whose frames hold the memory
+            self._engine._shrink(self._size, failure)
+            self._begin()
         return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _begin(self) -> None:
@@ -152,7 +155,8 @@ class Batch:
                 self._parts = self._engine._start(self._pixels)
                 return
             except torch.cuda.OutOfMemoryError as error:
-                self._engine._shrink(self._size, error)
+                failure = error.with_traceback(None)
+            self._engine._shrink(self._size, failure)
 
 
 def choose_attention(

@@ -9,7 +9,8 @@ Dimension key: B images, n crops of each, C = 3 channels, S side of a decoded im
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def make_crops(images: Tensor, params: CropParams, side_px: int) -> Tensor:
     crops_QCPP = _where(crops_QCPP, flat.grayscale, lambda some: _gray(some).expand_as(some))
     crops_QCPP = blur(crops_QCPP, flat.sigma)
     crops_QCPP = _where(crops_QCPP, flat.solarize, lambda some: torch.where(some >= 128 / 255, 1 - some, some))
-    mean, std = (crops_QCPP.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (_constant(values, crops_QCPP.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (crops_QCPP - mean) / std
 
 
@@ -52,11 +53,11 @@ def cut_crops(images: Tensor, params: CropParams, side_px: int) -> Tensor:
         params: of a batch, arrays (B, n, ...).
         side_px: P.
     """
-    box = torch.from_numpy(params.box).to(images.device) * images.shape[-1]
+    box = _upload(params.box, images.device) * images.shape[-1]
     top, left, height, width = box.unbind(-1)
     rows_BnPS = resize_weights(top, height, images.shape[-1], side_px)
     columns_BnPS = resize_weights(left, width, images.shape[-1], side_px)
-    flip = torch.from_numpy(params.flip).to(images.device)[..., None, None]
+    flip = _upload(params.flip, images.device)[..., None, None]
     columns_BnPS = torch.where(flip, columns_BnPS.flip(2), columns_BnPS)
     images_BCSS = images.float() / 255
     # All crops of an image share the product over its rows; (B, 1, n * P, S) @ (B, C, S, S).
@@ -97,7 +98,7 @@ def blur(crops_QCPP: Tensor, sigma_Q: NDArray[np.float32]) -> Tensor:
     """
 
     def blurred(some: Tensor) -> Tensor:
-        matrix = _blur_matrix(torch.from_numpy(sigma_Q[sigma_Q > 0]).to(some.device), some.shape[-1]).unsqueeze(1)
+        matrix = _blur_matrix(_upload(sigma_Q[sigma_Q > 0], some.device), some.shape[-1]).unsqueeze(1)
         return matrix @ some @ matrix.transpose(2, 3)
 
     return _where(crops_QCPP, sigma_Q > 0, blurred)
@@ -114,7 +115,7 @@ def jitter_colours(crops_QCPP: Tensor, params: CropParams) -> Tensor:
     for place in range(4):
         for kind in range(4):
             chosen = is_jittered & (params.order[:, place] == kind)
-            factors = torch.from_numpy(params.jitter[chosen, kind]).to(crops_QCPP.device).view(-1, 1, 1, 1)
+            factors = _upload(params.jitter[chosen, kind], crops_QCPP.device).view(-1, 1, 1, 1)
             crops_QCPP = _where(crops_QCPP, chosen, partial(_jitter, kind=kind, factor=factors))
     return crops_QCPP
 
@@ -142,7 +143,7 @@ def _shift_hue(crops: Tensor, shift: Tensor) -> Tensor:
     sextant = torch.where(which == 0, (green - blue) / safe, torch.where(which == 1, 2 + (blue - red) / safe, 4 + (red - green) / safe))
     hue = sextant / 6 + shift.squeeze(1)
     # Each channel is the value less chroma times a trapezoid of the hue, shifted by a third of the circle.
-    turn = (hue.unsqueeze(1) * 6 + crops.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)).remainder(6)
+    turn = (hue.unsqueeze(1) * 6 + _constant((5.0, 3.0, 1.0), crops.device).view(1, 3, 1, 1)).remainder(6)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(turn, 4 - turn).clamp(0, 1)
 
 
@@ -173,5 +174,16 @@ def _where(crops: Tensor, chosen: NDArray[np.bool_], change: Callable[[Tensor], 
     """The crops with `change` applied to the chosen ones; the choice is known on the host, so a GPU waits for nothing."""
     if not chosen.any():
         return crops
-    rows = torch.from_numpy(np.flatnonzero(chosen)).to(crops.device)
+    rows = _upload(np.flatnonzero(chosen), crops.device)
     return crops.index_copy_(0, rows, change(crops[rows]))
+
+
+def _upload(values: NDArray[Any], device: torch.device) -> Tensor:
+    """The values on the device; a GPU reads them from pinned memory, while the host goes on."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)

@@ -177,7 +177,7 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """A training run, complete: the same config and images give the same weights on the same kind of machine.
+    """A training run, complete: the same config and images give the same weights on the same kind of CPU, and to rounding on a GPU.
 
     Args:
         sources: folders, images, globs, `.tar` shards or lists.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
@@ -44,7 +45,9 @@ def world_size() -> int:
 def start(device: torch.device) -> None:
     """Join the processes that `torchrun` started, if it started this one."""
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        is_cuda = device.type == "cuda"
+        # The others wait while the first rank looks at its evaluation images and saves.
+        distributed.init_process_group("nccl" if is_cuda else "gloo", device_id=device if is_cuda else None, timeout=timedelta(hours=1))
 
 
 def wait_for_all() -> None:

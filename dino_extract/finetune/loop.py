@@ -259,7 +259,7 @@ class Run:
     def _log(self, done: int, values: ScheduleValues, meter: Meter, data: TrainingData) -> None:
         self.unreadable.update(data.failures)
         means = distributed.sum_over_ranks(meter.means().to(self.device), distributed.world()).cpu() / self.share.world_size
-        undecided, even = target_entropy(self.training.targets.cls.flatten(0, 1))
+        undecided, even = target_entropy(self.training.cls_targets.flatten(0, 1))
         figures: dict[str, Any] = {"step": done, "epoch": round(done / self.order.steps_per_epoch, 4), "loss": float(means.sum())}
         figures |= dict(zip(TERMS, means.tolist(), strict=True)) | meter.norms()
         figures |= {"lr": values.lr, "weight_decay": values.weight_decay, "momentum": values.momentum, "teacher_temp": values.teacher_temp}
@@ -330,6 +330,8 @@ class Run:
 
     def _agree(self, wish: bool) -> float:
         """1 on every rank if any rank wishes it."""
+        if distributed.world() is None:
+            return float(wish)
         return float(distributed.max_over_ranks(torch.tensor(float(wish), device=self.device), distributed.world()))
 
     def _diverged(self, error: DivergedError, losses: Losses, step: int) -> DivergedError:

@@ -50,7 +50,8 @@ def ibot_patch_loss(student_logits_MK: Tensor, teacher_probs_MK: Tensor, masks: 
     Source: DINOv2 Sec. 4, "Patch-level objective"; official dinov2/loss/ibot_patch_loss.py.
     """
     log_probs = F.log_softmax(student_logits_MK.float() / student_temp, dim=-1)
-    weights_M = (1 / masks.sum(dim=1).clamp(min=1)).unsqueeze(1).expand_as(masks)[masks]
+    masked = masks.sum(dim=1)
+    weights_M = (1 / masked.clamp(min=1)).repeat_interleave(masked, output_size=len(log_probs))  # its size given, a GPU waits for nothing
     return -((teacher_probs_MK * log_probs).sum(dim=-1) * weights_M).sum() / len(masks)
 
 
@@ -74,8 +75,7 @@ def koleo_loss(cls_BD: Tensor, eps: float = 1e-8, group: Group = None) -> Tensor
         everyone, first = all_gather_rows(own, group)
         with torch.no_grad():
             similarity = own @ everyone.T
-            rows = torch.arange(len(own), device=own.device)
-            similarity[rows, first + rows] = -1  # nobody is its own neighbour
+            similarity.diagonal(first).fill_(-1)  # nobody is its own neighbour
             nearest = similarity.argmax(dim=1)
         distance = F.pairwise_distance(own, everyone[nearest], p=2, eps=eps)
         return -torch.log(distance + eps).mean()
@@ -118,9 +118,9 @@ def sinkhorn_knopp(teacher_logits_RK: Tensor, teacher_temp: float, num_iteration
     division undoes and which cannot overflow.
     """
     logits = teacher_logits_RK.float() / teacher_temp
-    largest = max_over_ranks(logits.max() if logits.numel() else logits.new_tensor(-torch.inf), group)
+    largest = max_over_ranks(logits.max() if logits.numel() else logits.new_full((), -torch.inf), group)
     assignment_RK = torch.exp(logits - largest)
-    num_rows = sum_over_ranks(logits.new_tensor(float(len(logits))), group)
+    num_rows = sum_over_ranks(logits.new_full((), len(logits)), group)
     num_prototypes = logits.shape[1]
     assignment_RK /= sum_over_ranks(assignment_RK.sum(), group)
     for _ in range(num_iterations):
@@ -164,6 +164,6 @@ class Center:
         numbers of patches.
         """
         total_K = sum_over_ranks(teacher_logits_RK.float().sum(dim=0), group)
-        count = sum_over_ranks(total_K.new_tensor(float(len(teacher_logits_RK))), group)
-        if count > 0:
-            self.value = self.value * self.momentum + (total_K / count).unsqueeze(0) * (1 - self.momentum)
+        count = sum_over_ranks(total_K.new_full((), len(teacher_logits_RK)), group)
+        moved = self.value * self.momentum + (total_K / count.clamp(min=1)).unsqueeze(0) * (1 - self.momentum)
+        self.value = torch.where(count > 0, moved, self.value)

@@ -105,7 +105,8 @@ class Objective:
 
         local = dino_loss(student.local_logits, targets.cls, config.student_temp) if num_local else zero
         # Each global crop learns from the other one only: a crop's own target would be solved by copying.
-        crossed = [dino_loss(student.global_logits[[g]], targets.cls[[1 - g]], config.student_temp) for g in range(NUM_GLOBAL_CROPS)]
+        pairs = zip(student.global_logits.split(1), reversed(targets.cls.split(1)), strict=True)
+        crossed = [dino_loss(logits, other, config.student_temp) for logits, other in pairs]
         koleo = torch.stack([koleo_loss(cls_BD, group=self.group if config.koleo_over_ranks else None) for cls_BD in student.global_cls])
         ibot = ibot_patch_loss(student.masked_logits, targets.masked, masks, config.student_temp)
         return Losses(

@@ -64,7 +64,9 @@ def param_groups(network: nn.Module, depth: int, config: OptimConfig) -> list[di
 
 def build_optimizer(network: nn.Module, depth: int, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over `param_groups`; rates and decay are set at each step by `apply_schedule`."""
-    return torch.optim.AdamW(param_groups(network, depth, config), lr=0.0, betas=(config.adamw_beta1, config.adamw_beta2))
+    betas = (config.adamw_beta1, config.adamw_beta2)
+    is_cuda = next(network.parameters()).is_cuda
+    return torch.optim.AdamW(param_groups(network, depth, config), lr=0.0, betas=betas, fused=is_cuda or None)
 
 
 def apply_schedule(optimizer: torch.optim.Optimizer, values: ScheduleValues) -> None:

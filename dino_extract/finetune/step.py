@@ -18,7 +18,7 @@ from dino_extract.errors import DinoExtractError
 from dino_extract.finetune.config import ObjectiveConfig, OptimConfig
 from dino_extract.finetune.distributed import Group, shard, whole
 from dino_extract.finetune.losses import anchor_loss
-from dino_extract.finetune.objective import Losses, Objective, Targets
+from dino_extract.finetune.objective import Losses, Objective
 from dino_extract.finetune.optim import apply_schedule, build_optimizer, clip_grad_per_submodule
 from dino_extract.finetune.schedules import ScheduleValues
 from dino_extract.finetune.student_teacher import Batch, Network, StudentOutput, StudentTeacher
@@ -105,8 +105,9 @@ class TrainingStep:
                 teacher = self.models.teacher.teach(batch)
                 student: StudentOutput = self.student(batch)
                 distance = self._anchor_distance(batch, student)
-            self.targets: Targets = self.objective.targets(teacher, teacher_temp)
-            losses = self.objective.losses(student, self.targets, batch.masks, distance)
+            targets = self.objective.targets(teacher, teacher_temp)
+            losses = self.objective.losses(student, targets, batch.masks, distance)
+            self.cls_targets = targets.cls
             (losses.total * share).backward()
         return losses
 
@@ -117,7 +118,8 @@ class TrainingStep:
             DivergedError: a gradient is not finite; nothing has been changed then.
         """
         norms = {name: whole(norm) for name, norm in clip_grad_per_submodule(self.models.student, self.optim.clip_grad).items()}
-        if broken := [name for name, norm in norms.items() if not norm.isfinite()]:
+        if not torch.stack([*norms.values()]).isfinite().all():  # asked once, because a GPU must be waited for
+            broken = [name for name, norm in norms.items() if not norm.isfinite()]
             raise DivergedError(f"the gradient of {' and '.join(broken)} is NaN or infinite")
         apply_schedule(self.optimizer, values)
         self.optimizer.step()
@@ -134,7 +136,8 @@ class TrainingStep:
         """The student as it is called; DDP takes note of which parameters learn when it is made."""
         if self.group is None or self.is_sharded:
             return self.models.student
-        return DistributedDataParallel(self.models.student, process_group=self.group)
+        distils = self.models.teacher is not self.models.average  # and hides nothing: the mask token has no gradient then
+        return DistributedDataParallel(self.models.student, process_group=self.group, find_unused_parameters=distils)
 
     def _gradients_stay_here(self, stay: bool) -> AbstractContextManager[Any]:
         if self.is_sharded:

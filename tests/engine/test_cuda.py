@@ -91,12 +91,12 @@ def test_a_batch_beyond_the_memory_is_halved_until_it_fits() -> None:
     backbone = make_backbone()
     spec = TokenSpec(("cls",))
     pixels = make_pixels(64)
-    want = Engine(backbone, spec, device=CUDA, dtype="float32", batch_size=4)(pixels)["features"]
+    want = Engine(backbone, spec, device=CUDA, dtype="float32", store_dtype="float32", batch_size=4)(pixels)["features"]
     total = torch.cuda.get_device_properties(CUDA).total_memory
 
     torch.cuda.set_per_process_memory_fraction(256 * 2**20 / total)
     try:
-        engine = Engine(backbone, spec, device=CUDA, dtype="float32", batch_size=2**15)
+        engine = Engine(backbone, spec, device=CUDA, dtype="float32", store_dtype="float32", batch_size=2**15)
         got = engine(pixels)["features"]
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
