@@ -43,7 +43,7 @@ class EmbedResult:
     Args:
         path: the finished HDF5 file.
         total: rows in it.
-        embedded: rows that this run computed.
+        embedded: rows that this run did, failed ones among them.
         reused: rows kept from earlier runs.
         failed: rows without an embedding.
         seconds: wall time of this run, without finding the images and loading the model.
@@ -60,9 +60,10 @@ class EmbedResult:
 
     def text(self) -> str:
         """The result for people: counts, rate, and what bounded the run."""
-        counts = f"{self.path}: {self.total:,} rows, {self.embedded:,} embedded now, {self.reused:,} kept, {self.failed:,} failed"
+        outcome = f"{self.total - self.failed:,} embedded, {self.failed:,} failed"
+        counts = f"{self.path}: {self.total:,} images, {outcome}; {self.embedded:,} done now, {self.reused:,} kept"
         if not self.embedded:
-            return f"{counts}; nothing was left to do"
+            return f"{counts}, nothing was left to do"
         stage = max(self.waited_s, key=lambda name: self.waited_s[name])
         share = self.waited_s[stage] / max(self.seconds, 1e-9)
         rate = self.embedded / max(self.seconds, 1e-9)

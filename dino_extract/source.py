@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dino_extract.archive import Member, clean_key, read_tar_index
 from dino_extract.errors import DecodeError, SourceError
 from dino_extract.status import Status
-from dino_extract.suffixes import IMAGE_SUFFIXES, UNREADABLE_ARCHIVES, is_hidden, reason_to_skip
+from dino_extract.suffixes import UNREADABLE_ARCHIVES, is_hidden, reason_to_skip
 
 MAX_FILE_BYTES = 512 * 2**20  # no photograph is larger; a wrong file should not fill the memory
 
@@ -96,11 +96,11 @@ def find_images(sources: Sequence[str | bytes], *, suffixes: Sequence[str] = (),
                 finder.add_source(source)
         finder.drop_same_files(root)
     if not finder.keys:
-        looked_for = ", ".join(finder.suffixes or IMAGE_SUFFIXES[:5])
-        left_out = "".join(f", skipped {count:,} {reason}" for reason, count in finder.skipped.most_common(3))
+        what = f"no {', '.join(finder.suffixes)} file" if finder.suffixes else "no file that may be an image"
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in finder.skipped.most_common(3))
         raise SourceError(
-            f"`{' '.join(map(printable, typed))}` contains no image file (looked for {looked_for}{left_out})",
-            hint="add a suffix with `--suffix .heic`",
+            f"`{' '.join(map(printable, typed))}` holds {what}" + (f" (left out: {left_out})" if left_out else ""),
+            hint="expected folders, images, globs, .tar shards, or a list of them on stdin",
         )
     absolute = tuple(source if source in (b"-", b"-0") else _absolute(source) for source in typed)
     return finder.manifest(root, absolute)

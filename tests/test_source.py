@@ -132,13 +132,13 @@ def test_forbidden_folder_is_noted(tmp_path: Path) -> None:
 
 
 def test_folder_without_images_is_an_error(tmp_path: Path) -> None:
-    """A folder without images names the suffixes looked for and what was skipped."""
+    """A folder without images is an error that says what was left out."""
     fill(tmp_path, "a.txt")
 
-    with pytest.raises(SourceError, match=r"contains no image file \(looked for \.jpg, .*skipped 1 \.txt\)") as caught:
+    with pytest.raises(SourceError, match=r"holds no file that may be an image \(left out: 1 \.txt\)") as caught:
         find_images([str(tmp_path)])
 
-    assert caught.value.hint == "add a suffix with `--suffix .heic`"
+    assert caught.value.hint == "expected folders, images, globs, .tar shards, or a list of them on stdin"
 
 
 @pytest.mark.parametrize("source", ["missing", "missing/*.jpg"])

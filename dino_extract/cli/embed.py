@@ -100,7 +100,7 @@ def embed(
     max_failures: Annotated[
         str | None, typer.Option(metavar="N|P%", help="Stop with an error above this many failed images.", rich_help_panel=AGAIN)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a run from nothing would need, and do nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the file's path.")] = False,
 ) -> None:
@@ -163,7 +163,7 @@ def embed(
         bar.close()
     if not quiet:
         typer.echo(result.text(), err=True)
-        typer.echo(f"next: dino-extract info {shlex.quote(result.path)}", err=True)
+        typer.echo(f"next: dino-extract info {shlex.quote(result.path)}{' --failures' if result.failed else ''}", err=True)
     typer.echo(json.dumps(asdict(result), indent=2) if as_json else result.path)
     if result.failed:
         raise typer.Exit(ExitCode.FAILURES)

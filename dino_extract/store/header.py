@@ -104,6 +104,16 @@ def open_hdf5(path: str) -> Iterator[h5py.File]:
         file.close()
 
 
+def _opened(path: str) -> h5py.File:
+    # No lock: a store is never changed in a way that hurts a reader, and NFS without locks would refuse.
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "file locking flag" not in str(error):
+            raise
+        return h5py.File(path, "r")  # this process has it open by h5py alone, and HDF5 wants all to lock alike
+
+
 def connect(path: str) -> h5py.File:
     """The same as `open_hdf5`, for a caller that closes the file itself."""
     if not os.path.lexists(path):
@@ -113,8 +123,7 @@ def connect(path: str) -> h5py.File:
     if not os.path.isfile(path):
         raise StoreError(f"`{path}` is not a file", hint="expected a file made by `dino-extract embed`")
     try:
-        # No lock: a store is never changed in a way that hurts a reader, and NFS without locks would refuse.
-        file = h5py.File(path, "r", locking=False)
+        file = _opened(path)
     except OSError as error:
         message = f"`{path}` is not an HDF5 file, or its first bytes are damaged"
         raise DamagedHeaderError(message, hint="expected a file made by `dino-extract embed`") from error

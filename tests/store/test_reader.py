@@ -271,3 +271,9 @@ def test_store_describes_itself(finished: Path) -> None:
     with open_store(finished) as store:
         assert isinstance(store, Store)
         assert repr(store) == f"<Store {finished}: 36 images, features, layers/9/patch_features>"
+
+
+def test_a_file_that_h5py_has_open_can_be_opened(finished: Path) -> None:
+    """A notebook that looked into the file with plain h5py can open it as a store as well."""
+    with h5py.File(finished) as file, open_store(finished) as store:
+        assert len(store.all_paths) == len(file["paths"])
