@@ -9,9 +9,6 @@ def _suffixes(text: str) -> tuple[str, ...]:
     return tuple(f".{word}" for word in text.split())
 
 
-# Named in messages; what is taken is everything but NOT_IMAGE_SUFFIXES.
-IMAGE_SUFFIXES = _suffixes("jpg jpeg png webp tif tiff bmp gif avif jp2 tga ppm pgm pbm psd ico dds qoi pcx sgi im mpo")
-
 # What certainly is no image is left out of a folder. Anything else, a name without suffix included, is tried and gets a row, so that
 # an image under an odd name is never lost without a trace.
 NOT_IMAGE_SUFFIXES = frozenset(
