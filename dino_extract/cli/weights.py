@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dino_extract.errors import ExitCode
 from dino_extract.weights import cache, locate
 from dino_extract.weights.registry import Checkpoint, checkpoints, find_checkpoint
-from dino_extract.weights.resolve import resolve_weights
+from dino_extract.weights.resolve import weights_here
 
 LINE_EVERY_S = 30.0
 PULL_CONNECT_TIMEOUT_S = 10.0  # who asks for a download explicitly waits for a slow network
@@ -123,7 +123,11 @@ def convert(
 @app.command("path")
 def print_path(name: Annotated[str, typer.Argument(metavar="NAME", help="A model from `weights list`.")]) -> None:
     """Print the file that `--model NAME` reads; never downloads."""
-    typer.echo(resolve_weights(find_checkpoint(name), offline=True).path)
+    checkpoint = find_checkpoint(name)
+    found, unusable = weights_here(checkpoint)
+    if found is None:
+        raise locate.missing_error(checkpoint, "`weights path` never downloads", unusable)
+    typer.echo(found.path)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from dino_extract.errors import WeightsError
 from dino_extract.weights.checksum import file_sha256
 from dino_extract.weights.download import CONNECT_TIMEOUT_S, Progress, download, locked, unreachable
-from dino_extract.weights.locate import cache_dir, cached_path
+from dino_extract.weights.locate import cache_dir, cached_path, copy_hint, released_facts
 from dino_extract.weights.registry import Checkpoint
 
 
@@ -56,7 +56,8 @@ def fetch(
         reachable = [source for source in sources if source.url not in reasons]
         if not reachable:
             raise UnreachableError(
-                f"no server with the weights of `{checkpoint.name}` can be reached ({'; '.join(dict.fromkeys(reasons.values()))})"
+                f"no server with the weights of `{checkpoint.name}` can be reached ({'; '.join(dict.fromkeys(reasons.values()))})",
+                hint=f"the file is {released_facts(checkpoint)}; {copy_hint(checkpoint)}",
             )
         return _fetch_from_first(reachable, checkpoint, progress)
 
@@ -72,7 +73,8 @@ def add_file(path: Path, checkpoint: Checkpoint) -> Path:
         known = ", ".join(checkpoint.known_sha256) or "none known"
         raise WeightsError(
             f"`{path}` has SHA-256 {sha256}, which is no released file of `{checkpoint.name}` ({known})",
-            hint=f"your own weights need no import: `--weights {path}`",
+            hint=f"your own weights need no import: `--weights {path}`; a file that `weights pull` printed elsewhere is copied to "
+            f"`{cached_path(checkpoint.name)}`",
         )
     with locked(cached_path(checkpoint.name)):
         return store(path, checkpoint, sha256=sha256, source=str(path.name))

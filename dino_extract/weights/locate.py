@@ -86,15 +86,21 @@ def missing_error(checkpoint: Checkpoint, reason: str, unusable: list[str] | Non
             "\n".join([message, *looked, *found]),
             hint="give a file with `--weights PATH`, or untrained weights with `--random-weights SEED`",
         )
-    message = (
-        f"the weights of `{checkpoint.name}` are not on this machine and {reason}: `{checkpoint.released_file}`, "
-        f"{checkpoint.size_bytes:,} bytes, SHA-256 {checkpoint.sha256}, from {checkpoint.url}; looked for them in"
-    )
-    hint = (
+    message = f"the weights of `{checkpoint.name}` are not on this machine and {reason}: {released_facts(checkpoint)}; looked for them in"
+    return WeightsError("\n".join([message, *looked, *found]), hint=copy_hint(checkpoint))
+
+
+def released_facts(checkpoint: Checkpoint) -> str:
+    """The released file of a model, how to know it, and its address, as part of a message."""
+    return f"`{checkpoint.released_file}`, {checkpoint.size_bytes:,} bytes, SHA-256 {checkpoint.sha256}, from {checkpoint.url}"
+
+
+def copy_hint(checkpoint: Checkpoint) -> str:
+    """How the released file of a model gets to a machine without a network."""
+    return (
         f"`dino-extract weights pull {checkpoint.name}` where there is a network, or copy that file to "
         f"`{_torch_hub_folder() / str(checkpoint.released_file)}`, or name any copy of it with `--weights PATH`"
     )
-    return WeightsError("\n".join([message, *looked, *found]), hint=hint)
 
 
 def _torch_hub_folder() -> Path:

@@ -77,16 +77,9 @@ def resolve_weights(
     Raises:
         WeightsError: they are not on this machine and cannot be downloaded; the message says where they were looked for.
     """
-    unusable = []
-    for place in places(checkpoint):
-        if not place.path.is_file():
-            continue
-        if place.kind == "cache":
-            return WeightsFile(place.path, "cache", None)
-        sha256 = file_sha256(place.path)
-        if not place.sha256 or sha256 in place.sha256:
-            return WeightsFile(place.path, place.kind, sha256)
-        unusable.append(f"`{place.path}` has SHA-256 {sha256}, expected {' or '.join(place.sha256)}")
+    found, unusable = weights_here(checkpoint)
+    if found is not None:
+        return found
     if checkpoint.url is None:
         raise missing_error(checkpoint, "there is no place to download them from", unusable)
     if is_offline(offline):
@@ -98,3 +91,18 @@ def resolve_weights(
     except WeightsError as error:
         raise missing_error(checkpoint, f"could not be downloaded ({error.message})", unusable) from error
     return WeightsFile(cached_path(checkpoint.name), "cache, downloaded just now", None)
+
+
+def weights_here(checkpoint: Checkpoint) -> tuple[WeightsFile | None, list[str]]:
+    """The weights of a model that are on this machine, or None, and which files before them cannot be used and why."""
+    unusable: list[str] = []
+    for place in places(checkpoint):
+        if not place.path.is_file():
+            continue
+        if place.kind == "cache":
+            return WeightsFile(place.path, "cache", None), unusable
+        sha256 = file_sha256(place.path)
+        if not place.sha256 or sha256 in place.sha256:
+            return WeightsFile(place.path, place.kind, sha256), unusable
+        unusable.append(f"`{place.path}` has SHA-256 {sha256}, expected {' or '.join(place.sha256)}")
+    return None, unusable

@@ -83,11 +83,24 @@ def test_pull_with_force_replaces_a_damaged_copy(model: Checkpoint) -> None:
     assert run("verify", "test").exit_code == 0
 
 
+def test_pull_without_a_network_says_which_file_to_copy_where(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no server in reach, the hint of `pull` has the file, its hash, its address and its place on this machine."""
+    unreachable = replace(model, url="http://127.0.0.1:9/test.pth")
+    monkeypatch.setattr(registry, "_read_table", lambda _: {"test": unreachable})
+
+    result = run("pull", "test")
+
+    assert isinstance(result.exception, WeightsError)
+    for part in ["`test.pth`", str(model.sha256), "http://127.0.0.1:9/test.pth", "hub/checkpoints/test.pth"]:
+        assert part in str(result.exception.hint)
+
+
 def test_path_of_missing_weights_is_an_error(model: Checkpoint, server: Misbehaving) -> None:
-    """`path` never downloads."""
+    """`path` never downloads, and says so."""
     result = run("path", "test")
 
     assert isinstance(result.exception, WeightsError)
+    assert "`weights path` never downloads: `test.pth`" in result.exception.message
     assert server.requests == []
 
 

@@ -228,9 +228,10 @@ def test_only_released_files_are_imported(model: Checkpoint, tmp_path: Path) -> 
     """A file with another hash does not get into the cache under the name of a released model."""
     write_pickle(tmp_path / "own.pth", untrained_backbone(backbone_config(model), 5).state_dict())
 
-    with pytest.raises(WeightsError, match="which is no released file of `test`"):
+    with pytest.raises(WeightsError, match="which is no released file of `test`") as refused:
         cache.add_file(tmp_path / "own.pth", model)
 
+    assert f"is copied to `{locate.cached_path('test')}`" in str(refused.value.hint)
     assert not locate.cached_path("test").exists()
 
 
