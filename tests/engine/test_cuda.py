@@ -11,6 +11,7 @@ from dino_extract.engine import ComputeDtype, Engine, allocator_for
 from dino_extract.engine.resize import to_device
 from dino_extract.preprocess import Pictures, Preprocess, preprocess
 from dino_extract.tokens import TokenSpec
+from dino_extract.weights import load_backbone
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 
@@ -42,6 +43,25 @@ def test_tokens_equal_those_of_the_cpu(dtype: ComputeDtype, tolerance: float, co
     for name, rows in got.items():
         cosine = torch.cosine_similarity(torch.from_numpy(rows), torch.from_numpy(want[name]), dim=-1)
         assert cosine.min() >= 1 - tolerance, name
+
+
+def test_a_model_that_makes_tensors_on_the_host_in_every_forward_runs() -> None:
+    """A timm network with rotary positions, which no CUDA graph can hold, gives the tokens of the CPU."""
+    pytest.importorskip("timm")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 80, 3), dtype=np.uint8)
+    tokens = [
+        Engine(
+            load_backbone("timm/vit_small_patch16_dinov3", random_seed=0),
+            TokenSpec(("cls",)),
+            device=device,
+            dtype="float32",
+            store_dtype="float32",
+            batch_size=2,
+        )(pixels)["features"]
+        for device in (torch.device("cpu"), CUDA)
+    ]
+
+    assert torch.cosine_similarity(*map(torch.from_numpy, tokens)).min() > 1 - 1e-5
 
 
 def test_batches_under_way_do_not_mix() -> None:
