@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ import typer
 
 from dino_extract.errors import ConfigError
 from dino_extract.finetune.config import FinetuneConfig
-from dino_extract.finetune.presets import Preset, from_json, parse_settings, preset, to_json, with_values
+from dino_extract.finetune.presets import Preset, check, from_json, parse_settings, preset, to_json, with_values
 
 START = "Start"
 LENGTH = "Length and batch"
@@ -44,7 +45,10 @@ def finetune(
     ] = FinetuneConfig.distill,
     offline: Annotated[bool, typer.Option("--offline", help="Never download.", rich_help_panel=START)] = FinetuneConfig.offline,
     preset_name: Annotated[
-        Preset, typer.Option("--preset", help="Where values come from that are not given here.", rich_help_panel=START)
+        Preset,
+        typer.Option(
+            "--preset", help="Set of default values: small (your own images), short, long (official recipes).", rich_help_panel=START
+        ),
     ] = "small",
     config_path: Annotated[
         Path | None,
@@ -148,7 +152,10 @@ def finetune(
         options = {name: value for name, value in options.items() if _is_given(context, parameters.get(name, name))}
     config = with_values(replace(config, **options), parse_settings(settings or []))
     if not config.sources or not config.output:
-        raise ConfigError("images and a folder for the run are needed", hint="for example `dino-extract finetune photos/ -o run/`")
+        missing = [what for what, given in (("images", config.sources), ("a folder for the run", config.output)) if not given]
+        example = f"dino-extract finetune {_quoted(config.sources) or 'photos/'} -o {shlex.quote(config.output or 'run/')}"
+        raise ConfigError(f"missing: {' and '.join(missing)}", hint=f"for example `{example}`")
+    check(config)
     if dry_run:
         typer.echo(to_json(config), nl=False)
         return
@@ -159,7 +166,13 @@ def finetune(
     if as_json:
         typer.echo(json.dumps({**asdict(summary), "output": str(summary.output)}))
     typer.echo(f"{summary.steps} steps done, {summary.images_per_s:.1f} images/s, {summary.unreadable} unreadable images", err=True)
-    typer.echo(f"next: dino-extract embed photos/ --weights {shlex.quote(str(summary.output))}", err=True)
+    run, embeddings = shlex.quote(str(summary.output)), shlex.quote(f"{summary.output}.h5")
+    typer.echo(f"next: dino-extract embed {_quoted(config.sources)} --weights {run} -o {embeddings}", err=True)
+
+
+def _quoted(sources: Sequence[str]) -> str:
+    """Sources as they are typed, but for those after the second."""
+    return " ".join([*map(shlex.quote, sources[:2]), *(["..."] if len(sources) > 2 else [])])
 
 
 def _is_given(context: typer.Context, parameter: str) -> bool:

@@ -106,7 +106,8 @@ class Order:
     def __init__(self, num_images: int, global_batch: int, seed: int) -> None:
         if num_images < global_batch:
             raise ConfigError(
-                f"a batch of {global_batch:,} images needs more than the {num_images:,} there are", hint="choose a smaller `--batch`"
+                f"a batch takes {global_batch:,} images, there are {num_images:,}",
+                hint=f"`--batch {num_images}` or less; `--accumulation` and further processes multiply it",
             )
         self.num_images, self.global_batch, self.seed = num_images, global_batch, seed
         self.steps_per_epoch = num_images // global_batch

@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -132,7 +133,8 @@ class RunFolder:
             listed = ", ".join(f"{name} was {old} and is now {new}" for name, (old, new) in changed.items())
             raise ConfigError(
                 f"`{self.path}` holds a run with another configuration: {listed}",
-                hint="choose another `-o`, or run the same command to continue it",
+                hint="repeat the first command unchanged to continue it, or choose another `-o`; for more steps start a new run from it "
+                f"with `--weights {shlex.quote(str(self.path))} --keep-heads`",
             )
 
 

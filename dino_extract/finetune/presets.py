@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
+from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -106,6 +107,28 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return values
 
 
+def check(config: FinetuneConfig) -> None:
+    """Refuse values that contradict each other; lengths that are still open are not looked at.
+
+    Raises:
+        ConfigError: with what to change.
+    """
+    steps, warmup = config.steps, config.head_warmup_steps
+    if steps is not None and steps < 1:
+        raise ConfigError(f"`--steps` must be at least 1, got {steps}")
+    if steps is not None and warmup is not None and not 0 <= warmup < steps:
+        raise ConfigError(
+            f"head_warmup_steps must be less than the {steps} steps of the run, got {warmup}",
+            hint=f"for example a tenth: `--set head_warmup_steps={steps // 10}`",
+        )
+    if config.weights is not None and config.from_scratch:
+        raise ConfigError("give either `--weights` or `--from-scratch`, not both")
+    if config.keep_heads and config.weights is None:
+        raise ConfigError("`--keep-heads` needs the run whose heads are to be kept", hint="`--weights RUN/ --keep-heads`")
+    if config.objective.anchor_loss_weight and config.from_scratch:
+        raise ConfigError("a run from scratch has no starting features to keep", hint="`--set objective.anchor_loss_weight=0`")
+
+
 def to_json(config: FinetuneConfig) -> str:
     """The configuration as JSON text that `from_json` reads back."""
     return json.dumps(asdict(config), indent=2) + "\n"
@@ -139,7 +162,12 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _with_value(config: Config, path: list[str], value: Any, name: str) -> Config:
     hints = get_type_hints(type(config))
     if path[0] not in hints:
-        raise ConfigError(f"there is no setting `{name}` (there are {', '.join(hints)})")
+        prefix = name.removesuffix(".".join(path))
+        known = [prefix + hint for hint in hints]
+        close = get_close_matches(name, [*known, *_flat(asdict(FinetuneConfig()))], n=1)
+        raise ConfigError(
+            f"there is no setting `{name}` (there are {', '.join(known)})", hint=f"did you mean `{close[0]}`?" if close else None
+        )
     if len(path) > 1:
         inner = getattr(config, path[0])
         if inner is None:

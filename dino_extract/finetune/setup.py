@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
-from dino_extract.engine.plan import choose_dtype
+from dino_extract.engine import plan
 from dino_extract.errors import ConfigError
 from dino_extract.finetune import distributed
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.data import Order, Share
 from dino_extract.finetune.monitor import Labelled, Monitor, rows_to_watch, split_labelled
+from dino_extract.finetune.presets import check
 from dino_extract.finetune.student_teacher import Network, StudentTeacher
 from dino_extract.loader import default_num_workers
 from dino_extract.preprocess import Preprocess
@@ -49,15 +50,15 @@ class Start:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:1` means; with several processes each takes its own GPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and torch.cuda.is_available():
+    """The device that `auto`, `cpu`, `cuda` or `cuda:1` means; with several processes each takes its own GPU.
+
+    Raises:
+        ConfigError: as `engine.choose_device`.
+    """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
         name = f"cuda:{distributed.local_rank() % torch.cuda.device_count()}"
-    device = torch.device(name)
+    device = plan.choose_device(name)
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError(f"`--device {name}` was asked for, but torch finds no GPU")
         torch.cuda.set_device(device)
     return device
 
@@ -83,21 +84,14 @@ def completed(config: FinetuneConfig, order: Order, device: torch.device) -> Fin
     if warmup is None:
         is_known = config.keep_heads or (config.from_scratch and config.distill is None)
         warmup = 0 if is_known else steps // 10
-    if config.steps is not None and config.steps < 1:
-        raise ConfigError(f"`--steps` must be at least 1, got {config.steps}")
-    if not 0 <= warmup < steps:
-        raise ConfigError(f"head_warmup_steps must be less than the {steps} steps of the run, got {warmup}")
-    if config.keep_heads and config.weights is None:
-        raise ConfigError("`--keep-heads` needs the run whose heads are to be kept", hint="`--weights RUN/ --keep-heads`")
-    if config.objective.anchor_loss_weight and config.from_scratch:
-        raise ConfigError("a run from scratch has no starting features to keep", hint="`--set objective.anchor_loss_weight=0`")
+    check(replace(config, steps=steps, head_warmup_steps=warmup))
     main = steps - (0 if config.distill else warmup)
     every = config.monitor.every_steps or max(1, steps // LOOKS_PER_RUN)
     return replace(
         config,
         steps=steps,
         head_warmup_steps=warmup,
-        dtype=choose_dtype(config.dtype, device),
+        dtype=plan.choose_dtype(config.dtype, device),
         checkpoint_steps=config.checkpoint_steps or min(every, MAX_CHECKPOINT_STEPS),
         schedule=config.schedule.resolved(main),
         monitor=replace(config.monitor, every_steps=every),
@@ -112,8 +106,6 @@ def load_start(config: FinetuneConfig, say: Say) -> Start:
         WeightsError: weights are missing, damaged, or do not match the model.
     """
     if config.from_scratch:
-        if config.weights is not None:
-            raise ConfigError("give either `--weights` or `--from-scratch`, not both")
         shape = replace(backbone_config(find_checkpoint(config.model)), drop_path=config.drop_path_rate, layer_scale_init=config.layerscale)
         say(f"starting `{config.model}` from random weights, seed {config.seed}")
         return Start(shape, None, config.model, "as you choose", "")

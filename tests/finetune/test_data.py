@@ -43,7 +43,7 @@ def test_every_epoch_shows_every_image_once() -> None:
 
 def test_a_batch_larger_than_the_folder_is_refused() -> None:
     """Sixteen images for a batch of 64 are too few, and the message has both numbers."""
-    with pytest.raises(ConfigError, match="a batch of 64 images needs more than the 16 there are"):
+    with pytest.raises(ConfigError, match="a batch takes 64 images, there are 16"):
         Order(16, 64, 0)
 
 

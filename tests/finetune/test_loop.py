@@ -232,11 +232,13 @@ def test_a_finished_run_is_not_done_again(pictures: Path, tmp_path: Path) -> Non
 
 
 def test_another_configuration_is_refused_with_the_differences(pictures: Path, tmp_path: Path) -> None:
-    """A folder with a run of another learning rate is left alone, and both rates are named."""
+    """A folder with a run of another learning rate is left alone, both rates are named, and the hint has the way to more steps."""
     finetune(runs.small_config(pictures, tmp_path / "run", steps=1))
 
-    with pytest.raises(ConfigError, match=r"optim\.base_lr was 0\.002 and is now 0\.5"):
+    with pytest.raises(ConfigError, match=r"optim\.base_lr was 0\.002 and is now 0\.5") as refused:
         finetune(runs.small_config(pictures, tmp_path / "run", steps=1, optim__base_lr=0.5))
+
+    assert f"`--weights {tmp_path / 'run'} --keep-heads`" in str(refused.value.hint)
 
 
 def test_two_runs_do_not_share_a_folder(pictures: Path, tmp_path: Path) -> None:

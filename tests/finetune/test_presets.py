@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -80,7 +81,7 @@ def _other(name: str, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("optim.base=1", "there is no setting `optim.base`"),
+        ("optim.base=1", "there is no setting `optim.base` (there are optim.base_lr, optim.adamw_beta1, "),
         ("steps=many", "`steps` takes int, got `many`"),
         ("crops.blur=none", "`crops.blur` takes nominal, released, off, got `none`"),
         ("steps", "`--set` takes NAME=VALUE, got `steps`"),
@@ -88,8 +89,33 @@ def _other(name: str, value: Any) -> Any:
 )
 def test_a_wrong_setting_is_named(setting: str, message: str) -> None:
     """An unknown name, a wrong type, a wrong choice and a missing value each have their sentence."""
-    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         with_values(FinetuneConfig(), parse_settings([setting]))
+
+
+@pytest.mark.parametrize(("name", "meant"), [("optim.lr", "optim.base_lr"), ("base_lr", "optim.base_lr"), ("batch", "batch_size")])
+def test_the_nearest_setting_is_proposed(name: str, meant: str) -> None:
+    """The error of a wrong name asks whether the right one was meant."""
+    with pytest.raises(ConfigError) as refused:
+        with_values(FinetuneConfig(), {name: 1})
+
+    assert refused.value.hint == f"did you mean `{meant}`?"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["photos"], "missing: a folder for the run"),
+        (["-o", "run"], "missing: images"),
+        (["photos", "-o", "run", "--keep-heads"], "`--keep-heads` needs the run"),
+        (["photos", "-o", "run", "--from-scratch", "--weights", "first"], "give either `--weights` or `--from-scratch`"),
+        (["photos", "-o", "run", "--preset", "short", "--steps", "2"], "head_warmup_steps must be less than the 2 steps"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(arguments: list[str], message: str) -> None:
+    """What is missing or contradicts itself is told before a configuration is printed, with a hint where one helps."""
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        asked(*arguments)
 
 
 def test_the_command_puts_options_over_the_preset() -> None:
@@ -113,7 +139,7 @@ def test_a_run_is_repeated_from_its_configuration(tmp_path: Any) -> None:
 
 def test_what_is_given_beside_a_configuration_wins(tmp_path: Any) -> None:
     """An option on the command line is not lost for one in the file, not even where it is the usual value."""
-    config = with_values(preset("small", from_scratch=True), {"sources": ("a",), "output": "run", "model": "tiny", "seed": 5})
+    config = with_values(preset("small", from_scratch=False), {"sources": ("a",), "output": "run", "model": "tiny", "seed": 5})
     path = tmp_path / "config.json"
     path.write_text(to_json(config))
 
