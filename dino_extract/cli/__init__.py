@@ -72,7 +72,7 @@ app.command("export", rich_help_panel=PICTURES)(export.export)
 
 
 class Signalled(BaseException):
-    """SIGINT or SIGTERM arrived; a BaseException, so that no handler for errors takes it for one."""
+    """SIGINT, SIGTERM or SIGUSR1 arrived; a BaseException, so that no handler for errors takes it for one."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -94,7 +94,7 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit with a code from `ExitCode`."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the last two are sent by schedulers before time is up
         signal.signal(number, _stop_in_order)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a name that is not UTF-8 goes out in its own bytes

@@ -26,7 +26,7 @@ Cli = Callable[..., Ran]
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
     """Run `dino-extract` with the given words in this process: exit code, stdout, stderr."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
 
     def run(*words: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["dino-extract", *map(str, words)])

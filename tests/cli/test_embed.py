@@ -167,7 +167,7 @@ def test_names_that_are_not_utf8_are_printed_as_they_are(photos: Path) -> None:
     assert b"  \xff.png\n" in ran.stdout
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
 def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(photos: Path, number: signal.Signals, code: int) -> None:
     """Ctrl-C ends with 130 and a pre-emption with 75; both print the command that continues, and it does."""
     save_pictures(photos, range(600), side=300)
