@@ -14,7 +14,7 @@ from dino_extract.finetune.config import HeadConfig, ObjectiveConfig, OptimConfi
 from dino_extract.finetune.distributed import Group
 from dino_extract.finetune.schedules import ScheduleValues
 from dino_extract.finetune.step import TrainingStep
-from dino_extract.finetune.student_teacher import Batch, StudentTeacher
+from dino_extract.finetune.student_teacher import Batch, Network, StudentTeacher
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TRAIN_STEPS = ["centering_shared_head", "sinkhorn_separate_heads"]
@@ -32,9 +32,14 @@ def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def training_step(
-    spec: dict[str, Any], tensors: dict[str, Tensor], group: Group = None, parallel: Literal["ddp", "fsdp"] = "ddp"
+    spec: dict[str, Any],
+    tensors: dict[str, Tensor],
+    group: Group = None,
+    parallel: Literal["ddp", "fsdp"] = "ddp",
+    *,
+    distils: bool = False,
 ) -> TrainingStep:
-    """Our training step with the shape and the start weights of a golden file."""
+    """Our training step with the shape and the start weights of a golden file; to distil, from its teacher, which then stays as it is."""
     shape, head, optimizer = spec["backbone"], spec["head"], spec["optimizer"]
     backbone = BackboneConfig(
         embed_dim=shape["embed_dim"],
@@ -70,7 +75,11 @@ def training_step(
         patch_embed_lr_mult=optimizer["patch_embed_lr_mult"],
         clip_grad=optimizer["clip_grad_per_submodule"],
     )
-    models = StudentTeacher(backbone, objective).load(under(tensors, "init.student."), under(tensors, "init.teacher."))
+    teacher = None
+    if distils:
+        teacher = Network(backbone, objective)
+        teacher.load_state_dict(under(tensors, "init.teacher."))
+    models = StudentTeacher(backbone, objective, teacher).load(under(tensors, "init.student."), under(tensors, "init.teacher."))
     return TrainingStep(models, objective, optim, group=group, parallel=parallel)
 
 

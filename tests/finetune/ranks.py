@@ -64,13 +64,13 @@ def gathered_rows(rank: int) -> dict[str, Tensor]:
     return {"rows": everyone, "first": torch.tensor(first)}
 
 
-def four_images(tensors: dict[str, Tensor], images: slice) -> Batch:
+def four_images(tensors: dict[str, Tensor], images: slice, *, hide: bool = True) -> Batch:
     """Some of four images: the three of golden step 0 and the first of step 1."""
     parts = []
     for name in ("global_crops", "local_crops", "masks"):
         first, second = (tensors[f"step{step}.collated_{name}"].unflatten(0, (-1, 3)) for step in range(2))
         parts.append(torch.cat([first, second[:, :1]], dim=1)[:, images].flatten(0, 1))
-    return Batch.make(*parts)
+    return Batch.make(*parts, hide=hide)
 
 
 def one_step(variant: str, images: slice, group: Group, parallel: Literal["ddp", "fsdp"] = "ddp") -> dict[str, Tensor]:
@@ -88,6 +88,14 @@ def one_step(variant: str, images: slice, group: Group, parallel: Literal["ddp",
     return result | {f"teacher.{name}": whole(weight) for name, weight in step.models.teacher.state_dict().items()}
 
 
+def three_steps_of_distillation(images: slice, group: Group) -> dict[str, Tensor]:
+    """Losses of three steps on some of four images with a frozen teacher; nothing is hidden from the student."""
+    spec, tensors = golden.read(golden.GOLDEN / "train_step_sinkhorn_separate_heads.safetensors")
+    step = golden.training_step(spec, tensors, group, distils=True)
+    batch = four_images(tensors, images, hide=False)
+    return {f"step{number}": step(batch, golden.values(spec, 0)).losses.total.detach() for number in range(3)}
+
+
 def half_of_a_sinkhorn_step(rank: int) -> dict[str, Tensor]:
     """One step with untied heads and Sinkhorn-Knopp on two of four images."""
     return one_step("sinkhorn_separate_heads", slice(2 * rank, 2 * rank + 2), world())
@@ -103,6 +111,11 @@ def half_of_a_sharded_step(rank: int) -> dict[str, Tensor]:
     return one_step("sinkhorn_separate_heads", slice(2 * rank, 2 * rank + 2), world(), "fsdp")
 
 
+def half_of_a_distillation(rank: int) -> dict[str, Tensor]:
+    """Three steps of distillation on two of four images."""
+    return three_steps_of_distillation(slice(2 * rank, 2 * rank + 2), world())
+
+
 WORK: list[Work] = [
     sinkhorn_of_uneven_parts,
     koleo_of_halves,
@@ -110,4 +123,5 @@ WORK: list[Work] = [
     half_of_a_sinkhorn_step,
     half_of_a_centering_step,
     half_of_a_sharded_step,
+    half_of_a_distillation,
 ]
