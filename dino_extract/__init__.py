@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "DinoExtractError": ("dino_extract.errors", "DinoExtractError"),
     "attention_maps": ("dino_extract.analysis.attention", "attention_maps"),
+    "classify": ("dino_extract.analysis.probe", "classify"),
     "cluster": ("dino_extract.analysis.cluster", "cluster"),
     "curate": ("dino_extract.analysis.cluster", "curate"),
     "dedup": ("dino_extract.analysis.dedup", "dedup"),

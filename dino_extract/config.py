@@ -30,7 +30,7 @@ class EmbedConfig:
         offline: never download.
         tokens: comma-separated token kinds to keep: cls, patch, registers, mean.
         layers: blocks of which the same tokens are kept too: `lastN`, or numbers from 0 such as `2,5,8,11`.
-        size: side of the model's input in pixels, or HEIGHTxWIDTH; multiples of the patch size. None is the model's own:
+        size: side of the model's input in pixels, a number or text, or HEIGHTxWIDTH; multiples of the patch size. None is the model's own:
             224 for released ones, timm's default for those of timm, and for those of `finetune` what they were trained at.
         preprocess: how an image becomes that size; `crop` is the official evaluation transform.
         alpha: what becomes of transparency: dropped as the official transform does, or laid over white or black.
@@ -52,7 +52,7 @@ class EmbedConfig:
     offline: bool = False
     tokens: str = "cls"
     layers: str | None = None
-    size: str | None = None
+    size: str | int | None = None
     preprocess: SizePolicy = "crop"
     alpha: AlphaPolicy = "drop"
     fast_decode: bool = False

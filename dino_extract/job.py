@@ -301,7 +301,7 @@ def config_of(store: MadeWith, **changes: Any) -> EmbedConfig:
 
 
 def _preprocess(config: EmbedConfig, model: LoadedBackbone) -> Preprocess:
-    height, width = parse_size(config.size or str(model.size))
+    height, width = parse_size(model.size if config.size is None else config.size)
     return Preprocess(
         policy=config.preprocess,
         height=height,

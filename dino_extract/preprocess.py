@@ -194,16 +194,16 @@ class Pictures:
         return frames
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) from `224` or `224x336` (height x width).
+def parse_size(size: str | int) -> tuple[int, int]:
+    """(height, width) from `224`, as text or number, or `224x336` (height x width).
 
     Raises:
         ConfigError: anything else.
     """
-    parts = text.lower().split("x")
+    parts = str(size).lower().split("x")
     if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise ConfigError(
-            f"`--size` takes a number of pixels or HEIGHTxWIDTH, got `{text}`", hint="for example `--size 224` or `--size 224x336`"
+            f"`--size` takes a number of pixels or HEIGHTxWIDTH, got `{size}`", hint="for example `--size 224` or `--size 224x336`"
         )
     return int(parts[0]), int(parts[-1])
 

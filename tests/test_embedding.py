@@ -321,4 +321,4 @@ def test_the_size_is_that_of_the_model_unless_given(photos: Path, tmp_path: Path
     assert width(model="tiny", random_weights=0) == 112
     assert width(weights=str(of_table)) == 112
     assert width(weights=str(weights)) == 56
-    assert width(weights=str(weights), size="28") == 28
+    assert width(weights=str(weights), size="28") == width(weights=str(weights), size=28) == 28

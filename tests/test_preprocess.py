@@ -195,9 +195,9 @@ def test_native_takes_one_number() -> None:
         Preprocess(policy="native", height=224, width=336)
 
 
-@pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("224x336", (224, 336)), ("224X336", (224, 336))])
-def test_size_is_height_by_width(text: str, size: tuple[int, int]) -> None:
-    """`--size` reads one number or height x width."""
+@pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), (224, (224, 224)), ("224x336", (224, 336)), ("224X336", (224, 336))])
+def test_size_is_height_by_width(text: str | int, size: tuple[int, int]) -> None:
+    """`--size` reads one number, which may come from Python as one, or height x width."""
     assert parse_size(text) == size
 
 

@@ -87,7 +87,7 @@ def attention_maps(backbone: Backbone, image: SeenImage, *, layer: int | None = 
         raise ConfigError("attention maps need a DINOv2 model, not one of another library", hint="for example `--model vits14`")
     layer = backbone.depth - 1 if layer is None else layer
     if not 0 <= layer < backbone.depth:
-        raise ConfigError(f"`--layer {layer}` is outside this model's blocks 0..{backbone.depth - 1}")
+        raise ConfigError(f"`--layer {layer}` is outside this model's blocks 0..{backbone.depth - 1}", hint="leave it out for the last")
     pixels = image.pixels(backbone)
     with torch.inference_mode():
         attention_AS = cls_attention(backbone, pixels, layer)[0]

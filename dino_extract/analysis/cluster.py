@@ -152,7 +152,10 @@ def curate(
     with opened(store) as found:
         vectors = stored_vectors(found, dataset)
         if not 1 <= budget <= len(vectors):
-            raise ConfigError(f"`--budget` must be from 1 to the {len(vectors):,} images of `{found.path}`, got {budget:,}")
+            raise ConfigError(
+                f"`--budget` must be from 1 to the {len(vectors):,} images of `{found.path}`, got {budget:,}",
+                hint=f"for example `--budget {max(1, len(vectors) // 2)}`",
+            )
         sizes = list(levels) or default_levels(len(vectors))
         if like is None:
             rows = balanced_sample([level.codes for level in hierarchy(vectors, sizes, seed=seed)], budget, seed=seed)

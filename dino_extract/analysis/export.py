@@ -146,6 +146,8 @@ def _choose_format(output: str | os.PathLike[str] | None, wanted: str | None) ->
     if wanted is None and output is not None:
         suffix = os.path.splitext(os.fspath(output))[1]
         wanted = {".npy": "npy", ".parquet": "parquet", ".csv": "csv", ".h5ad": "h5ad"}.get(suffix)
+        if wanted is None and suffix not in ("", ".h5", ".hdf5"):  # those say nothing, or could be either of two
+            raise ConfigError(f"`{suffix}` is no format this writes", hint=f"`--to` takes {', '.join(EXPORT_FORMATS)}")
     if wanted not in EXPORT_FORMATS:
         got = f"got `{wanted}`" if wanted else "got nothing that says which"
         raise ConfigError(f"`--to` takes {', '.join(EXPORT_FORMATS)}, {got}", hint="for example `--to parquet`")

@@ -69,7 +69,10 @@ def learn_centres(
         ConfigError: fewer vectors than clusters.
     """
     if not 1 <= num_clusters <= len(vectors):
-        raise ConfigError(f"{vectors.name} has {len(vectors):,} images: they cannot make {num_clusters:,} clusters")
+        raise ConfigError(
+            f"{vectors.name} has {len(vectors):,} images: they cannot make {num_clusters:,} clusters",
+            hint=f"ask for {len(vectors):,} or fewer",
+        )
     rng = np.random.default_rng(seed)
     size = min(len(vectors), num_clusters * sample_per_cluster)
     rows = np.sort(rng.choice(len(vectors), size, replace=False)) if size < len(vectors) else np.arange(size)

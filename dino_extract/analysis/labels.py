@@ -40,10 +40,17 @@ def labels_of(store: Store, source: str | os.PathLike[str] | None = None, depth:
         labels = dataset_labels(store, path, dataset)
     else:
         labels = csv_labels(store.paths, text)
-    if not any(labels):
-        where = f"no folder {depth} above them" if text is None else f"no label in `{text}`"
-        raise ConfigError(f"no labels: the {len(labels):,} images of `{store.path}` have {where}", hint=_HINT)
-    return labels
+    if any(labels):
+        return labels
+    images = f"the {len(labels):,} images of `{store.path}`"
+    if text is None and depth == 1:
+        raise ConfigError(
+            f"no labels: {images} lie directly in the source, not in a folder for each class",
+            hint="`--labels FILE.csv` with `path,label` lines, or embed the folder above",
+        )
+    raise ConfigError(
+        f"no labels: {images} have {f'no folder {depth} above them' if text is None else f'no label in `{text}`'}", hint=_HINT
+    )
 
 
 def folder_labels(paths: Sequence[str], depth: int = 1) -> list[str]:

@@ -110,7 +110,7 @@ class Classified:
     probabilities: tuple[float, ...]
 
 
-def classify_store(probe: Probe | str | os.PathLike[str], store: StoreSource, *, top: int = 1) -> list[Classified]:
+def classify(probe: Probe | str | os.PathLike[str], store: StoreSource, *, top: int = 1) -> list[Classified]:
     """The likeliest labels of every image of a store.
 
     Args:
@@ -127,7 +127,7 @@ def classify_store(probe: Probe | str | os.PathLike[str], store: StoreSource, *,
 
 
 def classify_vectors(probe: Probe, vectors: VectorSource, paths: list[str], *, top: int = 1) -> list[Classified]:
-    """As `classify_store`, for vectors and the paths of their images."""
+    """As `classify`, for vectors and the paths of their images."""
     probabilities = probe.probabilities(vectors)
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
     return [

@@ -26,7 +26,7 @@ def benchmark(
     layers: Annotated[str | None, typer.Option(help="As for `embed`.")] = EmbedConfig.layers,
     size: Annotated[
         str | None, typer.Option(help="Input side in pixels, or HEIGHTxWIDTH; by default the model's own, 224 for released ones.")
-    ] = EmbedConfig.size,
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = EmbedConfig.device,
     dtype: Annotated[Dtype, typer.Option(help="Of the computation.")] = EmbedConfig.dtype,
     compile: Annotated[Compile, typer.Option(help="As for `embed`.")] = EmbedConfig.compile,  # noqa: A002 - the name of the option

@@ -62,7 +62,7 @@ def embed(
         typer.Option(
             help="Input side in pixels, or HEIGHTxWIDTH; by default the model's own, 224 for released ones.", rich_help_panel=PIXELS
         ),
-    ] = EmbedConfig.size,
+    ] = None,
     preprocess: Annotated[
         SizePolicy, typer.Option(help="crop: the official transform; squash, pad, native: the whole image.", rich_help_panel=PIXELS)
     ] = EmbedConfig.preprocess,
@@ -85,7 +85,7 @@ def embed(
         Compile, typer.Option(help="Fuse the model by torch.compile; auto: on a GPU, for very many images.", rich_help_panel=MACHINE)
     ] = EmbedConfig.compile,
     resize: Annotated[
-        Resize, typer.Option(help="Resize by the decoders or beside the model; auto: on a GPU there.", rich_help_panel=MACHINE)
+        Resize, typer.Option(help="host: decoder processes; device: beside the model; auto: device on a GPU.", rich_help_panel=MACHINE)
     ] = EmbedConfig.resize,
     batch: Annotated[int, typer.Option(min=0, help="Images per batch; 0 finds a good size.", rich_help_panel=MACHINE)] = EmbedConfig.batch,
     workers: Annotated[

@@ -90,11 +90,11 @@ def classify(
 
     Prints path, label and probability, separated by tabs.
     """
-    from dino_extract.analysis.probe import Probe, classify_store, classify_vectors  # loads torch
+    from dino_extract.analysis import probe as analysis  # loads torch
 
-    trained = Probe.load(probe)
+    trained = analysis.Probe.load(probe)
     images = [source for source in sources if not is_store(source)]
-    found = [each for source in sources if is_store(source) for each in classify_store(trained, source, top=top)]
+    found = [each for source in sources if is_store(source) for each in analysis.classify(trained, source, top=top)]
     failed: list[str] = []
     if images:
         if trained.datasets != ("features",):
@@ -105,7 +105,7 @@ def classify(
         from dino_extract.embedding import embed_like  # the model is loaded for images alone
 
         paths, vectors = embed_like(trained, images, on_failure=lambda path, error: failed.append(f"{path}: {error}"))
-        found += classify_vectors(trained, vectors, paths, top=top)
+        found += analysis.classify_vectors(trained, vectors, paths, top=top)
     if as_json:
         print_json([asdict(each) for each in found])
     else:

@@ -28,8 +28,10 @@ def say(text: str) -> None:
 
 
 def is_store(name: str) -> bool:
-    """Whether an argument names an embedded file, and not images."""
-    return name.endswith((".h5", ".hdf5"))
+    """Whether an argument names an embedded file, by its suffix or what it begins with, and not images."""
+    from dino_extract.store import begins_as_hdf5  # loads h5py, which `--help` must not wait for
+
+    return name.endswith((".h5", ".hdf5")) or begins_as_hdf5(name)
 
 
 def end_with_failures(failed: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Literal
 
 import torch
@@ -28,8 +29,12 @@ def choose_device(device: str) -> torch.device:
     """The torch device of `--device`: `auto` is the first CUDA GPU, or the CPU.
 
     Raises:
-        ConfigError: the device does not exist here.
+        ConfigError: another kind of device, or one that does not exist here.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
+        raise ConfigError(
+            f"`--device` takes auto, cpu, cuda or cuda:N, got `{device}`", hint="`dino-extract doctor` lists what this machine has"
+        )
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

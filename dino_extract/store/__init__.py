@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dino_extract.status import Status
 from dino_extract.store.disk import ensure_space
-from dino_extract.store.foreign import read_dataset
+from dino_extract.store.foreign import begins_as_hdf5, read_dataset
 from dino_extract.store.header import is_store
 from dino_extract.store.layout import FORMAT, Layout, RowDataset, RowTable, part_path_of
 from dino_extract.store.lock import StoreWarning
@@ -31,6 +31,7 @@ __all__ = [
     "StoreWarning",
     "VerifyReport",
     "Writer",
+    "begins_as_hdf5",
     "ensure_space",
     "is_store",
     "open_store",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from dino_extract.errors import StoreError
 from dino_extract.store import disk
 
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_OBJECTS = 100_000  # a store has a few dozen; more only makes the check slow
 _MAX_RATIO = 1032  # deflate cannot do better, so a larger claim is a lie
 _KNOWN_FILTERS = {1: "gzip", 2: "shuffle", 32000: "lzf"}
@@ -38,6 +40,15 @@ def read_dataset(path: str, name: str) -> NDArray[Any]:
             return np.asarray(dataset[()])
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:  # what h5py says of damaged files
         raise StoreError(f"`{name}` of `{path}` is damaged: {error}") from error
+
+
+def begins_as_hdf5(path: str) -> bool:
+    """Whether there is a file that begins with the signature of HDF5, or did before one byte of that was damaged."""
+    if not os.path.isfile(path):
+        return False
+    with disk.explained(f"read `{path}`"), open(path, "rb") as file:
+        start = file.read(len(_SIGNATURE))
+    return len(start) == len(_SIGNATURE) and sum(map(operator.ne, start, _SIGNATURE)) <= 1  # a PNG differs in three
 
 
 def check_foreign(file: h5py.File, path: str) -> None:

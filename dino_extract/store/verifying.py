@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dino_extract.store import disk
+from dino_extract.store.foreign import begins_as_hdf5
 from dino_extract.store.header import DamagedHeaderError, open_hdf5, read_header
 from dino_extract.store.rows import intact_rows
 
@@ -65,6 +66,8 @@ def verify_store(path: str | os.PathLike[str], *, header_limit_s: float | None =
         with open_hdf5(path) as file:
             header = read_header(file, path)
     except DamagedHeaderError as error:
+        if not begins_as_hdf5(path):
+            raise
         return VerifyReport(path, header_damage=error.message)
     areas = header.areas
     with disk.explained(f"read `{path}`"):

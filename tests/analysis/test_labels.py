@@ -135,11 +135,19 @@ def test_a_dataset_of_another_length_is_refused(tmp_path: Path) -> None:
 
 
 def test_images_without_a_folder_have_no_labels(tmp_path: Path) -> None:
-    """Without any label there is an error that says how to give some."""
-    with pytest.raises(ConfigError, match=r"no labels: the 2 images of .* have no folder 1 above them") as caught:
+    """Images that lie in no folder are said to, with what can be done; another depth does not help them."""
+    with pytest.raises(ConfigError, match=r"no labels: the 2 images of .* lie directly in the source, not in a folder") as caught:
         labels_of(store_of(tmp_path, ["a.jpg", "b.jpg"]))
 
-    assert "--labels FILE.csv" in str(caught.value.hint)
+    assert caught.value.hint == "`--labels FILE.csv` with `path,label` lines, or embed the folder above"
+
+
+def test_images_in_too_few_folders_have_no_labels(tmp_path: Path) -> None:
+    """Where `--label-depth` asks for a folder that is not there, the hint names that option."""
+    with pytest.raises(ConfigError, match=r"no labels: the 2 images of .* have no folder 2 above them") as caught:
+        labels_of(store_of(tmp_path, ["a/a.jpg", "b/b.jpg"]), depth=2)
+
+    assert "--label-depth" in str(caught.value.hint)
 
 
 def test_one_class_is_too_few() -> None:

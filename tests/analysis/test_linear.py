@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dino_extract.analysis.linear import inputs_in, linear
-from dino_extract.analysis.probe import Probe, classify_store
+from dino_extract.analysis.probe import Probe, classify
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.store import open_store
 from tests.analysis.stores import blobs, keys_of, write_store
@@ -97,7 +97,7 @@ def test_a_saved_probe_classifies_as_before(tmp_path: Path) -> None:
     result = linear(train, test, inputs=["cls+mean"])
     result.probe.save(tmp_path / "probe.safetensors")
 
-    found = classify_store(tmp_path / "probe.safetensors", test, top=2)
+    found = classify(tmp_path / "probe.safetensors", test, top=2)
 
     right = [each.labels[0] == each.path.split("/")[0] for each in found]
     assert np.mean(right) == pytest.approx(result.top1)
@@ -111,7 +111,7 @@ def test_a_probe_refuses_files_of_another_model(tmp_path: Path) -> None:
     _, other = stores(tmp_path, model="vitb14")
 
     with pytest.raises(StoreError, match=r"were not made alike \(--model vits14 and vitb14"):
-        classify_store(probe, other)
+        classify(probe, other)
 
 
 def test_a_probe_refuses_vectors_of_another_width(tmp_path: Path) -> None:

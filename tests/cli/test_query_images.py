@@ -77,6 +77,18 @@ def test_a_saved_classifier_labels_image_files(cli: Cli, photos: Path) -> None:
     assert {row[1] for row in rows} <= {"red", "blue"}
 
 
+def test_a_store_without_suffix_is_taken_for_one(cli: Cli, photos: Path) -> None:
+    """`search` and `classify` know a file of embeddings by what it begins with, whatever its name."""
+    assert cli("linear", "photos.h5", "--save", "probe.safetensors").code == 0
+    Path("photos.h5").rename("a")
+
+    found = json.loads(cli("search", "a", "a", "--json").out)
+    labelled = cli("classify", "probe.safetensors", "a")
+
+    assert [result["query"] for result in found][:2] == ["blue/4.png", "blue/5.png"]
+    assert (labelled.code, len(labelled.out.splitlines())) == (0, 8)
+
+
 def test_calibration_measures_altered_copies_of_the_file_s_own_images(cli: Cli, photos: Path) -> None:
     """`dedup --calibrate` embeds altered copies and gives a recall between 0 and 1 for each threshold, falling with it."""
     steps = json.loads(cli("dedup", "photos.h5", "--calibrate", "4", "--json").out)

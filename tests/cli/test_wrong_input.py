@@ -50,6 +50,10 @@ TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
         (["knn", "good.h5", "--labels", "picture.png"], "labels `picture.png` are not text"),
         (["knn", "good.h5", "--confusion", "none/x.png"], "picture `none/x.png` cannot be written: No such file or directory\n"),
         (["match", "a.jpg", "b.jpg", "--file", "good.h5", "--model", "tiny"], "`--file` has patch tokens already, so no model is taken"),
+        (["export", "good.h5", "-o", "good.xlsx"], "`.xlsx` is no format this writes\n\nhint: `--to` takes npy, parquet,"),
+        (["cluster", "good.h5", "50"], "`good.h5` has 30 images: they cannot make 50 clusters\n\nhint: ask for 30 or fewer\n"),
+        (["curate", "good.h5", "--budget", "500"], "got 500\n\nhint: for example `--budget 15`\n"),
+        (["attention", "picture.png", *TINY, "--layer", "12"], "blocks 0..11\n\nhint: leave it out for the last\n"),
         (["cluster", "good.h5", "3", "--coarser", "5"], "must be at least 1 and fall from level to level, got 3, 5"),
         (["cluster", "good.h5", "3", "--sheets", "text.txt"], "folder `text.txt` cannot be written: File exists\n"),
         (

@@ -29,6 +29,13 @@ def test_an_absent_device_is_refused_with_its_name() -> None:
         choose_device("cuda:99")
 
 
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:", "1"])
+def test_an_unknown_device_is_refused_with_the_choices(device: str) -> None:
+    """A word that is no device, or a device that nothing is computed on, is answered with those there are."""
+    with pytest.raises(ConfigError, match=f"`--device` takes auto, cpu, cuda or cuda:N, got `{device}`"):
+        choose_device(device)
+
+
 def test_automatic_device_is_one_that_exists() -> None:
     """`auto` gives a device on which a tensor can be made."""
     assert torch.ones(2, device=choose_device("auto")).sum() == 2

@@ -161,6 +161,21 @@ def test_file_without_checksums_is_refused(tmp_path: Path) -> None:
         verify_store(tmp_path / "other.h5")
 
 
+@pytest.mark.parametrize("content", [b"\xff\xd8\xff\xe0 a picture", b"\x89PNG\r\n\x1a\n", b""])
+def test_file_that_is_no_hdf5_is_refused(tmp_path: Path, content: bytes) -> None:
+    """A picture or an empty file is an error that says so, not a damaged store."""
+    (tmp_path / "picture.jpg").write_bytes(content)
+
+    with pytest.raises(StoreError, match="is not an HDF5 file"):
+        verify_store(tmp_path / "picture.jpg")
+
+
+def test_a_flipped_bit_in_the_first_bytes_is_damage(tmp_path: Path, finished: bytes) -> None:
+    """A store of which a bit of HDF5's signature flipped is a damaged store, not some other file."""
+    for position in range(8):
+        check_flip(tmp_path / "damaged.h5", finished, position, position, None)
+
+
 def test_missing_file_is_an_error(tmp_path: Path) -> None:
     """A path that leads nowhere is said to lead nowhere."""
     with pytest.raises(StoreError, match="there is no file"):
