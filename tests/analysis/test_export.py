@@ -303,9 +303,12 @@ def test_numbers_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_refused(store: Store, tmp_path: Path) -> None:
-    """Without `--to` the suffix must say what is wanted."""
-    with pytest.raises(ConfigError, match=r"`--to` takes npy, parquet, csv, h5ad, hloc, ann-benchmarks, bags, got nothing that says which"):
+    """Without `--to` the suffix must say what is wanted; `.h5` could be either of two formats."""
+    with pytest.raises(ConfigError, match=r"`\.xyz` is no format this writes") as caught:
         export(store, tmp_path / "x.xyz")
+    assert "`--to` takes npy, parquet, csv, h5ad, hloc, ann-benchmarks, bags" in str(caught.value.hint)
+    with pytest.raises(ConfigError, match=r"`--to` takes npy, parquet, csv, h5ad, hloc, ann-benchmarks, bags, got nothing that says which"):
+        export(store, tmp_path / "x.h5")
 
 
 def test_bags_of_whole_image_vectors_are_refused(store: Store, tmp_path: Path) -> None:
