@@ -21,6 +21,7 @@ from dino_extract.job import prepare
 from dino_extract.status import Status
 from dino_extract.store import open_store
 from dino_extract.weights.checkpoint import save_checkpoint
+from dino_extract.weights.registry import checkpoints
 from tests.pictures import MeanColour, mean_colours, save_pictures
 
 CONFIG = EmbedConfig(model="tiny", random_weights=0, size="28", dtype="float32", store_dtype="float32", batch=4, workers=1)
@@ -306,8 +307,9 @@ def test_a_misspelt_option_is_a_type_error(photos: Path, tmp_path: Path) -> None
         embed(photos, tmp_path / "x.h5", modle="tiny")
 
 
-def test_the_size_is_that_of_the_model_unless_given(photos: Path, tmp_path: Path) -> None:
-    """Images become 224 pixels wide, or what the checkpoint or the table says the model was trained for, or what is asked for."""
+def test_the_size_is_that_of_the_model_unless_given(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images become 224 pixels wide, or what the checkpoint or the table says that the model is best given, or what is asked for."""
+    monkeypatch.setitem(checkpoints(), "tiny", replace(checkpoints()["tiny"], size=112))
     backbone = DinoVisionTransformer(BackboneConfig(embed_dim=32, depth=2, num_heads=2, image_size=56))
     weights = tmp_path / "trained.safetensors"
     save_checkpoint(weights, backbone.state_dict(), backbone.config, name="mine", licence="none", record={"size": 56})

@@ -1,5 +1,5 @@
 #!/bin/sh
-# How `tiny.safetensors` was trained: `weights/train_tiny.sh PHOTOS WORK` writes WORK/tiny.safetensors. Two hours on two CPU cores.
+# How `tiny.safetensors` was trained: `weights/train_tiny.sh PHOTOS WORK` writes WORK/tiny.safetensors. Two hours on one to two CPU cores.
 # PHOTOS is a folder, a quoted glob of .tar shards, or a list; see docs/training.md for the photographs and the figures. The file that
 # comes with the project had its first phase stopped after step 2311.
 set -eu
@@ -29,4 +29,4 @@ dino-extract finetune $photos -o "$work/third" $common --weights "$work/second" 
     --set crops.decode_size=112 --set drop_path_rate=0 --set objective.anchor_loss_weight=0 \
     --set optim.base_lr=0.0016 --set schedule.warmup_steps=50 --set schedule.min_lr=1e-6 \
     --set schedule.momentum_teacher=0.99 --set schedule.final_momentum_teacher=0.999
-dino-extract weights convert "$work/third" "$work/tiny.safetensors" --to dino-extract --dtype float16 --licence Apache-2.0 --size 112 --overwrite
+dino-extract weights convert "$work/third" "$work/tiny.safetensors" --to dino-extract --dtype float16 --licence Apache-2.0 --size 224 --overwrite
