@@ -24,7 +24,7 @@ PATIENCE = 10  # strengths in a row without improvement on the held-out images, 
 HELD_OUT = 0.1  # share of the training images that chooses the strength
 MAX_ITER = 1000
 _TOLERANCE = 1e-7  # the largest gradient entry of the mean loss at the optimum
-_ROUGH_TOLERANCE = 1e-4  # enough to tell strengths apart by accuracy, with an eighth of the steps
+_ROUGH_TOLERANCE = 1e-4  # enough to tell strengths apart by accuracy, with a third to a sixth of the steps
 _LEAST_CURVATURE = 1e-9  # of the mean variance: smaller is noise of float64, and the Cholesky factor might not exist
 _HELD_NBYTES = 1 << 30  # in float64; larger training sets are read again in every iteration
 

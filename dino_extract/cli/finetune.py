@@ -151,10 +151,7 @@ def finetune(
         parameters = {"num_workers": "workers", "compile": "compile_blocks"}
         options = {name: value for name, value in options.items() if _is_given(context, parameters.get(name, name))}
     config = with_values(replace(config, **options), parse_settings(settings or []))
-    if not config.sources or not config.output:
-        missing = [what for what, given in (("images", config.sources), ("a folder for the run", config.output)) if not given]
-        example = f"dino-extract finetune {_quoted(config.sources) or 'photos/'} -o {shlex.quote(config.output or 'run/')}"
-        raise ConfigError(f"missing: {' and '.join(missing)}", hint=f"for example `{example}`")
+    _require_places(config)
     check(config)
     if dry_run:
         typer.echo(to_json(config), nl=False)
@@ -168,6 +165,13 @@ def finetune(
     typer.echo(f"{summary.steps} steps done, {summary.images_per_s:.1f} images/s, {summary.unreadable} unreadable images", err=True)
     run, embeddings = shlex.quote(str(summary.output)), shlex.quote(f"{summary.output}.h5")
     typer.echo(f"next: dino-extract embed {_quoted(config.sources)} --weights {run} -o {embeddings}", err=True)
+
+
+def _require_places(config: FinetuneConfig) -> None:
+    missing = [what for what, given in (("images", config.sources), ("a folder for the run", config.output)) if not given]
+    if missing:
+        example = f"dino-extract finetune {_quoted(config.sources) or 'photos/'} -o {shlex.quote(config.output or 'run/')}"
+        raise ConfigError(f"missing: {' and '.join(missing)}", hint=f"for example `{example}`")
 
 
 def _quoted(sources: Sequence[str]) -> str:
