@@ -238,7 +238,10 @@ def _job_like(store: MadeWith, manifest: Manifest, changes: dict[str, Any]) -> J
     job = _job(manifest, store.path, config_of(store, **changes))
     if job.model.weights_sha256 != store.attrs["weights_sha256"]:
         message = f"`{store.path}` was made with weights {store.attrs['weights_sha256'][:16]}..., found {job.model.weights_sha256[:16]}..."
-        raise StoreError(message, hint="name the checkpoint it was made with by `--weights PATH`")
+        raise StoreError(
+            message,
+            hint="embed new images with the checkpoint it was made with (`embed --weights PATH`) and give that file; `verify` takes `--weights`",
+        )
     return job
 
 
