@@ -240,7 +240,7 @@ def _job_like(store: MadeWith, manifest: Manifest, changes: dict[str, Any]) -> J
         message = f"`{store.path}` was made with weights {store.attrs['weights_sha256'][:16]}..., found {job.model.weights_sha256[:16]}..."
         raise StoreError(
             message,
-            hint="embed new images with the checkpoint it was made with (`embed --weights PATH`) and give that file; `verify` takes `--weights`",
+            hint="embed new images with the checkpoint it was made with and give that file, or name it to `verify` by `--weights`",
         )
     return job
 
