@@ -22,6 +22,8 @@ DEFAULT_SIZE = 224  # pixels, of models that do not say otherwise
 class EmbedConfig:
     """How images become embeddings.
 
+    From Python, `tokens` and `layers` may be lists, `size` a pair (height, width), and `device` a `torch.device`; they are kept as text.
+
     Args:
         model: name from `dino-extract weights list`, or `timm/NAME` for any ViT of the timm library; by default what the
             `weights` file holds, else vits14.
@@ -65,3 +67,10 @@ class EmbedConfig:
     workers: int = 0
     decode_timeout_s: float = 30.0
     max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        for name, between in (("tokens", ","), ("layers", ","), ("size", "x")):
+            value = getattr(self, name)
+            if isinstance(value, (list, tuple)):
+                object.__setattr__(self, name, between.join(map(str, value)))
+        object.__setattr__(self, "device", str(self.device))

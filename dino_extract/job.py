@@ -31,7 +31,7 @@ from dino_extract.errors import ConfigError, SourceError, StoreError
 from dino_extract.loader import Loader, scan_image_sizes
 from dino_extract.preprocess import Preprocess, parse_size
 from dino_extract.source import Manifest, find_images, manifest_of, printable, resolve
-from dino_extract.store import Layout, RowDataset, RowTable, Store, ensure_space
+from dino_extract.store import Layout, RowDataset, RowTable, Store, count_pending, ensure_space
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import RANDOM_WEIGHTS_WARNING, LoadedBackbone
 from dino_extract.weights.loading import load
@@ -124,8 +124,20 @@ class Job:
             lines.append(f"warning: {RANDOM_WEIGHTS_WARNING}")
         return lines
 
-    def plan(self) -> Plan:
-        """What a fresh run would need; runs the model on a few blank batches to estimate the time."""
+    def plan(self, *, overwrite: bool = False, retry_failed: bool = False, prune: bool = False) -> Plan:
+        """What a run with these arguments would need; runs the model on a few blank batches to estimate the time.
+
+        Raises:
+            StoreError: such a run would be refused, because of the file that is there.
+        """
+        rows, pending = count_pending(
+            self.output, self.row_table(), self.layout, overwrite=overwrite, retry_failed=retry_failed, prune=prune
+        )
+        seconds = self._batch_seconds() * pending / self.batch_size if pending else 0.0
+        free = shutil.disk_usage(os.path.dirname(os.path.abspath(self.output))).free
+        return Plan(self.output, len(self.manifest), rows, pending, self.nbytes(), free, round(seconds, 1))
+
+    def _batch_seconds(self) -> float:
         engine = self.engine()
         blank = np.zeros((self.batch_size, self.preprocess.height, self.preprocess.width, 3), np.uint8)
         times = []
@@ -133,9 +145,7 @@ class Job:
             start = time.perf_counter()
             engine(blank)
             times.append(time.perf_counter() - start)
-        seconds = min(times[1:]) * len(self.manifest) / self.batch_size
-        free = shutil.disk_usage(os.path.dirname(os.path.abspath(self.output))).free
-        return Plan(self.output, len(self.manifest), self.nbytes(), free, round(seconds, 1))
+        return min(times[1:])
 
 
 class MadeWith(Protocol):
@@ -152,18 +162,22 @@ class MadeWith(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run from nothing would need.
+    """What a run would need.
 
     Args:
         path: the HDF5 file.
-        images: number of rows.
-        nbytes: size of the file in bytes.
+        images: found by the sources.
+        rows: of the file, with those of images that have gone.
+        pending: rows to be embedded; the others are there already.
+        nbytes: size in bytes of a file of all images found.
         free_bytes: free on its disk.
         model_seconds: estimated time of the model alone; decoding runs beside it.
     """
 
     path: str
     images: int
+    rows: int
+    pending: int
     nbytes: int
     free_bytes: int
     model_seconds: float
@@ -171,8 +185,8 @@ class Plan:
     def text(self) -> str:
         """The plan for people."""
         return (
-            f"{self.images:,} images -> {self.path}, {self.nbytes:,} bytes ({self.free_bytes:,} free), "
-            f"about {self.model_seconds:,.0f} s of model time"
+            f"{self.images:,} images -> {self.path}, {self.rows - self.pending:,} rows kept, {self.pending:,} to embed, "
+            f"{self.nbytes:,} bytes ({self.free_bytes:,} free), about {self.model_seconds:,.0f} s of model time"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
@@ -305,6 +306,16 @@ def test_a_misspelt_option_is_a_type_error(photos: Path, tmp_path: Path) -> None
     """`embed(..., modle=...)` fails at once instead of being ignored."""
     with pytest.raises(TypeError, match="modle"):
         embed(photos, tmp_path / "x.h5", modle="tiny")
+
+
+def test_options_may_be_lists(photos: Path, tmp_path: Path) -> None:
+    """Lists, a pair and a `torch.device` mean what the text of the command line does: a second run finds nothing to do."""
+    common = {"model": "tiny", "random_weights": 0, "workers": 1, "dtype": "float32"}
+    embed(photos, tmp_path / "x.h5", **common, tokens=["cls", "mean"], layers=[2, 5], size=(28, 42), device=torch.device("cpu"))
+
+    again = embed(photos, tmp_path / "x.h5", **common, tokens="cls,mean", layers="2,5", size="28x42", device="cpu")
+
+    assert again.embedded == 0
 
 
 def test_the_size_is_that_of_the_model_unless_given(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def embed(
     max_failures: Annotated[
         str | None, typer.Option(metavar="N|P%", help="Stop with an error above this many failed images.", rich_help_panel=AGAIN)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a run from nothing would need, and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would need, and do nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the file's path.")] = False,
 ) -> None:
@@ -146,7 +146,7 @@ def embed(
         for line in job.describe():
             typer.echo(line, err=True)
     if dry_run:
-        plan = job.plan()
+        plan = job.plan(overwrite=overwrite, retry_failed=retry_failed, prune=prune)
         typer.echo(json.dumps(asdict(plan), indent=2) if as_json else plan.text())
         return
     bar = choose_progress(quiet=quiet)

@@ -12,7 +12,7 @@ from dino_extract.store.foreign import begins_as_hdf5, read_dataset
 from dino_extract.store.header import is_store
 from dino_extract.store.layout import FORMAT, Layout, RowDataset, RowTable, part_path_of
 from dino_extract.store.lock import StoreWarning
-from dino_extract.store.opening import open_writer
+from dino_extract.store.opening import count_pending, open_writer
 from dino_extract.store.reader import Failure, Store, open_store
 from dino_extract.store.selection import RaggedRows, Rows
 from dino_extract.store.verifying import VerifyReport, verify_store
@@ -32,6 +32,7 @@ __all__ = [
     "VerifyReport",
     "Writer",
     "begins_as_hdf5",
+    "count_pending",
     "ensure_space",
     "is_store",
     "open_store",

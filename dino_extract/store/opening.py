@@ -66,6 +66,31 @@ def open_writer(
     return writer
 
 
+def count_pending(
+    path: str | os.PathLike[str],
+    rows: RowTable,
+    layout: Layout,
+    *,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    prune: bool = False,
+) -> tuple[int, int]:
+    """How many rows the file will have and how many of them are to be computed, if `open_writer` is called with the same arguments.
+
+    Nothing is locked or written, and rows of earlier runs are not read back, so that damaged ones count as done.
+
+    Raises:
+        StoreError: a file made with other settings or by another program stands there.
+    """
+    path = os.fspath(path)
+    with disk.explained(f"read `{path}`"), contextlib.ExitStack() as donors_open:
+        donors = _open_donors(path, layout, overwrite=overwrite)
+        for donor in donors:
+            donors_open.callback(donor.close)
+        plan = make_plan(rows, donors, retry_failed=retry_failed, prune=prune)
+    return len(plan.table), len(plan.pending)
+
+
 def remove_leftovers(path: str) -> None:
     """Remove temporary files of runs that died while they laid out the file; call it only under the lock."""
     folder, name = os.path.split(part_path_of(path) + ".new.")

@@ -91,6 +91,22 @@ def test_a_dry_run_plans_and_writes_nothing(cli: Cli, photos: Path) -> None:
     assert plan["images"] == 6
 
 
+def test_a_dry_run_counts_what_earlier_runs_left(cli: Cli, photos: Path) -> None:
+    """Beside a finished file, only new and changed images are to be embedded; with other settings the run would be refused."""
+    cli("embed", "photos", *FAST)
+    shutil.copy(photos / "odd" / "0001.png", photos / "new.png")
+    (photos / "even" / "0000.png").unlink()
+    before = Path("photos.h5").read_bytes()
+
+    plans = [json.loads(cli("embed", "photos", "--dry-run", "--json", *FAST, *words).out) for words in ([], ["--prune"], ["--overwrite"])]
+    refused = cli("embed", "photos", "--dry-run", *FAST, "--tokens", "cls,mean")
+
+    assert [(plan["images"], plan["rows"], plan["pending"]) for plan in plans] == [(6, 7, 1), (6, 6, 1), (6, 6, 6)]
+    assert refused.code == 1
+    assert "made with other settings" in refused.err
+    assert Path("photos.h5").read_bytes() == before
+
+
 def test_a_list_on_stdin_may_be_separated_by_nul(photos: Path) -> None:
     """`find -print0 | embed - -0` embeds the listed files, one with a line break in its name too."""
     shutil.copy(photos / "odd" / "0001.png", photos / "line\nbreak.png")
