@@ -87,7 +87,8 @@ def missing_error(checkpoint: Checkpoint, reason: str, unusable: list[str] | Non
             hint="give a file with `--weights PATH`, or untrained weights with `--random-weights SEED`",
         )
     message = f"the weights of `{checkpoint.name}` are not on this machine and {reason}: {released_facts(checkpoint)}; looked for them in"
-    return WeightsError("\n".join([message, *looked, *found]), hint=copy_hint(checkpoint))
+    hint = f"{copy_hint(checkpoint)}; to try things meanwhile, `--model tiny` needs no download"
+    return WeightsError("\n".join([message, *looked, *found]), hint=hint)
 
 
 def released_facts(checkpoint: Checkpoint) -> str:
