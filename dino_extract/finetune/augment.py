@@ -82,8 +82,10 @@ def resize_weights(start: Tensor, length: Tensor, in_size: int, out_size: int) -
     centers = start[..., None, None] + outputs_P[:, None] * scale
     offset = ((pixels_S - centers) / scale.clamp(min=1)).abs_()  # a reduction widens the filter, an enlargement does not narrow it
     weights = _bicubic(offset)
-    # A box squashed with its image may end inside a pixel: such a pixel belongs to the box with its centre.
-    outside = (pixels_S < start[..., None]) | (pixels_S > (start + length)[..., None])
+    # A box squashed with its image may end inside a pixel: such a pixel belongs to the box with its centre. The pixel in the middle
+    # always does: the box of a very narrow image may hold no centre at all.
+    middle = ((start + length / 2).floor() + 0.5).clamp(max=in_size - 0.5)
+    outside = (pixels_S < torch.minimum(start, middle)[..., None]) | (pixels_S > torch.maximum(start + length, middle)[..., None])
     weights = weights.masked_fill_(outside.unsqueeze(-2), 0)
     total: Tensor = weights.sum(-1, keepdim=True)
     return weights / total

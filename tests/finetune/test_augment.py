@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD
-from dino_extract.finetune.augment import blur, cut_crops, jitter_colours, make_crops
+from dino_extract.finetune.augment import blur, cut_crops, jitter_colours, make_crops, resize_weights
 from dino_extract.finetune.config import CropConfig
 from dino_extract.finetune.crops import CropParams, draw_crops
 
@@ -145,3 +145,24 @@ def test_all_crops_of_a_real_draw_are_finite() -> None:
 
     assert got.isfinite().all()
     assert got.abs().max() < 3
+
+
+@pytest.mark.parametrize(("start", "length"), [(10.6, 0.3), (10.4, 0.05), (10.0, 0.4), (47.9, 0.1), (0.0, 0.2), (47.99999, 0.00001)])
+def test_a_box_between_two_pixel_centres_shows_the_pixel_it_lies_in(start: float, length: float) -> None:
+    """A box narrower than a pixel gives every output pixel all of the one pixel in which it lies."""
+    weights = resize_weights(torch.tensor([[start]]), torch.tensor([[length]]), 48, 6)
+
+    want = torch.zeros(48)
+    want[int(start)] = 1
+    assert torch.equal(weights, want.expand(1, 1, 6, 48))
+
+
+@pytest.mark.parametrize("size", [(1, 1200), (1200, 1), (1, 1)])
+def test_crops_of_a_line_of_pixels_are_finite(size: tuple[int, int]) -> None:
+    """Random crops of an image one pixel high or wide, many times longer than it is decoded to, have finite pixels."""
+    config, rng = CropConfig(global_crops_size=28, local_crops_size=14), np.random.default_rng(0)
+
+    for _ in range(20):
+        whole, local = draw_crops(rng, *size, config)
+        for params in (whole, local):
+            assert make_crops(batch_of(picture()), CropParams.stack([params]), 14).isfinite().all()
