@@ -21,6 +21,7 @@ from dino_extract.errors import ConfigError
 
 OFFICIAL_STRENGTHS = tuple((10.0 ** np.linspace(-6, 5, 45)).tolist())
 PATIENCE = 10  # strengths in a row without improvement on the held-out images, after which stronger ones are not tried
+_ENOUGH_HELD_OUT = 500  # images: of fewer, the accuracy wobbles by more than it gains, and all strengths are tried in seconds
 HELD_OUT = 0.1  # share of the training images that chooses the strength
 MAX_ITER = 1000
 _TOLERANCE = 1e-7  # the largest gradient entry of the mean loss at the optimum
@@ -115,6 +116,9 @@ def fit_logistic(
 def choose_strength(vectors: VectorSource, codes: NDArray[np.int64], num_classes: int, *, seed: int = 0) -> tuple[float, float]:
     """The strength that does best on held-out training images, and its accuracy there; the weakest of equally good ones.
 
+    Where classes differ in size, the weakest strengths fit the bias alone and answer the commonest class, all with the same accuracy:
+    patience counts from the first strength that does better than the weakest one.
+
     Args:
         vectors: (n, D).
         codes: (n,) int64.
@@ -132,7 +136,9 @@ def choose_strength(vectors: VectorSource, codes: NDArray[np.int64], num_classes
         score = accuracy(vectors.take(held), codes[held], *problem.uncentred(solution))
         if score > best_accuracy:
             best, best_accuracy, since = strength, score, 0
-        elif (since := since + 1) >= PATIENCE:
+        elif best > OFFICIAL_STRENGTHS[0] and len(held) >= _ENOUGH_HELD_OUT:
+            since += 1
+        if since >= PATIENCE or best_accuracy == 1.0:
             break
     return best, best_accuracy
 

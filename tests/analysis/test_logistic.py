@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from dino_extract.analysis import logistic
 from dino_extract.analysis.logistic import LogisticProbe, choose_strength, fit_logistic, split_held_out
@@ -55,6 +58,49 @@ def test_the_chosen_strength_is_not_beaten_on_the_held_out_images() -> None:
         rival = float(((vectors[held] @ weight.T + bias).argmax(axis=1) == codes[held]).mean())
         assert rival <= accuracy + 1e-9
     assert accuracy > 0.5
+
+
+def imbalanced(spread: float = 0.4) -> tuple[np.ndarray, np.ndarray]:
+    """400, 100 and 30 vectors of three classes that a weak strength does not tell apart."""
+    rng = np.random.default_rng(0)
+    codes = np.repeat([0, 1, 2], [400, 100, 30])
+    return (np.eye(3, 16)[codes] + spread * rng.normal(size=(530, 16))).astype(np.float32), codes
+
+
+@pytest.mark.parametrize("enough_held_out", [0, 500])
+def test_a_common_class_is_not_the_answer_to_everything(enough_held_out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the weakest strengths fit the bias alone, stronger ones are tried until classes are told apart, patience or not."""
+    monkeypatch.setattr(logistic, "_ENOUGH_HELD_OUT", enough_held_out)
+    vectors, codes = imbalanced()
+    weakest = LogisticProbe(C=1e-4).fit(vectors, codes)
+    assert (weakest.predict(vectors) == 0).all()  # 9 strengths above the first
+
+    answers = LogisticProbe().fit(vectors, codes).predict(vectors)
+
+    recalls = [(answers[codes == code] == code).mean() for code in range(3)]
+    assert min(recalls) > 0.5, recalls
+
+
+def test_strengths_that_no_longer_gain_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held out by the thousand, ten strengths without gain end the search, and so does an accuracy that none can beat."""
+    monkeypatch.setattr(logistic, "_ENOUGH_HELD_OUT", 0)
+    tried: list[float] = []
+    solve = logistic._Problem.solve
+
+    def counted(self: logistic._Problem, strength: float, *others: Any) -> torch.Tensor:
+        tried.append(strength)
+        return solve(self, strength, *others)
+
+    monkeypatch.setattr(logistic._Problem, "solve", counted)
+
+    best, _ = choose_strength(*imbalanced(), 3)
+    searched = len(tried)
+    _, accuracy = choose_strength(np.eye(2, dtype=np.float32).repeat(50, axis=0), np.repeat([0, 1], 50), 2)
+
+    assert tried[:searched] == list(logistic.OFFICIAL_STRENGTHS[: logistic.OFFICIAL_STRENGTHS.index(best) + 11])
+    assert searched < 45
+    assert accuracy == 1.0
+    assert len(tried) == searched + 1
 
 
 def test_held_out_images_are_of_every_class_and_disjoint() -> None:
