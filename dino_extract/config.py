@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_type_hints
+
+from dino_extract.errors import ConfigError
 
 SizePolicy = Literal["crop", "squash", "pad", "native"]
 AlphaPolicy = Literal["drop", "white", "black"]
@@ -17,12 +22,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 100_000_000  # 400 MB as Pillow holds it; well above any camera, and in reach of the memory limit of a decoder process
 DEFAULT_SIZE = 224  # pixels, of models that do not say otherwise
 
+LEAST = {"batch": 0, "workers": 0, "decode_timeout_s": 0.1, "max_pixels": 1}  # that these options may be
+
 
 @dataclass(frozen=True)
 class EmbedConfig:
     """How images become embeddings.
 
-    From Python, `tokens` and `layers` may be lists, `size` a pair (height, width), and `device` a `torch.device`; they are kept as text.
+    From Python, `tokens` and `layers` may be lists or one number, `size` a number or a pair (height, width), `device` a `torch.device`,
+    and `model` and `weights` a `Path`; they are kept as text.
 
     Args:
         model: name from `dino-extract weights list`, or `timm/NAME` for any ViT of the timm library; by default what the
@@ -32,8 +40,8 @@ class EmbedConfig:
         offline: never download.
         tokens: comma-separated token kinds to keep: cls, patch, registers, mean.
         layers: blocks of which the same tokens are kept too: `lastN`, or numbers from 0 such as `2,5,8,11`.
-        size: side of the model's input in pixels, a number or text, or HEIGHTxWIDTH; multiples of the patch size. None is the model's own:
-            224 for released ones, timm's default for those of timm, and for those of `finetune` what they were trained at.
+        size: side of the model's input in pixels, or HEIGHTxWIDTH; multiples of the patch size. None is the model's own: 224 for
+            released ones, timm's default for those of timm, and for those of `finetune` what they were trained at.
         preprocess: how an image becomes that size; `crop` is the official evaluation transform.
         alpha: what becomes of transparency: dropped as the official transform does, or laid over white or black.
         fast_decode: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, never below twice the model's: faster, not exact.
@@ -46,6 +54,9 @@ class EmbedConfig:
         workers: decoder processes; 0 is one for each free CPU.
         decode_timeout_s: seconds after which the decoding of one image is given up.
         max_pixels: images with more pixels are not decoded.
+
+    Raises:
+        ConfigError: a value of another type, outside its range, or none of the choices.
     """
 
     model: str | None = None
@@ -54,7 +65,7 @@ class EmbedConfig:
     offline: bool = False
     tokens: str = "cls"
     layers: str | None = None
-    size: str | int | None = None
+    size: str | None = None
     preprocess: SizePolicy = "crop"
     alpha: AlphaPolicy = "drop"
     fast_decode: bool = False
@@ -69,8 +80,45 @@ class EmbedConfig:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        for name, between in (("tokens", ","), ("layers", ","), ("size", "x")):
+        for name, hint in get_type_hints(EmbedConfig).items():
             value = getattr(self, name)
-            if isinstance(value, (list, tuple)):
-                object.__setattr__(self, name, between.join(map(str, value)))
-        object.__setattr__(self, "device", str(self.device))
+            if hasattr(value, "tolist") and not isinstance(value, type):
+                value = value.tolist()  # numbers and arrays of numpy and torch, which this module does not load
+            if name in _BETWEEN and value is not None:
+                value = _joined(value, _BETWEEN[name])
+            elif name == "device":
+                value = str(value)
+            elif isinstance(value, os.PathLike):
+                value = os.fspath(value)
+            _check(name, hint, value)
+            object.__setattr__(self, name, value)
+
+
+_BETWEEN = {"tokens": ",", "layers": ",", "size": "x"}  # what stands between several of them on the command line
+_KINDS = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
+
+
+def _joined(value: Any, between: str) -> str:
+    several = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    return between.join(map(str, several))
+
+
+def _check(name: str, hint: Any, value: Any) -> None:
+    """Refuse a value that is not of its field's type, none of its choices, or out of its range."""
+    choices = get_args(hint)
+    if NoneType in choices:
+        if value is None:
+            return
+        hint, choices = choices[0], ()
+    if choices:
+        is_good = isinstance(value, str) and value in choices
+        expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+    else:
+        is_good = isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
+        expected = _KINDS[hint]
+    if name in LEAST:
+        is_good = is_good and value >= LEAST[name]  # which NaN is not
+        expected += f" of at least {LEAST[name]}"
+    if not is_good:
+        option = name.removesuffix("_s").replace("_", "-")
+        raise ConfigError(f"`--{option}` takes {expected}, got `{value}`")

@@ -12,7 +12,7 @@ import typer
 
 from dino_extract.cli.progress import choose_progress
 from dino_extract.cli.weights import download_progress
-from dino_extract.config import AlphaPolicy, Compile, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype
+from dino_extract.config import LEAST, AlphaPolicy, Compile, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype
 from dino_extract.errors import ConfigError, ExitCode
 from dino_extract.weights import ensure_available
 
@@ -73,7 +73,9 @@ def embed(
         bool,
         typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size: faster, not exact.", rich_help_panel=PIXELS),
     ] = EmbedConfig.fast_decode,
-    max_pixels: Annotated[int, typer.Option(help="Do not decode larger images.", rich_help_panel=PIXELS)] = EmbedConfig.max_pixels,
+    max_pixels: Annotated[
+        int, typer.Option(min=LEAST["max_pixels"], help="Do not decode larger images.", rich_help_panel=PIXELS)
+    ] = EmbedConfig.max_pixels,
     suffix: Annotated[
         list[str] | None, typer.Option(help="Take exactly files with this suffix (repeatable).", rich_help_panel=PIXELS)
     ] = None,
@@ -87,12 +89,17 @@ def embed(
     resize: Annotated[
         Resize, typer.Option(help="host: decoder processes; device: beside the model; auto: device on a GPU.", rich_help_panel=MACHINE)
     ] = EmbedConfig.resize,
-    batch: Annotated[int, typer.Option(min=0, help="Images per batch; 0 finds a good size.", rich_help_panel=MACHINE)] = EmbedConfig.batch,
+    batch: Annotated[
+        int, typer.Option(min=LEAST["batch"], help="Images per batch; 0 finds a good size.", rich_help_panel=MACHINE)
+    ] = EmbedConfig.batch,
     workers: Annotated[
-        int, typer.Option(min=0, help="Decoder processes; 0 is one per free CPU.", rich_help_panel=MACHINE)
+        int, typer.Option(min=LEAST["workers"], help="Decoder processes; 0 is one per free CPU.", rich_help_panel=MACHINE)
     ] = EmbedConfig.workers,
     decode_timeout_s: Annotated[
-        float, typer.Option("--decode-timeout", min=0.1, help="Seconds before an image is given up.", rich_help_panel=MACHINE)
+        float,
+        typer.Option(
+            "--decode-timeout", min=LEAST["decode_timeout_s"], help="Seconds before an image is given up.", rich_help_panel=MACHINE
+        ),
     ] = EmbedConfig.decode_timeout_s,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file made with other options.", rich_help_panel=AGAIN)] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Drop rows of images that have gone.", rich_help_panel=AGAIN)] = False,

@@ -1,0 +1,88 @@
+"""What `EmbedConfig` takes from Python, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dino_extract.config import EmbedConfig
+from dino_extract.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"layers": 3}, {"layers": "3"}),
+        ({"layers": 0}, {"layers": "0"}),
+        ({"layers": range(2)}, {"layers": "0,1"}),
+        ({"layers": np.array([1, 2])}, {"layers": "1,2"}),
+        ({"layers": (each for each in (4, 5))}, {"layers": "4,5"}),
+        ({"layers": "last2"}, {"layers": "last2"}),
+        ({"tokens": ["cls", "mean"]}, {"tokens": "cls,mean"}),
+        ({"size": 28}, {"size": "28"}),
+        ({"size": (28, 42)}, {"size": "28x42"}),
+        ({"size": np.int64(28)}, {"size": "28"}),
+        ({"device": torch.device("cuda", 1)}, {"device": "cuda:1"}),
+        ({"model": Path("tiny"), "weights": Path("a/b.pth")}, {"model": "tiny", "weights": "a/b.pth"}),
+        ({"random_weights": np.int64(0), "batch": torch.tensor(8)}, {"random_weights": 0, "batch": 8}),
+        ({"max_pixels": np.int64(5), "decode_timeout_s": np.float32(0.5)}, {"max_pixels": 5, "decode_timeout_s": 0.5}),
+        ({"fast_decode": np.bool_(True)}, {"fast_decode": True}),
+    ],
+)
+def test_what_python_has_becomes_what_the_command_line_says(given: dict[str, Any], kept: dict[str, Any]) -> None:
+    """Lists, numbers of numpy and torch, paths and devices are kept as plain text and numbers, which JSON can hold."""
+    config = EmbedConfig(**given)
+
+    assert {name: getattr(config, name) for name in kept} == kept
+    assert all(type(getattr(config, name)) is type(value) for name, value in kept.items())
+    assert replace(config) == config
+
+
+def test_a_set_of_tokens_is_their_text() -> None:
+    """A set has no order, and neither have token kinds."""
+    assert set(EmbedConfig(tokens={"cls", "patch"}).tokens.split(",")) == {"cls", "patch"}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"store_dtype": "int8"}, "`--store-dtype` takes float16 or float32, got `int8`"),
+        ({"store_dtype": np.float16}, "`--store-dtype` takes float16 or float32, got `<class 'numpy.float16'>`"),
+        ({"dtype": torch.float32}, "`--dtype` takes auto, float32 or bfloat16, got `torch.float32`"),
+        ({"compile": True}, "`--compile` takes auto, on or off, got `True`"),
+        ({"resize": "gpu"}, "`--resize` takes auto, host or device, got `gpu`"),
+        ({"preprocess": ["crop"]}, "`--preprocess` takes crop, squash, pad or native, got `['crop']`"),
+        ({"tokens": None}, "`--tokens` takes text, got `None`"),
+        ({"weights": 3}, "`--weights` takes text, got `3`"),
+        ({"fast_decode": "no"}, "`--fast-decode` takes True or False, got `no`"),
+        ({"random_weights": True}, "`--random-weights` takes a whole number, got `True`"),
+        ({"batch": "8"}, "`--batch` takes a whole number of at least 0, got `8`"),
+        ({"batch": 2.0}, "`--batch` takes a whole number of at least 0, got `2.0`"),
+        ({"workers": -1}, "`--workers` takes a whole number of at least 0, got `-1`"),
+        ({"max_pixels": 0}, "`--max-pixels` takes a whole number of at least 1, got `0`"),
+        ({"max_pixels": 1e8}, "`--max-pixels` takes a whole number of at least 1, got `100000000.0`"),
+        ({"decode_timeout_s": 0}, "`--decode-timeout` takes a number of at least 0.1, got `0`"),
+        ({"decode_timeout_s": float("nan")}, "`--decode-timeout` takes a number of at least 0.1, got `nan`"),
+        ({"decode_timeout_s": None}, "`--decode-timeout` takes a number of at least 0.1, got `None`"),
+    ],
+)
+def test_what_no_option_takes_is_one_sentence(given: dict[str, Any], message: str) -> None:
+    """A wrong type, choice or range is refused before any work, with what is expected and what came."""
+    with pytest.raises(ConfigError) as caught:
+        EmbedConfig(**given)
+
+    assert caught.value.message == message
+
+
+def test_options_need_no_library() -> None:
+    """The module is imported for `--help`, which must not wait for numpy or torch."""
+    script = "import sys, dino_extract.config; assert not {'torch', 'numpy'} & sys.modules.keys()"
+
+    subprocess.run([sys.executable, "-c", script], check=True)
