@@ -122,3 +122,25 @@ def _check(name: str, hint: Any, value: Any) -> None:
     if not is_good:
         option = name.removesuffix("_s").replace("_", "-")
         raise ConfigError(f"`--{option}` takes {expected}, got `{value}`")
+
+
+def most_failures(limit: float | str | None) -> float | None:
+    """What `--max-failures` or `max_failures` allows: a count (int), a share of all images (float, 0..1), or None for no limit.
+
+    Args:
+        limit: such a value, or text: `20`, or `1%`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if limit is None:
+        return None
+    value = limit.tolist() if hasattr(limit, "tolist") else limit
+    if isinstance(value, str):
+        try:
+            value = float(value.removesuffix("%")) / 100 if value.endswith("%") else int(value)
+        except ValueError:
+            value = None
+    if (isinstance(value, float) and 0 <= value <= 1) or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ConfigError(f"`--max-failures` takes a count or a percentage, got `{limit}`", hint="for example `--max-failures 1%`")

@@ -6,7 +6,7 @@ import os
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dino_extract.config import EmbedConfig
+from dino_extract.config import EmbedConfig, most_failures
 from dino_extract.engine import Batch as EngineBatch
 from dino_extract.engine import Engine
-from dino_extract.errors import DinoExtractError, SourceError
+from dino_extract.errors import ConfigError, DinoExtractError, SourceError
 from dino_extract.job import Job, MadeWith, prepare, prepare_like
 from dino_extract.loader import Batch
 from dino_extract.preprocess import Pictures
@@ -33,6 +33,7 @@ ADVICE = {
 
 BATCHES_IN_FLIGHT = 2  # while one is read back the next is computed, so that the model never waits
 
+Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 OnProgress = Callable[[int, int, int], None]  # images done, images in all, images without an embedding
 
 
@@ -71,15 +72,15 @@ class EmbedResult:
 
 
 def embed(
-    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    sources: Sources,
     output: str | os.PathLike[str] | None = None,
     *,
-    suffixes: Sequence[str] = (),
+    suffixes: str | Sequence[str] = (),
     stdin: BinaryIO | None = None,
     overwrite: bool = False,
     prune: bool = False,
     retry_failed: bool = False,
-    max_failures: float | None = None,
+    max_failures: float | str | None = None,
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> EmbedResult:
@@ -88,21 +89,22 @@ def embed(
     Args:
         sources: folders, files, globs or `.tar` shards; one or several.
         output: the HDF5 file; by default the source's name with `.h5` in the working directory.
-        suffixes: take exactly files with these suffixes, instead of everything that may be an image.
+        suffixes: take exactly files with this suffix or these, instead of everything that may be an image.
         stdin: binary stream from which the source `-` reads its list.
         overwrite: replace a file that was made with other options.
         prune: drop the rows of images that have gone.
         retry_failed: try images again that could not be embedded.
-        max_failures: more failed images than this count, or this share of all if below 1, are an error.
+        max_failures: more failed images than this count (an int), this share of all (a float, 0..1), or `"1%"` are an error.
         on_progress: called after each batch.
         options: fields of `EmbedConfig`, such as `model="vitb14"` or `tokens="cls,patch"`.
 
     Raises:
         DinoExtractError: one sentence about what stands in the way; nothing already embedded is lost.
     """
-    several = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    job = prepare([os.fspath(source) for source in several], output, EmbedConfig(**options), suffixes=suffixes, stdin=stdin)
-    return run(job, overwrite=overwrite, prune=prune, retry_failed=retry_failed, max_failures=max_failures, on_progress=on_progress)
+    limit = most_failures(max_failures)
+    ends = [suffixes] if isinstance(suffixes, str) else suffixes
+    job = prepare(_names(sources), output, EmbedConfig(**options), suffixes=ends, stdin=stdin)
+    return run(job, overwrite=overwrite, prune=prune, retry_failed=retry_failed, max_failures=limit, on_progress=on_progress)
 
 
 def run(
@@ -114,7 +116,7 @@ def run(
     max_failures: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> EmbedResult:
-    """Do the work of a prepared job; arguments and errors as for `embed`."""
+    """Do the work of a prepared job; arguments and errors as for `embed`, and `max_failures` as a number."""
     started = time.monotonic()
     waited = {"decode": 0.0, "model": 0.0, "write": 0.0}
     with open_writer(job.output, job.row_table(), job.layout, overwrite=overwrite, prune=prune, retry_failed=retry_failed) as writer:
@@ -142,22 +144,26 @@ def run(
 
 
 def embed_like(
-    store: MadeWith, sources: Sequence[str], *, on_failure: Callable[[str, str], None] | None = None, **changes: Any
+    store: MadeWith, sources: Sources, *, on_failure: Callable[[str, str], None] | None = None, **changes: Any
 ) -> tuple[list[str], np.ndarray]:
     """Paths and CLS embeddings (n, D) float32 of other images, made exactly as those of a file.
 
     Args:
         store: the file, or anything else that records how it was made.
-        sources: folders, files, globs or `.tar` shards; images that cannot be read are left out. The paths lead to the images
-            from the working directory.
+        sources: folders, files, globs or `.tar` shards, one or several; images that cannot be read are left out. The paths lead to
+            the images from the working directory.
         on_failure: called with the path and the reason for each image that is left out.
         changes: fields of `EmbedConfig` to set differently from the file, such as `weights` where the checkpoint has moved.
 
     Raises:
+        ConfigError: the file has no CLS tokens.
         StoreError: the weights found now are not those the file was made with.
         SourceError: none of the images can be read.
     """
-    job = prepare_like(store, sources, **changes)
+    if "cls" not in store.attrs["tokens"].split(","):
+        message = f"`{store.path}` has no CLS tokens to compare with, only {store.attrs['tokens']}"
+        raise ConfigError(message, hint="embed its images with `--tokens cls`, or embed the others into a file and compare that")
+    job = prepare_like(store, _names(sources), **changes)
     folder = "" if job.manifest.root == os.getcwdb() else os.fsdecode(job.manifest.root)
     paths: list[str] = []
     features: list[np.ndarray] = []
@@ -261,10 +267,14 @@ def _num_failed(path: str) -> int:
         return int(np.count_nonzero((store.all_status != Status.OK) & (store.all_status != Status.PENDING)))
 
 
+def _names(sources: Sources) -> list[str]:
+    return [os.fspath(source) for source in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
+
+
 def _check_failures(failed: int, total: int, limit: float | None) -> None:
     if limit is None:
         return
-    most = limit * total if 0 < limit < 1 else limit
+    most = limit * total if isinstance(limit, float) else limit
     if failed > most:
         message = f"{failed:,} of {total:,} images could not be embedded, more than `--max-failures` allows"
         raise DinoExtractError(message, hint="`dino-extract info FILE --failures` lists them; the rest continues without the limit")

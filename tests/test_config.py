@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dino_extract.config import EmbedConfig
+from dino_extract.config import EmbedConfig, most_failures
 from dino_extract.errors import ConfigError
 
 
@@ -86,3 +86,21 @@ def test_options_need_no_library() -> None:
     script = "import sys, dino_extract.config; assert not {'torch', 'numpy'} & sys.modules.keys()"
 
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "means"),
+    [(None, None), (0, 0), (20, 20), ("20", 20), (1, 1), (0.01, 0.01), ("1%", 0.01), ("100%", 1.0), (1.0, 1.0), (np.int64(3), 3)],
+)
+def test_a_limit_of_failures_is_a_count_or_a_share(limit: Any, means: float | None) -> None:
+    """Whole numbers count images; percentages and floats are a share of all, also when all may fail."""
+    allowed = most_failures(limit)
+
+    assert (allowed, type(allowed)) == (means, type(means))
+
+
+@pytest.mark.parametrize("limit", ["some", "", "%", "nan%", "inf%", "101%", "-1", "-1%", "0.5", -1, 1.5, float("nan"), True, [1]])
+def test_no_limit_of_failures_is_one_sentence(limit: Any) -> None:
+    """What is neither a count nor a share is refused, and does not mean that there is no limit."""
+    with pytest.raises(ConfigError, match="`--max-failures` takes a count or a percentage, got `"):
+        most_failures(limit)

@@ -177,6 +177,18 @@ def test_too_many_failures_are_an_error_and_keep_what_is_done(photos: Path, tmp_
     assert (result.failed, result.reused) == (1, 4)
 
 
+def test_a_share_of_all_images_may_be_the_whole(photos: Path, tmp_path: Path) -> None:
+    """`max_failures="100%"` lets two of twelve images fail, where the count 1 does not."""
+    for name in ("a_broken.png", "b_broken.png"):
+        (photos / name).write_bytes(b"no picture")
+    options = {"model": "tiny", "random_weights": 0, "size": 28, "workers": 1}
+
+    with pytest.raises(DinoExtractError, match="2 of 12 images could not be embedded"):
+        embed(photos, tmp_path / "x.h5", max_failures=1, **options)
+
+    assert embed(photos, tmp_path / "x.h5", max_failures="100%", **options).failed == 2
+
+
 def test_failures_of_earlier_runs_count_towards_the_limit(photos: Path, tmp_path: Path) -> None:
     """A file that already has a failed row is an error under `max_failures=0` when more images come."""
     (photos / "a_broken.png").write_bytes(b"no picture")
@@ -246,6 +258,26 @@ def test_other_images_are_embedded_like_those_of_a_file(photos: Path, tmp_path: 
         assert failed[0][1].startswith("decode: ")
         assert paths == [str(photos / path) for path in store.paths]
         np.testing.assert_allclose(features, store.features[:], atol=1e-6)
+
+
+def test_a_file_without_cls_tokens_is_compared_with_no_image(photos: Path, tmp_path: Path) -> None:
+    """`embed_like` of a file of mean tokens alone says which tokens it has, before the model is loaded."""
+    embed(photos, tmp_path / "x.h5", model="tiny", random_weights=0, size=28, workers=1, tokens="mean")
+
+    with open_store(tmp_path / "x.h5") as store, pytest.raises(ConfigError, match="has no CLS tokens to compare with, only mean"):
+        embed_like(store, [str(photos)])
+
+
+def test_one_image_may_stand_for_a_list(photos: Path, tmp_path: Path) -> None:
+    """A path, as text or `Path`, is one source and not a list of letters; a single suffix is one suffix."""
+    options = {"model": "tiny", "random_weights": 0, "size": 28, "workers": 1}
+    (photos / "odd" / "0001.png").rename(photos / "odd" / "0001.gif")
+
+    assert embed(photos, tmp_path / "x.h5", suffixes=".png", **options).total == 9
+    with open_store(tmp_path / "x.h5") as store:
+        for source in (photos / "odd" / "0003.png", str(photos / "odd" / "0003.png")):
+            paths, features = embed_like(store, source)
+            assert (paths, features.shape) == ([str(photos / "odd" / "0003.png")], (1, 192))
 
 
 def test_no_readable_image_is_one_sentence(photos: Path, tmp_path: Path) -> None:

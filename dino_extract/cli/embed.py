@@ -12,8 +12,8 @@ import typer
 
 from dino_extract.cli.progress import choose_progress
 from dino_extract.cli.weights import download_progress
-from dino_extract.config import LEAST, AlphaPolicy, Compile, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype
-from dino_extract.errors import ConfigError, ExitCode
+from dino_extract.config import LEAST, AlphaPolicy, Compile, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype, most_failures
+from dino_extract.errors import ExitCode
 from dino_extract.weights import ensure_available
 
 MODEL = "Model"
@@ -137,7 +137,7 @@ def embed(
         decode_timeout_s=decode_timeout_s,
         max_pixels=max_pixels,
     )
-    most_failures = _parse_max_failures(max_failures)
+    limit = most_failures(max_failures)
     from dino_extract.source import require_present  # loads numpy, which `--help` must not wait for
 
     listed = ["-0" if null and source == "-" else source for source in sources]
@@ -163,7 +163,7 @@ def embed(
             overwrite=overwrite,
             prune=prune,
             retry_failed=retry_failed,
-            max_failures=most_failures,
+            max_failures=limit,
             on_progress=bar,
         )
     finally:
@@ -174,16 +174,3 @@ def embed(
     typer.echo(json.dumps(asdict(result), indent=2) if as_json else result.path)
     if result.failed:
         raise typer.Exit(ExitCode.FAILURES)
-
-
-def _parse_max_failures(text: str | None) -> int | float | None:
-    """A count, a share of all images (below 1, from `P%`), or None for no limit."""
-    if text is None:
-        return None
-    try:
-        limit = float(text.removesuffix("%")) / 100 if text.endswith("%") else int(text)
-    except ValueError:
-        limit = -1
-    if limit < 0:
-        raise ConfigError(f"`--max-failures` takes a number or a percentage, got `{text}`", hint="for example `--max-failures 1%`")
-    return limit
