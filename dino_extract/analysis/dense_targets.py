@@ -26,7 +26,7 @@ class Targets:
 
     Args:
         folder: where they lie.
-        task: segmentation: one class number per pixel; depth: one length per pixel, 0 or less for unknown.
+        task: segmentation: one class number per pixel; depth: one length per pixel, 0, less or not finite for unknown.
         attrs: root attributes of the store, which say what part of an image the model saw.
         depth_scale: stored depths are divided by this (1000 for millimetres; KITTI 256).
 
@@ -51,7 +51,7 @@ class Targets:
         return next((stem + suffix for suffix in SUFFIXES if os.path.isfile(stem + suffix)), None)
 
     def read(self, key: str, image_size: tuple[int, int]) -> NDArray[Any]:
-        """(height, width) int64 classes or float32 depths of the pixels that the model saw.
+        """(height, width) int64 classes or finite float32 depths of the pixels that the model saw.
 
         Args:
             key: of the image.
@@ -71,7 +71,8 @@ class Targets:
             )
         if self.task == "segmentation":
             return self._as_seen(values.astype(np.int64), image_size, IGNORED)
-        return self._as_seen(values.astype(np.float32) / self.depth_scale, image_size, 0.0)
+        depth = values.astype(np.float32) / self.depth_scale
+        return self._as_seen(np.where(np.isfinite(depth), depth, np.float32(0)), image_size, 0.0)  # the sky is often infinitely far
 
     def _as_seen(self, values: NDArray[Any], image_size: tuple[int, int], fill: float) -> NDArray[Any]:
         """Resized, cropped or padded as the image was, by nearest neighbours: classes cannot be mixed."""

@@ -42,7 +42,8 @@ class DenseResult:
     Args:
         task: segmentation or depth.
         metrics: segmentation: `miou`, `pixel_accuracy`; depth: `rmse`, `abs_rel`, `delta1` (share within a factor of 1.25).
-        class_iou: intersection over union of each class, NaN where it occurs neither in the test masks nor in the answers.
+        class_iou: intersection over union of each class of the training and test masks; NaN where it occurs neither in the test masks
+            nor in the answers, which `miou` leaves out.
         num_train: training images.
         num_test: test images.
         without_target: images left out because they have no target picture.
@@ -153,7 +154,7 @@ def _images(store: Store, datasets: Sequence[str], targets: Targets) -> tuple[_I
 
 
 def _run(learn: _Images, judge: _Images, task: Task, max_depth: float, iterations: int, seed: int, without: int) -> DenseResult:
-    num_outputs = DEPTH_BINS if task == "depth" else _count_classes(learn)
+    num_outputs = DEPTH_BINS if task == "depth" else _count_classes(learn, judge)
     head = _Head(learn, num_outputs, seed)
     bins_K = torch.linspace(max_depth / DEPTH_BINS, max_depth, DEPTH_BINS)
     _train(head, learn, task, bins_K, iterations, seed)
@@ -185,8 +186,16 @@ class _Head:
         return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
-def _count_classes(images: _Images) -> int:
-    """The largest class number of the training masks, and one for class 0."""
+def _count_classes(learn: _Images, judge: _Images) -> int:
+    """Classes of the data set, as mmsegmentation counts them: also those that only test masks have, which can never be answered rightly."""
+    learned = _largest_class(learn) + 1
+    if learned < 2:
+        raise ConfigError(f"segmentation needs two classes or more, the masks in `{learn.targets.folder}` have {learned}")
+    return max(learned, _largest_class(judge) + 1)
+
+
+def _largest_class(images: _Images) -> int:
+    """The largest class number of the masks, -1 where no pixel counts."""
     largest = -1
     for rows in images.batches(BATCH):
         target = images.target(rows)
@@ -195,9 +204,7 @@ def _count_classes(images: _Images) -> int:
             if int(target.min()) < 0:
                 raise ConfigError(f"masks in `{images.targets.folder}` have negative class numbers")
             largest = max(largest, int(target.max()))
-    if largest < 1:
-        raise ConfigError(f"segmentation needs two classes or more, the masks in `{images.targets.folder}` have {largest + 1}")
-    return largest + 1
+    return largest
 
 
 def _train(head: _Head, images: _Images, task: Task, bins_K: Tensor, iterations: int, seed: int) -> None:
@@ -248,19 +255,16 @@ def _test_batch(images: _Images, num_outputs: int) -> int:
 @torch.no_grad()
 def _test_segmentation(head: _Head, images: _Images, num_classes: int) -> tuple[dict[str, float], tuple[float, ...]]:
     confusion = np.zeros((num_classes, num_classes), np.int64)
-    beyond = 0  # pixels of classes that the training masks do not have: always wrong
     for rows in images.batches(_test_batch(images, num_classes)):
         target = images.target(rows)
         predicted = head(images.patches(rows), (target.shape[1], target.shape[2])).argmax(dim=1)
         is_known = target != IGNORED
         true, answer = target[is_known].numpy(), predicted[is_known].numpy()
-        is_old = true < num_classes
-        beyond += int((~is_old).sum())
-        pairs = np.bincount(true[is_old] * num_classes + answer[is_old], minlength=num_classes**2)
+        pairs = np.bincount(true * num_classes + answer, minlength=num_classes**2)
         confusion += pairs.reshape(num_classes, num_classes)
     right, union = np.diag(confusion), confusion.sum(axis=0) + confusion.sum(axis=1) - np.diag(confusion)
     iou = np.where(union > 0, right / np.maximum(union, 1), np.nan)
-    total = confusion.sum() + beyond
+    total = confusion.sum()
     if total == 0:
         raise ConfigError(f"the test masks in `{images.targets.folder}` have no pixel with a class")
     return {"miou": float(np.nanmean(iou)), "pixel_accuracy": float(right.sum() / total)}, tuple(iou.tolist())

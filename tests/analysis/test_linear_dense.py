@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,41 @@ def test_depths_that_patches_tell_are_learned(tmp_path: Path) -> None:
 
     assert result.metrics["rmse"] < 1.0
     assert 0.0 < result.metrics["abs_rel"] < 0.4
+
+
+def test_a_class_that_only_test_masks_have_counts_as_zero(tmp_path: Path) -> None:
+    """The mean is over the classes of the data set, as in mmsegmentation, and not over those alone that could be learned."""
+    path, folder = scene(tmp_path)
+    shutil.copytree(folder, other := tmp_path / "other")
+    for file in (other / "a").iterdir():
+        pixels = np.array(Image.open(file))
+        pixels[:28] = 3
+        Image.fromarray(pixels).save(file)
+
+    result = linear_dense(path, folder, path, other, iterations=150)
+
+    assert len(result.class_iou) == 4
+    assert result.class_iou[3] == 0.0
+    assert result.metrics["miou"] == pytest.approx(sum(result.class_iou) / 4)
+    assert result.metrics["miou"] < 0.4
+    assert result.metrics["pixel_accuracy"] <= 0.5
+
+
+def test_depths_that_are_not_finite_are_unknown(tmp_path: Path) -> None:
+    """The sky, infinitely far, gives the result that zeros in its place give."""
+    path, folder = scene(tmp_path, kind="depth")
+    shutil.copytree(folder, zeros := tmp_path / "zeros")
+    for file in (folder / "a").iterdir():
+        depth = np.load(file)
+        depth[:20] = 0
+        np.save(zeros / "a" / file.name, depth)
+        depth[:20], depth[0, 0] = np.inf, np.nan
+        np.save(file, depth)
+
+    found, expected = (linear_dense(path, each, task="depth", iterations=20).metrics for each in (folder, zeros))
+
+    assert found == expected
+    assert np.isfinite(found["rmse"])
 
 
 def test_shuffled_targets_cannot_be_learned(tmp_path: Path) -> None:
