@@ -252,7 +252,8 @@ class _Vote:
             neighbours_Bk = codes_n[torch.from_numpy(index)]
             scores = class_scores(torch.from_numpy(similarity), neighbours_Bk, self.num_classes, self.ks, self.temperature)
             for row, scores_BC in enumerate(scores):
-                right[row] += [top_accuracy(scores_BC, true_B, 1), top_accuracy(scores_BC, true_B, 5)]
+                voted_BC = scores_BC.masked_fill(scores_BC == 0, -torch.inf)  # a class without a vote is no answer
+                right[row] += [top_accuracy(voted_BC, true_B, 1), top_accuracy(voted_BC, true_B, 5)]
                 if self.ks[row] == self.table_k:
                     predicted = scores_BC.sort(dim=1, descending=True, stable=True).indices[:, 0]
                     add_to_confusion(self.confusion, true_B.numpy(), predicted.numpy())

@@ -40,9 +40,13 @@ class ClassScore:
 
 
 def top_accuracy(scores_BC: Tensor, codes_B: Tensor, top: int) -> int:
-    """How many of the true classes are among the `top` highest scores; equal scores rank in the order of the classes."""
-    ranked = scores_BC.sort(dim=1, descending=True, stable=True).indices[:, :top]
-    return int((ranked == codes_B[:, None]).any(dim=1).sum())
+    """How many of the true classes are among the `top` highest scores; equal scores rank in the order of the classes.
+
+    A score of -inf means that the class is no answer, however few others there are.
+    """
+    scores, ranked = scores_BC.sort(dim=1, descending=True, stable=True)
+    is_right = (ranked[:, :top] == codes_B[:, None]) & ~scores[:, :top].isneginf()
+    return int(is_right.any(dim=1).sum())
 
 
 def add_to_confusion(confusion_CC: NDArray[np.int64], true: NDArray[np.int64], predicted: NDArray[np.int64]) -> None:

@@ -29,7 +29,7 @@ def naive_top1_top5(
                 votes[codes[position]] += weight / sum(weights)
             ranked = sorted(votes, key=lambda code: -votes[code])
             right[k][0] += ranked[0] == label
-            right[k][1] += label in ranked[:5]
+            right[k][1] += label in ranked[:5] and votes[label] > 0
     return [share / len(truth) for k in ks for share in right[k]]
 
 
@@ -45,6 +45,17 @@ def test_accuracies_equal_the_official_formula() -> None:
     assert [score.k for score in result.scores] == [10, 20, 100, 200]
     assert [share for score in result.scores for share in (score.top1, score.top5)] == pytest.approx(naive)
     assert 0.3 < result.scores[0].top1 < 0.95, "a problem that is neither trivial nor hopeless"
+
+
+def test_the_names_of_classes_do_not_change_top_5() -> None:
+    """With one neighbour only its class is answered: top-5 is top-1, whichever names come first."""
+    rng = np.random.default_rng(0)
+    vectors, codes = rng.standard_normal((300, 8)).astype(np.float32), rng.integers(0, 20, 300)
+
+    for names in (codes, 19 - codes):
+        score = classify(vectors, [f"c{code:02}" for code in names], options=KnnOptions(k=(1,))).scores[0]
+
+        assert score.top5 == score.top1
 
 
 def test_one_neighbour_equals_scikit_learn() -> None:
