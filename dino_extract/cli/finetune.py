@@ -13,7 +13,7 @@ import typer
 
 from dino_extract.errors import ConfigError
 from dino_extract.finetune.config import FinetuneConfig
-from dino_extract.finetune.presets import Preset, check, from_json, parse_settings, preset, to_json, with_values
+from dino_extract.finetune.presets import Preset, check, from_json, parse_settings, preset, to_json, with_open_lengths, with_values
 
 START = "Start"
 LENGTH = "Length and batch"
@@ -75,7 +75,7 @@ def finetune(
     accumulation: Annotated[
         int | None, typer.Option(min=1, help="Forward passes of one optimizer step.", show_default=_NO_VALUE, rich_help_panel=LENGTH)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.", rich_help_panel=LENGTH)] = FinetuneConfig.seed,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=LENGTH)] = FinetuneConfig.seed,
     global_size: Annotated[
         int | None, typer.Option(help="Side of global crops in pixels.", show_default="224", rich_help_panel=CROPS)
     ] = None,
@@ -117,6 +117,8 @@ def finetune(
     Run the same command again to continue after any interruption. On several GPUs: `torchrun --nproc-per-node 8 --no-python dino-extract
     finetune ...`. The result is a folder that `dino-extract embed --weights RUN/` takes.
     """
+    if config_path is not None and _is_given(context, "preset_name"):
+        raise ConfigError("`--preset` sets the values that the file of `--config` has already", hint="leave out one of them")
     base = from_json(config_path.read_text(encoding="utf-8")) if config_path is not None else preset(preset_name, from_scratch=from_scratch)
     given: dict[str, Any] = {
         "sources": tuple(sources) if sources else None,
@@ -130,7 +132,10 @@ def finetune(
         "crops.local_crops_number": local_crops,
         "crops.blur": blur,
     }
-    config = with_values(base, {name: value for name, value in given.items() if value is not None})
+    given, chosen = {name: value for name, value in given.items() if value is not None}, parse_settings(settings or [])
+    if {"epochs", "steps"} & (given.keys() | chosen.keys()):
+        base = with_open_lengths(base)
+    config = with_values(base, given)
     options: dict[str, Any] = {
         "model": model,
         "weights": weights,
@@ -150,7 +155,7 @@ def finetune(
     if config_path is not None:  # a repeated run has these from its file, but for those that are given
         parameters = {"num_workers": "workers", "compile": "compile_blocks"}
         options = {name: value for name, value in options.items() if _is_given(context, parameters.get(name, name))}
-    config = with_values(replace(config, **options), parse_settings(settings or []))
+    config = with_values(replace(config, **options), chosen)
     _require_places(config)
     check(config)
     if dry_run:

@@ -6,6 +6,7 @@ Why the values of `small` are what they are is told in docs/training.md.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -17,6 +18,27 @@ from dino_extract.finetune.config import FinetuneConfig, HeadConfig
 
 Preset = Literal["small", "short", "long"]
 Config = TypeVar("Config")
+
+LOOKS_PER_RUN = 20
+MAX_CHECKPOINT_STEPS = 1000
+
+# In steps, and a share of the run where they are left open.
+LENGTHS = (
+    "head_warmup_steps",
+    "checkpoint_steps",
+    "monitor.every_steps",
+    "schedule.warmup_steps",
+    "schedule.warmup_teacher_temp_steps",
+    "schedule.freeze_last_layer_steps",
+)
+# The least that a number may be.
+_LEAST = {
+    **dict.fromkeys(LENGTHS, 0),
+    **dict.fromkeys(("steps", "batch_size", "accumulation", "checkpoint_steps", "log_steps", "monitor.every_steps"), 1),
+    **dict.fromkeys(("crops.global_crops_size", "crops.local_crops_size", "monitor.eval_images"), 1),
+    **dict.fromkeys(("seed", "num_workers", "crops.local_crops_number", "crops.decode_size", "monitor.images"), 0),
+}
+_SHARES = ("crops.global_crops_scale", "crops.local_crops_scale", "crops.mask_ratio_min_max")  # from one to another
 
 # What distinguishes a preset from the defaults of the classes; "adapt" starts from trained weights, "scratch" from random ones.
 _SMALL_HEAD = {"objective.dino_head.n_prototypes": 4096, "objective.dino_head.hidden_dim": 1024}
@@ -107,16 +129,42 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return values
 
 
+def with_lengths(config: FinetuneConfig, steps: int) -> FinetuneConfig:
+    """The configuration of a run of `steps`, with every length that is still open as a number."""
+    warmup = config.head_warmup_steps
+    if warmup is None:
+        is_known = config.keep_heads or (config.from_scratch and config.distill is None)
+        warmup = 0 if is_known else steps // 10
+    main = steps - (0 if config.distill else warmup)
+    every = max(1, steps // LOOKS_PER_RUN) if config.monitor.every_steps is None else config.monitor.every_steps
+    return replace(
+        config,
+        steps=steps,
+        head_warmup_steps=warmup,
+        checkpoint_steps=min(every, MAX_CHECKPOINT_STEPS) if config.checkpoint_steps is None else config.checkpoint_steps,
+        schedule=config.schedule.resolved(main),
+        monitor=replace(config.monitor, every_steps=every),
+    )
+
+
+def with_open_lengths(config: FinetuneConfig) -> FinetuneConfig:
+    """The configuration for a run of another length: `steps` open, and every length that is the share of them which it has by itself."""
+    if config.steps is None:
+        return config
+    complete = with_lengths(config, config.steps)
+    derived = [name for name in LENGTHS if with_lengths(with_values(config, {name: None}), config.steps) == complete]
+    return with_values(config, dict.fromkeys(["steps", *derived]))
+
+
 def check(config: FinetuneConfig) -> None:
-    """Refuse values that contradict each other; lengths that are still open are not looked at.
+    """Refuse values that cannot be or contradict each other; lengths that are still open are not looked at.
 
     Raises:
         ConfigError: with what to change.
     """
+    _check_numbers(config)
     steps, warmup = config.steps, config.head_warmup_steps
-    if steps is not None and steps < 1:
-        raise ConfigError(f"`--steps` must be at least 1, got {steps}")
-    if steps is not None and warmup is not None and not 0 <= warmup < steps:
+    if steps is not None and warmup is not None and warmup >= steps:
         raise ConfigError(
             f"head_warmup_steps must be less than the {steps} steps of the run, got {warmup}",
             hint=f"for example a tenth: `--set head_warmup_steps={steps // 10}`",
@@ -125,8 +173,30 @@ def check(config: FinetuneConfig) -> None:
         raise ConfigError("give either `--weights` or `--from-scratch`, not both")
     if config.keep_heads and config.weights is None:
         raise ConfigError("`--keep-heads` needs the run whose heads are to be kept", hint="`--weights RUN/ --keep-heads`")
+    if config.keep_heads and config.distill is not None:
+        raise ConfigError(
+            "`--keep-heads` keeps the heads of a run, and with `--distill` all heads are new, because the teacher's are",
+            hint="leave out `--keep-heads` to start from the backbone of that run, or `--distill` to go on without a teacher",
+        )
     if config.objective.anchor_loss_weight and config.from_scratch:
         raise ConfigError("a run from scratch has no starting features to keep", hint="`--set objective.anchor_loss_weight=0`")
+
+
+def _check_numbers(config: FinetuneConfig) -> None:
+    values = _flat(asdict(config))
+    for name, value in values.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"`{name}` must be a finite number, got {number}")
+    for name, least in _LEAST.items():
+        if values[name] is not None and values[name] < least:
+            raise ConfigError(f"`{name}` must be at least {least}, got {values[name]}")
+    if config.epochs <= 0:
+        raise ConfigError(f"`epochs` must be above 0, got {config.epochs:g}")
+    for name in _SHARES:
+        low, high = values[name]
+        if not 0 <= low <= high <= 1:
+            raise ConfigError(f"`{name}` goes from one share to a larger one, 0 to 1, got {low:g} to {high:g}")
 
 
 def to_json(config: FinetuneConfig) -> str:
@@ -141,9 +211,10 @@ def from_json(text: str) -> FinetuneConfig:
         ConfigError: the text is not such a file.
     """
     try:
-        return _build(FinetuneConfig, json.loads(text), "config.json")
+        config: FinetuneConfig = _convert(FinetuneConfig, json.loads(text), "config.json")
     except ValueError as error:
         raise ConfigError(f"`config.json` is not JSON: {error}") from error
+    return config
 
 
 def differences(one: FinetuneConfig, other: FinetuneConfig) -> dict[str, tuple[Any, Any]]:
@@ -196,7 +267,11 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         if isinstance(value, wanted):
             return value
     elif origin is tuple and isinstance(value, list | tuple):
-        return tuple(value)
+        kinds = get_args(wanted)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(value) == len(kinds):
+            return tuple(_convert(kind, one, name) for kind, one in zip(kinds, value, strict=True))
+        raise ConfigError(f"`{name}` takes {len(kinds)} values, got {len(value)}: `{value}`")
     elif origin is Literal:
         if value in get_args(wanted):
             return value

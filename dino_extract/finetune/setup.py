@@ -16,7 +16,7 @@ from dino_extract.finetune import distributed
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.data import Order, Share
 from dino_extract.finetune.monitor import Labelled, Monitor, rows_to_watch, split_labelled
-from dino_extract.finetune.presets import check
+from dino_extract.finetune.presets import check, with_lengths
 from dino_extract.finetune.student_teacher import Network, StudentTeacher
 from dino_extract.loader import default_num_workers
 from dino_extract.preprocess import Preprocess
@@ -25,9 +25,6 @@ from dino_extract.weights import backbone_config, find_checkpoint
 from dino_extract.weights.loading import load
 
 Say = Callable[[str], None]
-
-LOOKS_PER_RUN = 20
-MAX_CHECKPOINT_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -80,22 +77,9 @@ def completed(config: FinetuneConfig, order: Order, device: torch.device) -> Fin
         ConfigError: values that contradict each other.
     """
     steps = config.steps if config.steps is not None else max(1, round(config.epochs * order.steps_per_epoch))
-    warmup = config.head_warmup_steps
-    if warmup is None:
-        is_known = config.keep_heads or (config.from_scratch and config.distill is None)
-        warmup = 0 if is_known else steps // 10
-    check(replace(config, steps=steps, head_warmup_steps=warmup))
-    main = steps - (0 if config.distill else warmup)
-    every = config.monitor.every_steps or max(1, steps // LOOKS_PER_RUN)
-    return replace(
-        config,
-        steps=steps,
-        head_warmup_steps=warmup,
-        dtype=plan.choose_dtype(config.dtype, device),
-        checkpoint_steps=config.checkpoint_steps or min(every, MAX_CHECKPOINT_STEPS),
-        schedule=config.schedule.resolved(main),
-        monitor=replace(config.monitor, every_steps=every),
-    )
+    config = with_lengths(config, steps)
+    check(config)
+    return replace(config, dtype=plan.choose_dtype(config.dtype, device))
 
 
 def load_start(config: FinetuneConfig, say: Say) -> Start:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from dino_extract.cli.finetune import finetune
 from dino_extract.errors import ConfigError
 from dino_extract.finetune.config import FinetuneConfig
-from dino_extract.finetune.presets import differences, from_json, parse_settings, preset, to_json, with_values
+from dino_extract.finetune.presets import differences, from_json, parse_settings, preset, to_json, with_lengths, with_values
 
 ALL = [(name, from_scratch) for name in ("small", "short", "long") for from_scratch in (True, False)]
 
@@ -85,6 +86,8 @@ def _other(name: str, value: Any) -> Any:
         ("steps=many", "`steps` takes int, got `many`"),
         ("crops.blur=none", "`crops.blur` takes nominal, released, off, got `none`"),
         ("steps", "`--set` takes NAME=VALUE, got `steps`"),
+        ("crops.global_crops_scale=[0.5]", "`crops.global_crops_scale` takes 2 values, got 1: `[0.5]`"),
+        ('crops.mask_ratio_min_max=["a", 1]', "`crops.mask_ratio_min_max` takes float, got `a`"),
     ],
 )
 def test_a_wrong_setting_is_named(setting: str, message: str) -> None:
@@ -110,6 +113,15 @@ def test_the_nearest_setting_is_proposed(name: str, meant: str) -> None:
         (["photos", "-o", "run", "--keep-heads"], "`--keep-heads` needs the run"),
         (["photos", "-o", "run", "--from-scratch", "--weights", "first"], "give either `--weights` or `--from-scratch`"),
         (["photos", "-o", "run", "--preset", "short", "--steps", "2"], "head_warmup_steps must be less than the 2 steps"),
+        (["photos", "-o", "run", "--distill", "vitl14", "--weights", "first", "--keep-heads"], "with `--distill` all heads are new"),
+        (["photos", "-o", "run", "--epochs", "nan"], "`epochs` must be a finite number, got nan"),
+        (["photos", "-o", "run", "--epochs", "-5"], "`epochs` must be above 0, got -5"),
+        (["photos", "-o", "run", "--steps", "0"], "`steps` must be at least 1, got 0"),
+        (["photos", "-o", "run", "--set", "log_steps=0"], "`log_steps` must be at least 1, got 0"),
+        (["photos", "-o", "run", "--set", "seed=-1"], "`seed` must be at least 0, got -1"),
+        (["photos", "-o", "run", "--set", "monitor.every_steps=0"], "`monitor.every_steps` must be at least 1, got 0"),
+        (["photos", "-o", "run", "--set", "optim.base_lr=Infinity"], "`optim.base_lr` must be a finite number, got inf"),
+        (["photos", "-o", "run", "--set", "crops.local_crops_scale=[0.5,0.1]"], "`crops.local_crops_scale` goes from one share to a"),
     ],
 )
 def test_a_dry_run_refuses_what_the_run_would_refuse(arguments: list[str], message: str) -> None:
@@ -147,6 +159,44 @@ def test_what_is_given_beside_a_configuration_wins(tmp_path: Any) -> None:
 
     changed = {name: now for name, (_, now) in differences(config, again).items()}
     assert changed == {"seed": 0, "weights": "first", "keep_heads": True, "num_workers": 2, "compile": True}
+
+
+@pytest.fixture
+def a_run(tmp_path: Path) -> Path:
+    """The `config.json` of a run of 1000 steps, with a learning rate's warm-up of its own and every other length left open."""
+    config = with_values(preset("small", from_scratch=False), {"sources": ("a",), "output": "run", "schedule.warmup_steps": 7})
+    path = tmp_path / "config.json"
+    path.write_text(to_json(with_lengths(config, 1000)))
+    return path
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "200"], ["--set", "steps=200"]])
+def test_steps_beside_a_configuration_give_lengths_of_their_own(a_run: Path, arguments: list[str]) -> None:
+    """Lengths that were shares of the run become shares of the new one, and the one that was chosen stays."""
+    again = with_lengths(asked("--config", str(a_run), *arguments), 200)
+
+    assert (again.steps, again.head_warmup_steps, again.monitor.every_steps, again.checkpoint_steps) == (200, 20, 10, 10)
+    schedule = again.schedule  # of the 180 steps after the heads' warm-up
+    assert (schedule.warmup_steps, schedule.warmup_teacher_temp_steps, schedule.freeze_last_layer_steps) == (7, 54, 2)
+
+
+def test_epochs_beside_a_configuration_win_over_its_steps(a_run: Path) -> None:
+    """The number of steps in the file is that of its own epochs, so it goes with them."""
+    again = asked("--config", str(a_run), "--epochs", "3")
+
+    assert (again.epochs, again.steps, again.head_warmup_steps, again.schedule.warmup_steps) == (3, None, None, 7)
+
+
+def test_a_preset_beside_a_configuration_is_refused(a_run: Path) -> None:
+    """The file has all values that a preset would set, so one of the two would be lost."""
+    with pytest.raises(ConfigError, match="`--preset` sets the values that the file of `--config` has"):
+        asked("--config", str(a_run), "--preset", "small")
+
+
+def test_a_file_that_holds_no_configuration_is_refused() -> None:
+    """JSON that is not an object is told from a configuration."""
+    with pytest.raises(ConfigError, match=re.escape("`config.json` takes FinetuneConfig, got `[1]`")):
+        from_json("[1]")
 
 
 def test_help_and_dry_run_do_not_load_torch() -> None:
