@@ -45,15 +45,13 @@ def list_models(as_json: AsJson = False) -> None:
 @app.command()
 def pull(
     names: Names,
-    force: Annotated[bool, typer.Option("--force", help="Download even if the cache has a copy.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Download even if the cache has a copy, and replace it.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Download released weights into the cache, check them, and print where they are."""
     for checkpoint in [find_checkpoint(name) for name in names]:
-        if force:
-            locate.cached_path(checkpoint.name).unlink(missing_ok=True)
         with download_progress(checkpoint.name, quiet=quiet) as progress:
-            path = cache.fetch(checkpoint, progress=progress, waiting=_say_waiting, connect_timeout_s=PULL_CONNECT_TIMEOUT_S)
+            path = cache.fetch(checkpoint, force=force, progress=progress, waiting=_say_waiting, connect_timeout_s=PULL_CONNECT_TIMEOUT_S)
         typer.echo(path)
 
 

@@ -29,14 +29,16 @@ class Source(NamedTuple):
 def fetch(
     checkpoint: Checkpoint,
     *,
+    force: bool = False,
     progress: Progress | None = None,
     waiting: Callable[[], None] | None = None,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> Path:
-    """Download the released weights of a model into the cache and give back their path; a good copy already there is kept.
+    """Download the released weights of a model into the cache and give back their path; a copy already there is kept.
 
     Args:
         checkpoint: a model of the table.
+        force: replace a copy already there, once the new one is whole.
         progress: called with the bytes there and in all while downloading.
         waiting: called once if another process is downloading the same weights.
         connect_timeout_s: after which a server counts as unreachable.
@@ -50,7 +52,7 @@ def fetch(
     if not sources:
         raise WeightsError(f"`{checkpoint.name}` is not a released model, so there is nothing to download")
     with locked(path, waiting):
-        if path.is_file():
+        if path.is_file() and not force:
             return path
         reasons = unreachable([source.url for source in sources], connect_timeout_s)
         reachable = [source for source in sources if source.url not in reasons]

@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from dino_extract.errors import WeightsError
 from dino_extract.weights.checksum import file_sha256
@@ -28,6 +28,8 @@ READ_TIMEOUT_S = 30.0  # silence of the server after which a transfer is resumed
 CONNECT_TIMEOUT_S = 1.5  # a machine without network must say so within two seconds
 ATTEMPTS = 5  # in a row without one new byte
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # what file systems without them answer
+OTHER_FOLDER = "choose another folder with the environment variable DINO_EXTRACT_CACHE"
 
 Progress = Callable[[int, int], None]  # bytes there, bytes in all
 
@@ -105,16 +107,33 @@ def unreachable(urls: Iterable[str], timeout_s: float = CONNECT_TIMEOUT_S) -> di
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """A block that one process at a time enters for a path; the others wait, after calling `waiting` once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is not None:
-                waiting()
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    """A block that one process at a time enters for a path; the others wait, after calling `waiting` once.
+
+    On a file system without locks all enter at once; the hash finds what two downloads have mixed.
+
+    Raises:
+        WeightsError: the folder of the path cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path.with_name(path.name + ".lock"), "w")  # noqa: SIM115 - closed below; an error inside the block is another matter
+    except OSError as error:
+        raise WeightsError(f"folder `{path.parent}` cannot be written: {error.strerror}", hint=OTHER_FOLDER) from error
+    with lock:
+        _lock(lock, waiting)
         yield
+
+
+def _lock(file: IO[str], waiting: Callable[[], None] | None) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if waiting is not None:
+            waiting()
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 def _address(url: str) -> tuple[str, int]:
@@ -215,5 +234,5 @@ def _no_space(path: Path, needed_bytes: int) -> WeightsError:
     free = shutil.disk_usage(path.parent).free
     return WeightsError(
         f"`{path.parent}` has {free:,} bytes free, the download needs {needed_bytes:,} more",
-        hint="free some space, or choose another folder with the environment variable DINO_EXTRACT_CACHE",
+        hint=f"free some space, or {OTHER_FOLDER}",
     )

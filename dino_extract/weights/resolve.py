@@ -89,7 +89,8 @@ def resolve_weights(
     except UnreachableError as error:
         raise missing_error(checkpoint, error.message, unusable) from error
     except WeightsError as error:
-        raise missing_error(checkpoint, f"could not be downloaded ({error.message})", unusable) from error
+        reason = f"could not be downloaded ({'; '.join(filter(None, (error.message, error.hint)))})"
+        raise missing_error(checkpoint, reason, unusable) from error
     return WeightsFile(cached_path(checkpoint.name), "cache, downloaded just now", None)
 
 

@@ -17,6 +17,7 @@ from dino_extract.weights import locate, registry
 from dino_extract.weights.checkpoint import save_checkpoint
 from dino_extract.weights.files import write_pickle
 from dino_extract.weights.registry import Checkpoint, checkpoints, find_checkpoint
+from dino_extract.weights.resolve import ensure_available
 from dino_extract.weights.untrained import untrained_backbone
 from tests.weights.conftest import SMALL_ARCHITECTURE, Misbehaving
 
@@ -81,6 +82,34 @@ def test_pull_with_force_replaces_a_damaged_copy(model: Checkpoint) -> None:
 
     assert result.exit_code == 0
     assert run("verify", "test").exit_code == 0
+
+
+def test_pull_with_force_keeps_the_copy_where_there_is_no_network(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pull --force` without a server in reach is an error, and the good copy is still there."""
+    run("pull", "test")
+    before = locate.cached_path("test").read_bytes()
+    monkeypatch.setattr(registry, "_read_table", lambda _: {"test": replace(model, url="http://127.0.0.1:9/test.pth")})
+
+    result = run("pull", "--force", "test")
+
+    assert isinstance(result.exception, WeightsError)
+    assert locate.cached_path("test").read_bytes() == before
+
+
+def test_pull_into_a_folder_that_cannot_be_written_is_one_sentence(
+    model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the folder and the variable that chooses another one, from `pull` and from what needs the weights."""
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DINO_EXTRACT_CACHE", str(tmp_path / "file" / "inside"))
+
+    pulled = run("pull", "test").exception
+
+    assert isinstance(pulled, WeightsError)
+    assert pulled.message == f"folder `{tmp_path}/file/inside/weights` cannot be written: Not a directory"
+    assert "DINO_EXTRACT_CACHE" in str(pulled.hint)
+    with pytest.raises(WeightsError, match=r"could not be downloaded .* cannot be written: Not a directory; .* DINO_EXTRACT_CACHE"):
+        ensure_available("test")
 
 
 def test_pull_without_a_network_says_which_file_to_copy_where(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import random
 import resource
 import signal
@@ -248,3 +250,18 @@ def test_second_holder_of_a_lock_waits(tmp_path: Path) -> None:
     thread.join()
 
     assert order == ["first", "second"]
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where locks are not supported the block is entered without one."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    entered = []
+
+    with locked(tmp_path / "file"):
+        entered.append(True)
+
+    assert entered == [True]
