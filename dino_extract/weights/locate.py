@@ -66,8 +66,8 @@ def places(checkpoint: Checkpoint) -> Iterator[Place]:
 
 
 def present_places(checkpoint: Checkpoint) -> list[Place]:
-    """The places of a model where there is a file."""
-    return [place for place in places(checkpoint) if place.path.is_file()]
+    """The places of a model where there is a file that can be seen; in a folder that is closed to this user there is none."""
+    return [place for place in places(checkpoint) if os.path.isfile(place.path)]  # `Path.is_file` would raise there
 
 
 def missing_error(checkpoint: Checkpoint, reason: str, unusable: list[str] | None = None) -> WeightsError:
@@ -119,9 +119,9 @@ def _hugging_face_place(mirror: Mirror) -> Place:
     """The file of the revision that `main` points to, else of any revision that is there."""
     repository = _hugging_face_folder() / f"models--{mirror.repository.replace('/', '--')}"
     main = repository / "refs" / "main"
-    revision = main.read_text(encoding="utf-8").strip() if main.is_file() else "*"
+    revision = main.read_text(encoding="utf-8").strip() if os.path.isfile(main) else "*"
     path = repository / "snapshots" / revision / mirror.file
-    if not path.is_file():
+    if not os.path.isfile(path):
         path = min((repository / "snapshots").glob(f"*/{mirror.file}"), default=path)
     if mirror.sha256:
         return Place("hugging face", path, (mirror.sha256,))

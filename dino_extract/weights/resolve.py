@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def weights_here(checkpoint: Checkpoint) -> tuple[WeightsFile | None, list[str]]
     """The weights of a model that are on this machine, or None, and which files before them cannot be used and why."""
     unusable: list[str] = []
     for place in places(checkpoint):
-        if not place.path.is_file():
+        if not os.path.isfile(place.path):
             continue
         if place.kind == "cache":
             return WeightsFile(place.path, "cache", None), unusable

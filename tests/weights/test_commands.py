@@ -55,6 +55,16 @@ def test_list_names_every_model() -> None:
     assert lines[1].split() == ["vits14", "22,056,576", "88", "MB", "Apache-2.0", "no"]
 
 
+def test_a_cache_that_cannot_be_looked_into_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`list` tells the models though the cache gives an error (here, a name too long; elsewhere, the home of another user)."""
+    monkeypatch.setenv("DINO_EXTRACT_CACHE", str(tmp_path / ("x" * 300)))
+
+    result = run("list")
+
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == list(checkpoints())
+
+
 def test_list_is_json_on_demand(model: Checkpoint) -> None:
     """`list --json` tells machines where the weights are."""
     run("pull", "test")
