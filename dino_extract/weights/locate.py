@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Literal
 
@@ -118,11 +119,11 @@ def _hugging_face_folder() -> Path:
 def _hugging_face_place(mirror: Mirror) -> Place:
     """The file of the revision that `main` points to, else of any revision that is there."""
     repository = _hugging_face_folder() / f"models--{mirror.repository.replace('/', '--')}"
-    main = repository / "refs" / "main"
+    main, snapshots = repository / "refs" / "main", repository / "snapshots"
     revision = main.read_text(encoding="utf-8").strip() if os.path.isfile(main) else "*"
-    path = repository / "snapshots" / revision / mirror.file
+    path = snapshots / revision / mirror.file
     if not os.path.isfile(path):
-        path = min((repository / "snapshots").glob(f"*/{mirror.file}"), default=path)
+        path = snapshots / min(glob(f"*/{mirror.file}", root_dir=snapshots), default=path)
     if mirror.sha256:
         return Place("hugging face", path, (mirror.sha256,))
     blob = path.resolve().name
