@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors import Vectors, unit
+from dino_extract.analysis.vectors import Vectors, least_cosine, unit
 
 _BLOCK_ROWS = 2048  # with itself: 16 MB of similarities
 
@@ -47,7 +47,7 @@ def representatives(
                     continue
                 later = slice(row, min(int(ends[row]), last))
                 to_later = cosine[row - first, row - first : later.stop - first]
-                goes = (to_later >= threshold) & (found[step, later] < 0)
+                goes = (to_later >= least_cosine(threshold)) & (found[step, later] < 0)
                 found[step, later][goes], similarity[step, later][goes] = row, to_later[goes]
                 found[step, row], similarity[step, row] = row, 1
         # A group that goes on after the block: what stays here decides about the rest of it.
@@ -57,7 +57,7 @@ def representatives(
             later = slice(start, min(start + _BLOCK_ROWS, int(ends[last - 1])))
             to_later = (block[begin - first :] @ unit(vectors[later]).T).numpy()
             for step, threshold in enumerate(thresholds):
-                is_near = (to_later >= threshold) & stays[step][:, None]
+                is_near = (to_later >= least_cosine(threshold)) & stays[step][:, None]
                 nearest = is_near.argmax(axis=0)  # the first that stays
                 goes = is_near.any(axis=0) & (found[step, later] < 0)
                 found[step, later][goes] = begin + nearest[goes]

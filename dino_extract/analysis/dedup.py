@@ -23,6 +23,7 @@ from dino_extract.analysis.vectors import (
     StoreSource,
     VectorSource,
     as_vectors,
+    least_cosine,
     opened,
     require_same_dim,
     rows_where,
@@ -43,7 +44,7 @@ class Kept:
     Args:
         path: the image.
         drop: those that can go, by path; none where all that resemble it go for another one.
-        similarity: cosine of each of them to it, at least the threshold.
+        similarity: cosine of each of them to it, at least the threshold but for rounding.
     """
 
     path: str
@@ -192,7 +193,7 @@ class RowGroup(NamedTuple):
     Args:
         rows: (m,) int64.
         keep: (m,) int64 row that stays and is nearly the same as this one: itself, or an earlier one.
-        similarity: (m,) float32 cosine to it, at least the threshold.
+        similarity: (m,) float32 cosine to it, at least the threshold but for rounding.
     """
 
     rows: NDArray[np.int64]
@@ -232,7 +233,7 @@ def group_rows(
             # What already hangs together at a threshold does so at every lower one: where thousands of images are the same, that is most.
             is_news = disjoint.roots(one) != disjoint.roots(other)
             one, other, cosine = one[is_news], other[is_news], cosine[is_news]
-            is_same = cosine >= step
+            is_same = cosine >= least_cosine(step)
             disjoint.join(one[is_same], other[is_same])
     components = [_best_first(rows, worth) for rows in sets[0].groups()]
     if not components:
@@ -333,6 +334,6 @@ def calibrate(
     unit_SD = originals.all_unit()
     made = {kind: (unit_SD * unit(np.asarray(block, np.float32))).sum(dim=1).numpy() for kind, block in copies.items()}
     return [
-        Calibration(each, {kind: float((cosine >= each).mean()) for kind, cosine in made.items()}, float((other >= each).mean()))
-        for each in thresholds
+        Calibration(each, {kind: float((cosine >= least).mean()) for kind, cosine in made.items()}, float((other >= least).mean()))
+        for each, least in ((threshold, least_cosine(threshold)) for threshold in thresholds)
     ]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino_extract.analysis.kmeans import learn_centres
-from dino_extract.analysis.vectors import Vectors, unit
+from dino_extract.analysis.vectors import Vectors, least_cosine, unit
 
 EXACT_PRODUCTS = 4e9  # similarities that are computed exactly: 63,000 images among themselves
 BUCKET_ROWS = 1000  # wanted size of a bucket: small ones are quick, large ones miss fewer pairs
@@ -70,7 +70,7 @@ def near_pairs_between(queries: Vectors, bank: Vectors, threshold: float, *, exa
 
 def _above(query_QD: Tensor, bank_BD: Tensor, threshold: float) -> Pairs:
     similarity_QB = query_QD @ bank_BD.T
-    found = torch.nonzero(similarity_QB >= threshold)
+    found = torch.nonzero(similarity_QB >= least_cosine(threshold))
     return found[:, 0].numpy(), found[:, 1].numpy(), similarity_QB[found[:, 0], found[:, 1]].numpy()
 
 
@@ -96,11 +96,11 @@ def _bucket_pairs(queries: Vectors, bank: Vectors, threshold: float, seed: int) 
             end = int(member_bounds[bucket + 1])
             for start in range(int(member_bounds[bucket]), end, _BANK_ROWS):
                 members = slice(start, min(start + _BANK_ROWS, end))
-                member_BD = torch.from_numpy(sorted_nD[members].astype(np.float32))
+                member_BD = unit(sorted_nD[members].astype(np.float32))  # again: float16 has changed their length
                 for first in range(0, len(rows), _QUERY_ROWS):
                     some = rows[first : first + _QUERY_ROWS]
                     if queries is bank:
-                        query_QD = torch.from_numpy(sorted_nD[place[some]].astype(np.float32))
+                        query_QD = unit(sorted_nD[place[some]].astype(np.float32))
                     else:
                         query_QD = unit(queries[some])
                     query, other, cosine = _above(query_QD, member_BD, threshold)

@@ -13,6 +13,7 @@ from PIL import Image
 from dino_extract.analysis import covering, near_pairs
 from dino_extract.analysis.altered import ALTERATIONS
 from dino_extract.analysis.dedup import LADDER, DisjointSet, RowGroup, calibrate, dedup, group_rows, leaks
+from dino_extract.analysis.report.geometry import neighbourhood
 from dino_extract.analysis.vectors import Vectors
 from dino_extract.errors import ConfigError, StoreError
 from tests.analysis.stores import write_store
@@ -49,6 +50,23 @@ def test_images_hang_together_through_others() -> None:
     groups, _ = group_rows(angles([0, 50, 5, 10]), float(np.cos(np.radians(6))))
 
     assert [group.rows.tolist() for group in groups] == [[0, 2, 3]]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_equal_vectors_are_found_at_a_threshold_of_one(exact: bool, small_buckets: None, tmp_path: Path) -> None:
+    """Rounding, which makes their cosine 0.9999999, hides no pair: within a file, between two, or in the report."""
+    once = np.random.default_rng(0).standard_normal((300, 192)).astype(np.float32)
+    one, other = (write_store(tmp_path / f"{name}.h5", [f"{row:03}.jpg" for row in range(300)], {"features": once}) for name in "ab")
+
+    groups, ladder = group_rows(np.repeat(once, 2, axis=0), 1.0, exact=exact)
+    shared = leaks(one, other, threshold=1.0, exact=exact)
+    unit = once.repeat(2, axis=0) / np.linalg.norm(once, axis=1).repeat(2)[:, None]
+    near = neighbourhood(unit, num_neighbours=3, threshold=1.0, num_clusters=2)
+
+    assert [group.rows.tolist() for group in groups] == [[row, row + 1] for row in range(0, 600, 2)]
+    assert (ladder[0].groups, ladder[0].dropped) == (300, 300)
+    assert sorted((leak.path, leak.other) for leak in shared) == [(f"{row:03}.jpg", f"{row:03}.jpg") for row in range(300)]
+    assert len(near.duplicates) == 300
 
 
 def test_groups_equal_connected_components_by_scipy() -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dino_extract.analysis.kmeans import kmeans
 from dino_extract.analysis.moments import moments
 from dino_extract.analysis.neighbours import nearest
-from dino_extract.analysis.vectors import Vectors, unit
+from dino_extract.analysis.vectors import Vectors, least_cosine, unit
 from dino_extract.errors import ConfigError
 
 MapMethod = Literal["auto", "pca", "tsne", "umap"]
@@ -161,7 +161,7 @@ def neighbourhood(unit_nD: NDArray[np.float32], *, num_neighbours: int, threshol
     """
     similarity, index = nearest(unit_nD, unit_nD, min(num_neighbours, len(unit_nD) - 1), leave_one_out=True)
     isolation = 1 - similarity[:, :_ISOLATION_NEIGHBOURS].mean(axis=1)
-    groups = _linked_groups(index, similarity >= threshold)
+    groups = _linked_groups(index, similarity >= least_cosine(threshold))
     count = num_clusters or min(30, max(2, round((len(unit_nD) / 2) ** 0.5)))
     clusters = kmeans(unit_nD, min(count, len(unit_nD)))
     return Neighbourhood(index, similarity, isolation, groups, clusters.codes, clusters.similarity)
