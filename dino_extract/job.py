@@ -33,7 +33,7 @@ from dino_extract.preprocess import Preprocess, parse_size
 from dino_extract.source import Manifest, find_images, manifest_of, printable, resolve
 from dino_extract.store import Layout, RowDataset, RowTable, Store, count_pending, ensure_space
 from dino_extract.tokens import TokenSpec
-from dino_extract.weights import RANDOM_WEIGHTS_WARNING, LoadedBackbone
+from dino_extract.weights import RANDOM_WEIGHTS_WARNING, LoadedBackbone, is_timm
 from dino_extract.weights.loading import load
 
 # What must be equal for rows of an earlier run to be kept; every other attribute only informs.
@@ -301,7 +301,8 @@ def config_of(store: MadeWith, **changes: Any) -> EmbedConfig:
     pixels = Preprocess.from_record(json.loads(attrs["preprocessing"]))
     sha256 = attrs["weights_sha256"]
     made_with = {
-        "model": attrs["model"],
+        # A checkpoint tells its model, whose name need not be one of the table; one for timm does not.
+        "model": None if attrs["weights_path"] and not is_timm(attrs["model"]) else attrs["model"],
         "weights": attrs["weights_path"] or None,
         "random_weights": int(sha256.removeprefix("random:")) if sha256.startswith("random:") else None,
         "tokens": attrs["tokens"],
@@ -346,7 +347,7 @@ def _layout(
     attrs: dict[str, str | int | float | bool] = {
         "model": model.name,
         "weights": model.weights_source,
-        "weights_path": os.path.abspath(config.weights) if config.weights else "",
+        "weights_path": os.path.abspath(os.path.expanduser(config.weights)) if config.weights else "",
         "weights_sha256": model.weights_sha256,
         "licence": model.licence,
         "preprocessing": json.dumps(preprocess.as_record(), sort_keys=True),

@@ -300,6 +300,20 @@ def test_weights_that_have_changed_are_noticed(photos: Path, tmp_path: Path) -> 
         embed_like(store, [str(photos)], random_weights=1)
 
 
+def test_images_are_embedded_like_those_of_any_checkpoint(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that the table does not know, from a file under `~`, embeds again with nothing but the record."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    backbone = DinoVisionTransformer(BackboneConfig(embed_dim=128, depth=2, num_heads=2, image_size=28))
+    torch.save(backbone.state_dict(), tmp_path / "odd.pth")
+    embed(photos, tmp_path / "x.h5", weights="~/odd.pth", size=28, store_dtype="float32", workers=1)
+
+    with open_store(tmp_path / "x.h5") as store:
+        _, features = embed_like(store, photos)
+        assert store.attrs["model"] not in checkpoints()
+        assert store.attrs["weights_path"] == str(tmp_path / "odd.pth")
+        np.testing.assert_allclose(features, store.features[:], atol=1e-5)
+
+
 @pytest.mark.parametrize("policy", ["crop", "squash", "pad"])
 def test_resizing_beside_the_model_gives_the_same_file(tmp_path: Path, policy: str) -> None:
     """Real JPEGs, small ones and some that the decoders resize anyway, and a damaged one: byte for byte the file of the usual way."""
