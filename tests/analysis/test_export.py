@@ -19,6 +19,7 @@ from dino_extract.cli.export import export as export_command
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.store import Store
 from tests.analysis.picture_store import make_store, patch_field
+from tests.analysis.stores import write_store
 
 NAMES = ["cats/a.jpg", "cats/b.jpg", "dogs/c.jpg", "dogs/d, e.jpg", "dogs/\u00e9\udcff.jpg"]
 SHOWN = ["cats/a.jpg", "dogs/c.jpg", "dogs/d, e.jpg", "dogs/\u00e9\\xff.jpg"]  # without the broken one, as text
@@ -102,6 +103,19 @@ def test_csv_reads_back_to_the_same_numbers(store: Store, tmp_path: Path) -> Non
     assert header[:5] == ["path", "height", "width", "f0", "f1"]
     assert [row[0] for row in rows] == SHOWN
     np.testing.assert_array_equal(np.array([row[3:] for row in rows], np.float32), store.features[:])
+
+
+def test_csv_of_a_half_precision_file_has_the_stored_numbers(tmp_path: Path) -> None:
+    """Read by pandas, whose numbers are float64, or as float32, they are those in the file: 0.0999755859375 and not 0.1."""
+    pandas = pytest.importorskip("pandas")
+    features = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float16)
+    features[0, :5] = 0.1, 6e-8, 65504, 1 / 3, 0
+
+    export(write_store(tmp_path / "half.h5", [f"{row}.jpg" for row in range(5)], {"features": features}), tmp_path / "x.csv")
+
+    found = pandas.read_csv(tmp_path / "x.csv", float_precision="round_trip").iloc[:, 3:]
+    np.testing.assert_array_equal(found.to_numpy(np.float64), features.astype(np.float64))
+    np.testing.assert_array_equal(found.to_numpy(np.float32), features.astype(np.float32))
 
 
 FORMULAS = ["+1.jpg", "-1.jpg", "=1+2.jpg", "@SUM(A1).jpg", " =1.jpg", "\t=2.jpg", "\uff1d1.jpg", "a;=1.jpg", 'a"=1.jpg', "b/=1.jpg"]
@@ -222,6 +236,20 @@ def test_bags_of_equal_stems_do_not_overwrite_each_other(tmp_path: Path) -> None
     assert len(list((tmp_path / "bags").glob("*.h5"))) == 2
 
 
+def test_a_bag_never_takes_the_name_of_another(tmp_path: Path) -> None:
+    """Neither a number put behind one name, nor a change of case, makes it the name of another image's bag."""
+    names = ["A_B.png", "a b-3.png", "a b.png", "a_b.png"]  # all but the first two would be `a_b`, the last `a_b-3` next
+    with make_store(tmp_path, names, with_photos=False) as store:
+        assert store.paths == names
+        export(store, tmp_path / "bags", "bags")
+
+    with open(tmp_path / "bags" / "index.csv", newline="", encoding="utf-8") as file:
+        bag_of = {row["path"]: row["slide_id"] for row in csv.DictReader(file)}
+    assert list(bag_of) == names
+    assert len({bag.lower() for bag in bag_of.values()}) == 4
+    assert {path.stem for path in (tmp_path / "bags").glob("*.h5")} == set(bag_of.values())
+
+
 @pytest.mark.parametrize(("size", "policy", "first"), [((200, 100), "pad", [-50, 0]), ((200, 100), "squash", [0, 0])])
 def test_bag_coordinates_are_pixels_of_the_file(tmp_path: Path, size: tuple[int, int], policy: str, first: list[int]) -> None:
     """Where the image was padded the first patch lies outside it, where it was squashed the last ends at its edge."""
@@ -309,6 +337,15 @@ def test_an_unknown_format_is_refused(store: Store, tmp_path: Path) -> None:
     assert "`--to` takes npy, parquet, csv, h5ad, hloc, ann-benchmarks, bags" in str(caught.value.hint)
     with pytest.raises(ConfigError, match=r"`--to` takes npy, parquet, csv, h5ad, hloc, ann-benchmarks, bags, got nothing that says which"):
         export(store, tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize(("format_", "name"), [("npy", "x.parquet"), ("csv", "x.npy"), ("bags", "x.h5ad")])
+def test_a_suffix_of_another_format_is_refused(store: Store, tmp_path: Path, format_: str, name: str) -> None:
+    """`--to npy -o x.parquet` asks for two things, and nothing is written."""
+    with pytest.raises(ConfigError, match=rf"`.*{name}` has the suffix of `{name[2:]}`, but `--to` says `{format_}`"):
+        export(store, tmp_path / name, format_)
+
+    assert not list(tmp_path.glob("x*"))
 
 
 def test_bags_of_whole_image_vectors_are_refused(store: Store, tmp_path: Path) -> None:
