@@ -30,7 +30,7 @@ from dino_extract.engine import (
 from dino_extract.errors import ConfigError, SourceError, StoreError
 from dino_extract.loader import Loader, scan_image_sizes
 from dino_extract.preprocess import Preprocess, parse_size
-from dino_extract.source import Manifest, find_images, manifest_of, printable, resolve
+from dino_extract.source import Manifest, find_images, manifest_of, printable, resolve, root_as_text, root_from_text
 from dino_extract.store import Layout, RowDataset, RowTable, Store, count_pending, ensure_space
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import RANDOM_WEIGHTS_WARNING, LoadedBackbone, is_timm
@@ -240,7 +240,7 @@ def prepare_again(store: Store, paths: Sequence[str], **changes: Any) -> Job | N
         paths: keys of images of the file, sorted; those that are gone are left out of the job's manifest.
         changes: as for `prepare_like`.
     """
-    root = os.fsencode(store.attrs["root"])
+    root = root_from_text(store.attrs["root"])
     found = []
     for path in paths:
         with contextlib.suppress(SourceError):  # gone: the manifest says which were found
@@ -359,7 +359,7 @@ def _layout(
         "store_dtype": config.store_dtype,
         "normalised": False,  # embeddings are stored as the model gives them, not divided by their length
         "versions": json.dumps({package: version(package) for package in packages}, sort_keys=True),
-        "root": manifest.root.decode("utf-8", "backslashreplace"),
+        "root": root_as_text(manifest.root),
         "sources": json.dumps([printable(source) for source in manifest.sources]),
     }
     return Layout(tuple(datasets), attrs, SIGNATURE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 import stat
 from array import array
 from collections import Counter
@@ -385,6 +386,16 @@ def _is_tar(path: bytes) -> bool:
 def _absolute(path: bytes) -> bytes:
     path = clean_key(os.path.join(os.getcwdb(), path))
     return os.path.realpath(path) if b".." in path.split(b"/") else path
+
+
+def root_as_text(root: bytes) -> str:
+    r"""A root as the text that a file records: bytes that are not UTF-8, and backslashes, as `\xff`; see `root_from_text`."""
+    return root.replace(b"\\", rb"\x5c").decode("utf-8", "backslashreplace")
+
+
+def root_from_text(text: str) -> bytes:
+    """The root that `root_as_text` has written down."""
+    return re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode())
 
 
 def printable(path: bytes) -> str:

@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 from dino_extract.errors import SourceError
-from dino_extract.source import ImageError, ImageRef, find_images, manifest_of, printable, read_image_bytes, require_present, resolve
+from dino_extract.source import (
+    ImageError,
+    ImageRef,
+    find_images,
+    manifest_of,
+    printable,
+    read_image_bytes,
+    require_present,
+    resolve,
+    root_as_text,
+    root_from_text,
+)
 from dino_extract.status import Status
 from tests.folders import fill, keys_and_contents, make_tar
 
@@ -282,6 +293,15 @@ def test_file_over_the_byte_limit_is_too_large(tmp_path: Path) -> None:
 def test_control_characters_are_escaped_for_terminals() -> None:
     """Names with escape sequences, newlines and bytes that are no text are shown harmless."""
     assert printable(b"a\x1b[31m\n\xff\xc3\xa9.jpg") == "a\\x1b[31m\\n\\xff\u00e9.jpg"
+
+
+@pytest.mark.parametrize("name", [b"w\xff\xe9", "caf\u00e9".encode(), b"a\\xff", b"back\\slash\\x5c"])
+def test_any_root_survives_as_text(name: bytes) -> None:
+    """A folder's name that is not UTF-8, or looks like an escape, comes back from the text of a file; a plain one is shown as it is."""
+    text = root_as_text(b"/photos/" + name)
+
+    assert root_from_text(text.encode().decode()) == b"/photos/" + name
+    assert root_as_text(b"/photos/a b") == "/photos/a b"
 
 
 def test_hostile_archive_is_taken_whole(shared_dir: Path) -> None:

@@ -16,7 +16,7 @@ from dino_extract.analysis.vectors import require_images
 from dino_extract.decode import open_upright
 from dino_extract.errors import ConfigError, DinoExtractError, SourceError
 from dino_extract.preprocess import Preprocess, preprocess_picture
-from dino_extract.source import printable, read_image_bytes, resolve
+from dino_extract.source import printable, read_image_bytes, resolve, root_from_text
 from dino_extract.store import Store
 
 GAP_PX = 6  # white between pictures
@@ -91,7 +91,7 @@ def source_picture(store: Store, path: str, *, reduce_to: tuple[int, int] | None
     """
     if not store.attrs.get("root"):
         raise SourceError(f"`{store.path}` does not say where its images are")
-    data = read_image_bytes(resolve(os.fsencode(str(store.attrs["root"])), os.fsencode(path)))
+    data = read_image_bytes(resolve(root_from_text(str(store.attrs["root"])), os.fsencode(path)))
     return open_upright(data, reduce_to=reduce_to)[0]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.errors import StoreError
+from dino_extract.source import root_from_text
 from dino_extract.status import Status
 from dino_extract.store import disk
 from dino_extract.store.header import DamagedHeaderError, Header, open_hdf5, read_header
@@ -92,8 +93,24 @@ def differences(header: Header, layout: Layout) -> list[str]:
     return lines
 
 
+def root_differs(header: Header, layout: Layout) -> bool:
+    """Whether the paths of a file lead to other places than those of the run; paths that are absolute lead to the same from anywhere."""
+    old, new = (root_from_text(str(attrs.get("root", ""))) for attrs in (header.attrs, layout.attrs))
+    if old == new or all(key.startswith(b"/") for key in header.keys):
+        return False
+    return not (os.path.exists(old) and os.path.exists(new) and os.path.samefile(old, new))
+
+
+def is_of_other_images(header: Header, layout: Layout) -> bool:
+    """Whether equal paths in a file and in the run may name different images: the folder of the file is another, and still there.
+
+    Where it is not, it was moved, and the run has its new place.
+    """
+    return root_differs(header, layout) and os.path.exists(root_from_text(str(header.attrs.get("root", ""))))
+
+
 def check_same(donor: Donor, layout: Layout) -> None:
-    """Refuse to continue a file that was made with other settings.
+    """Refuse to continue a file that was made with other settings, or of another folder.
 
     Raises:
         StoreError: lists every difference.
@@ -102,6 +119,9 @@ def check_same(donor: Donor, layout: Layout) -> None:
     if lines:
         what = f"`{donor.path}` was made with other settings"
         raise StoreError("\n  ".join([f"{what}:", *lines]), hint=_OVERWRITE_HINT)
+    if is_of_other_images(donor.header, layout):
+        message = f"the paths in `{donor.path}` are relative to `{donor.header.attrs['root']}`, those given to `{layout.attrs['root']}`"
+        raise StoreError(message, hint="`-o` chooses another file, `--overwrite` replaces this one")
 
 
 def _attr_differences(name: str, has: object, wants: object) -> list[str]:

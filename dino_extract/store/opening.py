@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dino_extract.errors import StoreError
 from dino_extract.store import disk
-from dino_extract.store.donor import Donor, check_same, differences
+from dino_extract.store.donor import Donor, check_same, differences, is_of_other_images, root_differs
 from dino_extract.store.layout import Layout, RowTable, Skeleton, build_skeleton, part_path_of
 from dino_extract.store.lock import StoreWarning, WriterLock
 from dino_extract.store.plan import Plan, make_plan
@@ -38,14 +38,14 @@ def open_writer(
         path: the finished file to be.
         rows: the images to embed.
         layout: datasets, attributes, and which of these must agree with earlier work.
-        overwrite: replace a finished file of any kind, when the new one is complete. An interrupted run with the same settings is
-            still continued, so that an overwriting command can be repeated after a crash like any other.
+        overwrite: replace a finished file of any kind, when the new one is complete. An interrupted run with the same settings over the
+            same folder is still continued, so that an overwriting command can be repeated after a crash like any other.
         retry_failed: compute failed rows again, and look for damaged rows in a finished file.
         prune: drop rows whose image is not in `rows`.
 
     Raises:
         StoreBusyError: another process is writing this file.
-        StoreError: a file made with other settings or by another program stands there, or the disk refuses.
+        StoreError: a file made with other settings, of another folder or by another program stands there, or the disk refuses.
     """
     path = os.fspath(path)
     rows.check(layout)
@@ -57,8 +57,8 @@ def open_writer(
             donors = _open_donors(path, layout, overwrite=overwrite)
             for donor in donors:
                 donors_open.callback(donor.close)
-            plan = _plan(path, rows, donors, retry_failed=retry_failed, prune=prune)
-            if len(donors) == 1 and donors[0].path == path and plan.is_all_of(donors[0], 0):
+            plan = _plan(path, rows, donors, layout, retry_failed=retry_failed, prune=prune)
+            if _is_up_to_date(path, plan, donors, layout):
                 writer = Writer(path, plan.table, layout, plan.pending, lock, None)
             else:
                 writer = Writer(path, plan.table, layout, plan.pending, lock, _open_part(path, plan, donors, layout))
@@ -80,7 +80,7 @@ def count_pending(
     Nothing is locked or written, and rows of earlier runs are not read back, so that damaged ones count as done.
 
     Raises:
-        StoreError: a file made with other settings or by another program stands there.
+        StoreError: a file made with other settings, of another folder or by another program stands there.
     """
     path = os.fspath(path)
     with disk.explained(f"read `{path}`"), contextlib.ExitStack() as donors_open:
@@ -112,7 +112,7 @@ def _open_donors(path: str, layout: Layout, *, overwrite: bool) -> list[Donor]:
             if donor is None:
                 continue
             donors.append(donor)
-            if overwrite and differences(donor.header, layout):
+            if overwrite and (differences(donor.header, layout) or is_of_other_images(donor.header, layout)):
                 donors.pop().close()
             elif not overwrite:
                 check_same(donor, layout)
@@ -132,11 +132,20 @@ def _open_donor(path: str, *, overwrite: bool) -> Donor | None:
         raise StoreError(error.message, hint=error.hint or "`--overwrite` replaces it, `-o` chooses another file") from error
 
 
-def _plan(path: str, rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, prune: bool) -> Plan:
-    # A finished file was checked when it was published, so "nothing to do" needs no reading of all its rows.
-    is_trusted = len(donors) == 1 and donors[0].path == path and not retry_failed
+def _is_up_to_date(path: str, plan: Plan, donors: Sequence[Donor], layout: Layout) -> bool:
+    """Whether the finished file is the file to be."""
+    return (
+        len(donors) == 1
+        and donors[0].path == path
+        and plan.is_all_of(donors[0], 0)
+        and not root_differs(donors[0].header, layout)  # else the file must learn where its images are now
+    )
+
+
+def _plan(path: str, rows: RowTable, donors: Sequence[Donor], layout: Layout, *, retry_failed: bool, prune: bool) -> Plan:
     plan = make_plan(rows, donors, retry_failed=retry_failed, prune=prune)
-    if is_trusted and plan.is_all_of(donors[0], 0):
+    # A finished file was checked when it was published, so "nothing to do" needs no reading of all its rows.
+    if not retry_failed and _is_up_to_date(path, plan, donors, layout):
         return plan
     for donor in donors:
         if donor.path != path:

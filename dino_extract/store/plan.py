@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_extract.status import Status
 from dino_extract.store.donor import Donor
 from dino_extract.store.layout import RowTable
 
@@ -65,9 +66,9 @@ def make_plan(rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, pr
         if not prune:
             for row in np.flatnonzero(~is_listed).tolist():
                 key = donor.header.keys[row]
-                if donor.usable[row]:
+                if donor.usable[row] and donor.status[row] != Status.VANISHED:  # nobody will ever try that one again
                     kept.setdefault(key, (number, row))
-                elif donor.crcs[row]:
+                elif donor.crcs[row] and not donor.usable[row]:
                     lost.add(key)
     return _merged(rows, donors, source, source_row, kept, tuple(sorted(lost - kept.keys())))
 

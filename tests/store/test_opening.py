@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from dino_extract.errors import StoreBusyError, StoreError
+from dino_extract.source import root_as_text
 from dino_extract.status import Status
-from dino_extract.store import Layout, RowDataset, StoreWarning, open_store, open_writer, verify_store
+from dino_extract.store import Layout, RowDataset, StoreWarning, count_pending, open_store, open_writer, verify_store
 from tests.store.sample import LAYOUT, RAGGED, fate, fill, table
 
 
@@ -330,3 +331,82 @@ def test_lock_of_a_dead_process_does_not_block(tmp_path: Path) -> None:
     finish(tmp_path / "out.h5", 5)
 
     assert os.listdir(tmp_path) == ["out.h5"]
+
+
+def rooted(root: Path) -> Layout:
+    """The sample's layout for images below a folder."""
+    return replace(LAYOUT, attrs={**LAYOUT.attrs, "root": root_as_text(os.fsencode(root))})
+
+
+def folder(path: Path) -> Path:
+    """The folder, made if need be."""
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_another_folder_is_refused(tmp_path: Path) -> None:
+    """A file of one folder, finished or not, is not continued with the images of another, in a dry run neither; nothing is changed."""
+    first, second = rooted(folder(tmp_path / "day1" / "images")), rooted(folder(tmp_path / "day2" / "images"))
+    finish(tmp_path / "images.h5", 5, first)
+    with open_writer(tmp_path / "half.h5", table(5), first) as writer:
+        fill(writer, limit=2)
+    before = (tmp_path / "images.h5").read_bytes()
+
+    for name in ("images.h5", "half.h5"):
+        for begin in (open_writer, count_pending):
+            with pytest.raises(StoreError, match=r"are relative to `.*/day1/images`, those given to `.*/day2/images`") as caught:
+                begin(tmp_path / name, table(5), second)
+    assert caught.value.hint == "`-o` chooses another file, `--overwrite` replaces this one"
+    assert (tmp_path / "images.h5").read_bytes() == before
+
+
+def test_overwrite_takes_nothing_from_another_folder(tmp_path: Path) -> None:
+    """An interrupted run over another folder gives no row to one that overwrites."""
+    with open_writer(tmp_path / "out.h5", table(5), rooted(folder(tmp_path / "one"))) as writer:
+        fill(writer, limit=2)
+
+    assert count_pending(tmp_path / "out.h5", table(5), rooted(folder(tmp_path / "two")), overwrite=True) == (5, 5)
+    assert len(finish(tmp_path / "out.h5", 5, rooted(tmp_path / "two"), overwrite=True)) == 5
+
+
+def test_moved_folder_keeps_its_rows_and_its_new_place_is_noted(tmp_path: Path) -> None:
+    """When the folder has been moved nothing is computed, and the file equals one that was made of the folder where it is now."""
+    finish(tmp_path / "out.h5", 5, rooted(folder(tmp_path / "old")))
+    (tmp_path / "old").rename(tmp_path / "new")
+
+    computed = finish(tmp_path / "out.h5", 5, rooted(tmp_path / "new"))
+
+    assert computed == []
+    finish(tmp_path / "whole.h5", 5, rooted(tmp_path / "new"))
+    assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_same_folder_by_another_name_leaves_the_file_alone(tmp_path: Path) -> None:
+    """A link to the folder is the folder."""
+    finish(tmp_path / "out.h5", 5, rooted(folder(tmp_path / "photos")))
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+
+    with open_writer(tmp_path / "out.h5", table(5), rooted(tmp_path / "link")) as writer:
+        assert writer.up_to_date
+
+
+def test_absolute_paths_are_the_same_from_any_folder(tmp_path: Path) -> None:
+    """Sources that were given by absolute paths may be given again from another working directory."""
+    absolute = [b"/photos/" + key for key in keys(1, 2)]
+    finish(tmp_path / "out.h5", absolute, rooted(folder(tmp_path / "one")))
+
+    with open_writer(tmp_path / "out.h5", table(absolute), rooted(folder(tmp_path / "two"))) as writer:
+        assert writer.up_to_date
+
+
+def test_vanished_images_do_not_stay(tmp_path: Path) -> None:
+    """A row whose image was gone when it was to be read, and is not listed any more, is dropped; other gone rows stay."""
+    with open_writer(tmp_path / "out.h5", table(keys(1, 2, 3)), LAYOUT) as writer:
+        fill(writer, fate_of=lambda key: Status.VANISHED if key == keys(2)[0] else Status.OK)
+        writer.finish()
+
+    assert finish(tmp_path / "out.h5", keys(1)) == []
+
+    with open_store(tmp_path / "out.h5") as store:
+        assert store.paths == [key.decode() for key in keys(1, 3)]
+        assert store.failures == []
