@@ -165,6 +165,8 @@ def accuracy(vectors: Vectors, codes: NDArray[np.int64], weight: NDArray[np.floa
 class LogisticProbe:
     """Logistic regression on embeddings with the interface of a scikit-learn classifier.
 
+    With two classes scikit-learn's own, which has one row of weights then, finds the same at twice the C.
+
     Args:
         C: inverse of the regularisation; None chooses it on 10 % of the training images, over the official 45 values.
         max_iter: of L-BFGS.
@@ -176,6 +178,8 @@ class LogisticProbe:
         intercept_: (C,) float64.
         C_: the strength used.
     """
+
+    _estimator_type = "classifier"  # what `__sklearn_tags__` says, for scikit-learn before 1.6
 
     def __init__(self, C: float | None = None, *, max_iter: int = MAX_ITER, seed: int = 0) -> None:
         self.C, self.max_iter, self.seed = C, max_iter, seed
@@ -197,18 +201,23 @@ class LogisticProbe:
         return self
 
     def decision_function(self, X: VectorSource) -> NDArray[np.float64]:
-        """(n, C) scores."""
-        vectors = as_vectors(X)
-        return np.concatenate([block @ self.coef_.T + self.intercept_ for _, block in vectors.blocks()])
+        """(n, C) scores; with two classes (n,), of the second less the first, as scikit-learn's tools expect them."""
+        scores = self._scores(X)
+        return scores if len(self.classes_) > 2 else scores[:, 1] - scores[:, 0]
 
     def predict_proba(self, X: VectorSource) -> NDArray[np.float64]:
         """(n, C) probabilities."""
-        return torch.softmax(torch.from_numpy(self.decision_function(X)), dim=1).numpy()
+        return torch.softmax(torch.from_numpy(self._scores(X)), dim=1).numpy()
 
     def predict(self, X: VectorSource) -> NDArray[Any]:
         """(n,) labels."""
-        found: NDArray[Any] = self.classes_[self.decision_function(X).argmax(axis=1)]
+        found: NDArray[Any] = self.classes_[self._scores(X).argmax(axis=1)]
         return found
+
+    def _scores(self, X: VectorSource) -> NDArray[np.float64]:
+        """(n, C)."""
+        vectors = as_vectors(X)
+        return np.concatenate([block @ self.coef_.T + self.intercept_ for _, block in vectors.blocks()])
 
     def score(self, X: VectorSource, y: Any) -> float:
         """Share of right labels."""
@@ -217,6 +226,12 @@ class LogisticProbe:
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The arguments it was made with, as scikit-learn's tools ask for them."""
         return {"C": self.C, "max_iter": self.max_iter, "seed": self.seed}
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn's tools ask before they take it for a classifier."""
+        from sklearn.utils import ClassifierTags, Tags, TargetTags  # who asks has it; others need not
+
+        return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags())
 
     def set_params(self, **params: Any) -> LogisticProbe:
         """Change arguments."""

@@ -130,6 +130,32 @@ def test_the_estimator_works_in_scikit_learn_tools() -> None:
     assert probe.score(vectors, labels) == pytest.approx(witness.score(vectors, labels))
 
 
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_scikit_learn_tools_find_what_they_find_with_their_own(num_classes: int) -> None:
+    """Cross-validation, grid search, pipelines and calibration give the figures of scikit-learn's logistic regression."""
+    pytest.importorskip("sklearn")
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    vectors, codes = problem()
+    vectors, labels = vectors[codes < num_classes], np.array(["a", "b", "c", "d", "e"])[codes[codes < num_classes]]
+    theirs_of_ours = 2 if num_classes == 2 else 1  # where theirs has a single row of weights
+    ours, theirs = LogisticProbe(C=0.1), LogisticRegression(C=0.1 * theirs_of_ours, tol=1e-10, max_iter=10_000)
+
+    for scoring in (None, "roc_auc_ovr" if num_classes > 2 else "roc_auc"):
+        scores = [cross_val_score(each, vectors, labels, cv=3, scoring=scoring) for each in (ours, theirs)]
+        np.testing.assert_allclose(*scores, atol=1e-3)
+    grids = [GridSearchCV(each, {"C": [1e-6, each.C]}, cv=3).fit(vectors, labels) for each in (ours, theirs)]
+    assert [grid.best_params_["C"] for grid in grids] == [ours.C, theirs.C]
+    pipelines = [make_pipeline(StandardScaler(), each).fit(vectors, labels) for each in (ours, theirs)]
+    assert pipelines[0].predict(vectors).tolist() == pipelines[1].predict(vectors).tolist()
+    calibrated = [CalibratedClassifierCV(each, cv=3).fit(vectors, labels).predict_proba(vectors) for each in (ours, theirs)]
+    np.testing.assert_allclose(*calibrated, atol=1e-2)
+
+
 def test_a_strength_is_chosen_where_none_is_given() -> None:
     """Without C the estimator chooses one and says which."""
     vectors, codes = problem()
