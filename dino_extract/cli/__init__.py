@@ -1,74 +1,23 @@
-"""The command line: each command reads its arguments, makes one call and prints."""
+"""The command line: each command reads its arguments, makes one call and prints.
+
+What is imported here, before `main` understands signals, is the standard library alone.
+"""
 
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import signal
 import sys
 from io import TextIOWrapper
 from types import FrameType
 
-import typer
-
-from dino_extract import __version__
-from dino_extract.cli import (
-    attention,
-    benchmark,
-    cluster,
-    dedup,
-    doctor,
-    embed,
-    export,
-    finetune,
-    inspect,
-    knn,
-    linear,
-    linear_dense,
-    match,
-    pca,
-    report,
-    search,
-    weights,
-)
 from dino_extract.errors import DinoExtractError, ExitCode
 
 # The machine's limits, which may be hit anywhere; every other OSError is either explained where it occurs or a mistake of ours.
 MACHINE_IS_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 CONTINUE = "make room (`ulimit -n`, disk, memory); what was finished is kept, and the same command continues"
-
-NUMBERS = "After embedding: answers"
-PICTURES = "After embedding: pictures and files"
-
-app = typer.Typer(
-    name="dino-extract",
-    help="DINOv2 embeddings of image folders in crash-safe HDF5.",
-    epilog="Start with `dino-extract embed photos/`, then `dino-extract info photos.h5`. Exit codes: 0 done, 1 error, 2 usage, "
-    "3 finished with failed images, 75 run again later, 130 interrupted.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("embed", epilog=embed.EXAMPLES)(embed.embed)
-app.command("info")(inspect.info)
-app.command("verify")(inspect.verify)
-app.command("finetune")(finetune.finetune)
-app.add_typer(weights.app, name="weights")
-app.command("doctor")(doctor.doctor)
-app.command("benchmark", epilog=benchmark.EXAMPLES)(benchmark.benchmark)
-app.command("knn", rich_help_panel=NUMBERS, epilog=knn.EXAMPLES)(knn.knn)
-app.command("linear", rich_help_panel=NUMBERS, epilog=linear.EXAMPLES)(linear.linear)
-app.command("classify", rich_help_panel=NUMBERS)(linear.classify)
-app.command("linear-dense", rich_help_panel=NUMBERS, epilog=linear_dense.EXAMPLES)(linear_dense.linear_dense)
-app.command("search", rich_help_panel=NUMBERS, epilog=search.EXAMPLES)(search.search)
-app.command("dedup", rich_help_panel=NUMBERS, epilog=dedup.EXAMPLES)(dedup.dedup)
-app.command("cluster", rich_help_panel=NUMBERS, epilog=cluster.EXAMPLES)(cluster.cluster)
-app.command("curate", rich_help_panel=NUMBERS)(cluster.curate)
-app.command("pca", rich_help_panel=PICTURES)(pca.pca)
-app.command("match", rich_help_panel=PICTURES)(match.match)
-app.command("attention", rich_help_panel=PICTURES)(attention.attention)
-app.command("report", rich_help_panel=PICTURES)(report.report)
-app.command("export", rich_help_panel=PICTURES)(export.export)
 
 
 class Signalled(BaseException):
@@ -79,26 +28,16 @@ class Signalled(BaseException):
         self.number = number
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"dino-extract {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
-) -> None:
-    pass
-
-
 def main() -> None:
     """Run the command line and exit with a code from `ExitCode`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the last two are sent by schedulers before time is up
         signal.signal(number, _stop_in_order)
+    _open_closed_streams()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a name that is not UTF-8 goes out in its own bytes
     try:
+        from dino_extract.cli.app import app  # takes so long that people press Ctrl-C
+
         app()
     except DinoExtractError as error:
         _say("error", error.message, error.hint)
@@ -112,6 +51,15 @@ def main() -> None:
         # Every long command continues where it stopped, so the same words are the way on.
         _say("interrupted", "what was finished is kept", f"to continue, run `{shlex.join(['dino-extract', *sys.argv[1:]])}`")
         sys.exit(ExitCode.INTERRUPTED if signalled.number == signal.SIGINT else ExitCode.TRY_AGAIN)
+
+
+def _open_closed_streams() -> None:
+    """Lead standard streams that are closed (`<&-`) nowhere; else the next file opened takes their number, and what is printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - for as long as the process runs
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _stop_in_order(number: int, frame: FrameType | None) -> None:

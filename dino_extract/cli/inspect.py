@@ -39,7 +39,7 @@ def info(
 def verify(
     path: File,
     rows: Annotated[int, typer.Option(min=0, help="Random rows to embed again; 0 checks the file alone.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the draw of rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of rows.")] = 0,
     weights: Annotated[str | None, typer.Option(metavar="PATH", help="The checkpoint, if it has moved since.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     as_json: AsJson = False,

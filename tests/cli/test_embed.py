@@ -204,6 +204,37 @@ def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(photos: Path, number:
     assert json.loads(again.stdout)["reused"] == done
 
 
+def test_an_interruption_while_libraries_load_is_one_sentence() -> None:
+    """Ctrl-C in the first second ends with 130 and the command that continues, not with a traceback."""
+    script = (
+        "import os, signal, sys\n"
+        "class Interruption:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interruption())\n"
+        "sys.argv = ['dino-extract', 'embed', 'photos']\n"
+        "from dino_extract.cli import main; main()"
+    )
+
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert ran.returncode == 130
+    assert ran.stderr == "interrupted: what was finished is kept\n\nhint: to continue, run `dino-extract embed photos`\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_change_nothing(photos: Path, closed: str) -> None:
+    """Started without stdin, stdout or stderr, `embed` writes the same file as with them; a mistake still ends with 1."""
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]
+    subprocess.run([*COMMAND, "embed", "photos", "-o", "usual.h5", *FAST], check=True, capture_output=True)
+
+    ran = subprocess.run([*shell, *COMMAND, "embed", "photos", *FAST])
+    wrong = subprocess.run([*shell, *COMMAND, "embed", "nowhere", *FAST], capture_output=True)
+
+    assert (ran.returncode, wrong.returncode, wrong.stdout) == (0, 1, b"")
+    assert Path("photos.h5").read_bytes() == Path("usual.h5").read_bytes()
+
+
 def _committed() -> int:
     with open_store(part_path_of("photos.h5")) as store:
         return store.progress[0]

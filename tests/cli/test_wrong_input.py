@@ -88,7 +88,14 @@ def test_what_does_not_fit_is_one_sentence(cli: Cli, words: list[str], message: 
 
 
 @pytest.mark.parametrize(
-    "words", [["knn", "--seed", "-1"], ["linear", "--seed", "-1"], ["curate", "--budget", "3", "--seed", "-1"], ["cluster", "0"]]
+    "words",
+    [
+        ["knn", "--seed", "-1"],
+        ["verify", "--seed", "-1"],
+        ["linear", "--seed", "-1"],
+        ["curate", "--budget", "3", "--seed", "-1"],
+        ["cluster", "0"],
+    ],
 )
 def test_numbers_below_their_range_are_wrong_usage(cli: Cli, words: list[str]) -> None:
     """A seed below 0 and 0 clusters are refused before any file is looked at."""
