@@ -47,6 +47,8 @@ class Committer:
         self._is_idle = True  # nothing queued, nothing being written, nothing uncommitted
         self._flush_wanted = False
         self._error: BaseException | None = None
+        self._has_ended = False
+        self._at_end: Callable[[], None] | None = None
         self._uncommitted: list[tuple[NDArray[np.int64], NDArray[np.uint32]]] = []
         self._checksums = ThreadPoolExecutor(1, thread_name_prefix="store-checksums")
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
@@ -85,11 +87,23 @@ class Committer:
         Raises:
             StoreError: something could not be written.
         """
+        self.join()
+        self._raise_error()
+
+    def join(self) -> None:
+        """The same, without a word about what could not be written."""
         with self._condition:
             self._is_closing = True
             self._condition.notify_all()
         self._thread.join()
-        self._raise_error()
+
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Call `call` now if the thread has ended; if not, because waiting for it was interrupted, the thread calls it as its last act."""
+        with self._condition:
+            if not self._has_ended:
+                self._at_end = call
+                return
+        call()
 
     def _raise_error(self) -> None:
         if isinstance(self._error, OSError):
@@ -121,6 +135,10 @@ class Committer:
                 self._condition.notify_all()
         finally:
             self._checksums.shutdown()
+            with self._condition:
+                self._has_ended = True
+            if self._at_end is not None:
+                self._at_end()
 
     def _next(self, deadline: float) -> Batch | None:
         """The next batch, or None when it is time to commit."""

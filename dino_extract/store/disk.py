@@ -169,11 +169,10 @@ def ensure_space(path: str | os.PathLike[str], nbytes: int) -> None:
     Raises:
         StoreError: the disk or the file size limit is too small; names both numbers.
     """
-    path = os.fspath(path)
-    folder = os.path.dirname(path) or "."
+    target = os.path.realpath(path)
     with explained(f"look at the folder of `{path}`"):
-        disk = os.statvfs(folder)
-    held = os.stat(path + ".part").st_blocks * 512 if os.path.exists(path + ".part") else 0
+        disk = os.statvfs(os.path.dirname(target))
+    held = os.stat(target + ".part").st_blocks * 512 if os.path.exists(target + ".part") else 0
     free = disk.f_bavail * disk.f_frsize + held
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and nbytes > limit:

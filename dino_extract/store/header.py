@@ -160,7 +160,7 @@ def is_store(path: str) -> bool:
     if not os.path.isfile(path):
         return False
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with _opened(path) as file:
             return "dino_extract_format" in file.attrs
     except (OSError, RuntimeError):  # not HDF5
         return False

@@ -98,12 +98,14 @@ class RowTable:
         file_size: (N,) int64, bytes.
         file_mtime_ns: (N,) int64, time of last change in nanoseconds; equal size and time mean an unchanged image.
         grid_size: (N, 2) int32, patch grid (h, w) of each image, where the layout is ragged; (0, 0) where unknown.
+        unread: what could not be looked into, by the start of the keys that it may hold.
     """
 
     keys: Sequence[bytes]
     file_size: NDArray[np.int64]
     file_mtime_ns: NDArray[np.int64]
     grid_size: NDArray[np.int32] | None = None
+    unread: Mapping[bytes, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -258,6 +260,12 @@ def _text_type(nbytes: int) -> Any:
     return text
 
 
+def target_of(path: str | os.PathLike[str]) -> str:
+    """Where a store is written that is asked for at `path`: a link stays, and what it points to is replaced."""
+    name = os.fspath(path)
+    return os.path.realpath(name) if os.path.islink(name) else name
+
+
 def part_path_of(path: str | os.PathLike[str]) -> str:
     """The file of the run in progress that will become `path`."""
-    return os.fspath(path) + ".part"
+    return target_of(path) + ".part"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dino_extract.errors import StoreError
 from dino_extract.store import disk
 from dino_extract.store.donor import Donor, check_same, differences, is_of_other_images, root_differs
-from dino_extract.store.layout import Layout, RowTable, Skeleton, build_skeleton, part_path_of
+from dino_extract.store.layout import Layout, RowTable, Skeleton, build_skeleton, part_path_of, target_of
 from dino_extract.store.lock import StoreWarning, WriterLock
 from dino_extract.store.plan import Plan, make_plan
 from dino_extract.store.rows import RowArea, row_areas, row_blocks, runs
@@ -46,8 +46,9 @@ def open_writer(
     Raises:
         StoreBusyError: another process is writing this file.
         StoreError: a file made with other settings, of another folder or by another program stands there, or the disk refuses.
+        SourceError: `prune` would drop rows of images that could not be looked for.
     """
-    path = os.fspath(path)
+    path = target_of(path)
     rows.check(layout)
     lock = WriterLock(path + ".lock", guards=path)
     with contextlib.ExitStack() as on_failure:
@@ -81,8 +82,9 @@ def count_pending(
 
     Raises:
         StoreError: a file made with other settings, of another folder or by another program stands there.
+        SourceError: `prune` would drop rows of images that could not be looked for.
     """
-    path = os.fspath(path)
+    path = target_of(path)
     with disk.explained(f"read `{path}`"), contextlib.ExitStack() as donors_open:
         donors = _open_donors(path, layout, overwrite=overwrite)
         for donor in donors:

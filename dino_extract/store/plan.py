@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_extract.errors import SourceError
 from dino_extract.status import Status
 from dino_extract.store.donor import Donor
 from dino_extract.store.layout import RowTable
@@ -50,12 +51,17 @@ def make_plan(rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, pr
         donors: earlier work, the one to be preferred first.
         retry_failed: compute rows again that failed.
         prune: drop rows whose images are not in `rows`, instead of keeping them.
+
+    Raises:
+        SourceError: `prune` would drop rows of images that could not be looked for.
     """
     index_of = {key: row for row, key in enumerate(rows.keys)}
     source = np.full(len(rows), NOBODY, np.int64)
     source_row = np.full(len(rows), NOBODY, np.int64)
     kept: dict[bytes, tuple[int, int]] = {}
     lost: set[bytes] = set()
+    if prune:
+        _check_all_read(rows, {key for donor in donors for key in donor.header.keys if key not in index_of})
     for number, donor in enumerate(donors):
         target = np.array([index_of.get(key, NOBODY) for key in donor.header.keys], np.int64)
         is_listed = target != NOBODY
@@ -71,6 +77,14 @@ def make_plan(rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, pr
                 elif donor.crcs[row] and not donor.usable[row]:
                     lost.add(key)
     return _merged(rows, donors, source, source_row, kept, tuple(sorted(lost - kept.keys())))
+
+
+def _check_all_read(rows: RowTable, gone: set[bytes]) -> None:
+    for start, what in rows.unread.items():
+        num_unsure = sum(key.startswith(start) for key in gone)
+        if num_unsure:
+            message = f"pruning would drop {num_unsure:,} rows whose images may still be there, because this could not be read: {what}"
+            raise SourceError(message, hint="make it readable or remove it, or leave `--prune` out")
 
 
 def _is_unchanged(rows: RowTable, wanted: NDArray[np.int64], donor: Donor, held: NDArray[np.int64]) -> NDArray[np.bool_]:

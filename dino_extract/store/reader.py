@@ -166,4 +166,4 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     """
     path = os.fspath(path)
     part_path = part_path_of(path)
-    return Store(part_path if not os.path.lexists(path) and os.path.lexists(part_path) else path)
+    return Store(part_path if not os.path.exists(path) and os.path.lexists(part_path) else path)

@@ -46,7 +46,8 @@ def _position(index: Any, num_rows: int) -> int:
 class Rows:
     """The rows of a dataset that belong to embedded images, as a lazy array.
 
-    `rows[3]`, `rows[10:20]`, `rows[[5, 2]]`, `rows[mask]`, `np.asarray(rows)` and `rows.blocks()` read what they name and no more.
+    `rows[3]`, `rows[10:20]`, `rows[[5, 2]]`, `rows[mask]`, `np.asarray(rows)` and `rows.blocks()` read what they name and no more;
+    `rows[3, :2]` reads row 3.
 
     Args:
         dataset: (N, ...) in the file.
@@ -81,7 +82,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: Index) -> NDArray[Any]:
+    def __getitem__(self, index: Index | tuple[Any, ...]) -> NDArray[Any]:
+        if isinstance(index, tuple):
+            return self._read_within(index)
         if isinstance(index, int | np.integer):
             row: NDArray[Any] = self._read(np.array([_position(index, len(self))]))[0]
             return row
@@ -104,6 +107,17 @@ class Rows:
 
     def __repr__(self) -> str:
         return f"<Rows {self._dataset.name}: shape {self.shape}, {self.dtype}>"
+
+    def _read_within(self, index: tuple[Any, ...]) -> NDArray[Any]:
+        """What numpy gives for an index with a part for each axis; the rows that the first part names are read whole."""
+        if not index or index[0] is Ellipsis:
+            index = (*(slice(None),) * (self.ndim - len(index[1:])), *index[1:])
+        first, *within = index
+        is_number = isinstance(first, int | np.integer)
+        positions = np.array([_position(first, len(self))]) if is_number else _positions(first, len(self))
+        place: Any = 0 if is_number else slice(None) if isinstance(first, slice) else np.arange(len(positions))
+        found: NDArray[Any] = self._read(positions)[(place, *within)]
+        return found
 
     def _read(self, positions: NDArray[np.int64]) -> NDArray[Any]:
         rows = self._rows[positions]

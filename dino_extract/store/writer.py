@@ -152,13 +152,24 @@ class Writer:
             StoreError: something could not be written and no call has said so yet.
         """
         try:
-            if self._committer and self._part and not self._has_raised:
-                self._raising(self._committer.close)
+            if self._committer and self._part:
+                if self._has_raised:
+                    self._committer.join()
+                else:
+                    self._raising(self._committer.close)
         finally:
-            if self._part is not None:
-                os.close(self._part.fd)
-                self._part = None
-            self._lock.release()
+            if self._committer is None:
+                self._let_go()
+            else:
+                self._committer.when_ended(
+                    self._let_go
+                )  # after a second Ctrl-C it still writes: its descriptor must not go to another file
+
+    def _let_go(self) -> None:
+        part, self._part = self._part, None
+        if part is not None:
+            os.close(part.fd)
+        self._lock.release()
 
     def _raising(self, call: Callable[..., None], *args: Any) -> None:
         try:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dino_extract.errors import StoreBusyError, StoreError
+from dino_extract.errors import SourceError, StoreBusyError, StoreError
 from dino_extract.source import root_as_text
 from dino_extract.status import Status
 from dino_extract.store import Layout, RowDataset, StoreWarning, count_pending, open_store, open_writer, verify_store
@@ -410,3 +410,15 @@ def test_vanished_images_do_not_stay(tmp_path: Path) -> None:
     with open_store(tmp_path / "out.h5") as store:
         assert store.paths == [key.decode() for key in keys(1, 3)]
         assert store.failures == []
+
+
+def test_prune_needs_to_have_looked_everywhere(tmp_path: Path) -> None:
+    """Rows below what could not be read are not dropped, in a dry run neither; those of other gone images are."""
+    finish(tmp_path / "out.h5", [b"private/a.jpg", b"there.jpg", b"was.jpg"])
+    private, other = ({start: "folder `private`"} for start in (b"private/", b"private2/"))
+
+    for begin in (open_writer, count_pending):
+        with pytest.raises(SourceError, match=r"drop 1 rows whose images may still be there, because .* read: folder `private`"):
+            begin(tmp_path / "out.h5", replace(table([b"there.jpg"]), unread=private), LAYOUT, prune=True)
+    with open_writer(tmp_path / "out.h5", replace(table([b"there.jpg"]), unread=other), LAYOUT, prune=True) as writer:
+        assert writer.keys == [b"there.jpg"]

@@ -10,7 +10,7 @@ import pytest
 
 from dino_extract.errors import StoreError
 from dino_extract.status import Status
-from dino_extract.store import Layout, RaggedRows, RowDataset, Rows, Store, open_store, open_writer
+from dino_extract.store import Layout, RaggedRows, RowDataset, Rows, Store, is_store, open_store, open_writer
 from tests.store.sample import LAYOUT, RAGGED, fate, fill, row_values, table
 
 OK_KEYS = [key for key in table(40).keys if fate(key) == Status.OK]
@@ -74,6 +74,30 @@ def test_index_outside_the_rows_is_an_error(finished: Path, index: object) -> No
     """An index that names no row raises, and never gives another row."""
     with open_store(finished) as store, pytest.raises((IndexError, TypeError)):
         store.features[index]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        (1, 1),
+        (-1, slice(None)),
+        (slice(2, 9), 0),
+        (slice(None), slice(None), 1, slice(0, 2)),
+        ([4, 1], 1),
+        ([4, 1, 1], [0, 1, 0], 2),
+        (np.arange(36) % 18 == 0, slice(None), [0, 2]),
+        (..., 3),
+        (),
+        (3, ..., 1),
+    ],
+)
+def test_rows_are_indexed_within(finished: Path, index: tuple[object, ...]) -> None:
+    """An index with several parts names rows by the first and elements by the others, as on the array."""
+    whole = expected("layers/9/patch_features", (2, 3, 4))
+    with open_store(finished) as store:
+        found = store["layers/9/patch_features"][index]  # type: ignore[index]
+
+    np.testing.assert_array_equal(found, whole[index])
 
 
 def test_rows_are_read_in_blocks(finished: Path) -> None:
@@ -277,3 +301,13 @@ def test_a_file_that_h5py_has_open_can_be_opened(finished: Path) -> None:
     """A notebook that looked into the file with plain h5py can open it as a store as well."""
     with h5py.File(finished) as file, open_store(finished) as store:
         assert len(store.all_paths) == len(file["paths"])
+
+
+def test_a_file_that_h5py_has_open_is_known_as_a_store(finished: Path, tmp_path: Path) -> None:
+    """Whether a file is a store does not depend on who else looks into it; a plain HDF5 file is none."""
+    with h5py.File(tmp_path / "plain.h5", "w") as file:
+        file["features"] = np.zeros(3)
+
+    with h5py.File(finished), h5py.File(tmp_path / "plain.h5"):
+        assert is_store(str(finished))
+        assert not is_store(str(tmp_path / "plain.h5"))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -8,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from dino_extract.errors import StoreError
+from dino_extract.errors import StoreBusyError, StoreError
 from dino_extract.status import Status
-from dino_extract.store import Layout, RowDataset, RowTable, open_writer
+from dino_extract.store import Layout, RowDataset, RowTable, disk, open_store, open_writer
 from tests.store.sample import LAYOUT, RAGGED, fate, fill, row_values, table, write_rows
 
 
@@ -239,3 +241,55 @@ def flip_bit(path: Path, dataset: str, row: int) -> None:
         byte = raw.read(1)[0]
         raw.seek(offset)
         raw.write(bytes([byte ^ 4]))
+
+
+def test_a_second_interrupt_leaves_the_file_to_the_thread_that_still_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a slow disk is written to, Ctrl-C gives neither the descriptor nor the lock away; afterwards both are free and all is there."""
+    may_sync, sync = threading.Event(), disk._fdatasync
+
+    def slow_sync(fd: int) -> None:
+        may_sync.wait(30)
+        sync(fd)
+
+    monkeypatch.setattr(disk, "_fdatasync", slow_sync)
+    opening = threading.Timer(0.2, may_sync.set)  # laying out the part syncs as well
+    opening.start()
+    writer = open_writer(tmp_path / "out.h5", table(20), LAYOUT)
+    opening.join()
+    may_sync.clear()
+    fill(writer)
+    assert writer._part is not None
+    fd = writer._part.fd
+
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        writer.close()
+    assert os.path.samestat(os.fstat(fd), os.stat(tmp_path / "out.h5.part"))
+    with pytest.raises(StoreBusyError):
+        open_writer(tmp_path / "out.h5", table(20), LAYOUT)
+    may_sync.set()
+    deadline = time.monotonic() + 30
+    while os.path.exists(tmp_path / "out.h5.lock") and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    with open_writer(tmp_path / "out.h5", table(20), LAYOUT) as again:
+        assert len(again.pending) == 0
+
+
+def test_a_link_in_the_place_of_the_file_stays(tmp_path: Path) -> None:
+    """A file asked for through a link is begun, continued and replaced where the link points to."""
+    (tmp_path / "big").mkdir()
+    (tmp_path / "out.h5").symlink_to(tmp_path / "big" / "real.h5")
+    with open_writer(tmp_path / "out.h5", table(5), LAYOUT) as writer:
+        fill(writer, limit=2)
+    with open_store(tmp_path / "out.h5") as store:
+        assert store.progress == (2, 5)
+
+    finish(tmp_path / "out.h5", rows=5)
+    finish(tmp_path / "out.h5", rows=9)
+
+    assert (tmp_path / "out.h5").is_symlink()
+    assert os.listdir(tmp_path / "big") == ["real.h5"]
+    assert (tmp_path / "big" / "real.h5").read_bytes() == finish(tmp_path / "plain.h5", rows=9).read_bytes()
