@@ -192,20 +192,25 @@ def pca(
         paths: which images, as paths or shell patterns; none means all.
         limit: at most this many of them, evenly spread; None for no limit.
         layer: the block whose tokens are used; None for the final output.
-        components: directions of an earlier call, instead of fitting new ones.
+        components: directions of an earlier call, instead of fitting new ones: they settle what is foreground.
         threshold: of the score along the first component, in standard deviations above its mean; None finds the gap by Otsu's method.
         flip: take the other side of the first component for the foreground.
         keep_background: colour every patch.
 
     Raises:
         StoreError: no patch tokens, an unfinished file, or values that are not finite.
-        ConfigError: unknown paths, or components of another model or layer.
+        ConfigError: unknown paths, components of another model or layer, or components together with what they settle.
     """
     store = store if isinstance(store, Store) else open_store(store)  # stays open: its photographs are drawn later
     store.require_complete()
     name = "patch_features" if layer is None else f"layers/{layer}/patch_features"
     rows, positions = store[name], choose_positions(store, paths, limit)
     made_with = {"model": str(store.attrs.get("model", "")), "weights_sha256": str(store.attrs.get("weights_sha256", "")), "dataset": name}
+    if components is not None and (threshold is not None or flip or keep_background):
+        raise ConfigError(
+            "`--components` settles what is foreground: it takes no `--threshold`, `--flip` or `--keep-background`",
+            hint="give them to the run that makes the components",
+        )
     if components is None:
         components = fit_pca_colours(rows, positions, threshold=threshold, flip=flip, keep_background=keep_background, made_with=made_with)
     else:

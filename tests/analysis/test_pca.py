@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,6 +241,15 @@ def test_components_of_another_model_are_refused(store: Store) -> None:
 
     with pytest.raises(ConfigError, match="model `vitb14` instead of `vits14`"):
         pca(store, components=colours)
+
+
+@pytest.mark.parametrize("option", [{"threshold": 0.5}, {"flip": True}, {"keep_background": True}])
+def test_what_components_settle_is_not_ignored(store: Store, option: dict[str, Any]) -> None:
+    """An option that would change nothing beside given components is refused."""
+    colours = pca(store).colours
+
+    with pytest.raises(ConfigError, match="`--components` settles what is foreground"):
+        pca(store, components=colours, **option)
 
 
 def test_a_file_that_holds_no_components_is_refused(tmp_path: Path) -> None:
