@@ -21,6 +21,7 @@ from dino_extract.analysis.kmeans import Clusters, assign, kmeans
 from dino_extract.analysis.neighbours import nearest
 from dino_extract.analysis.vectors import (
     StoreSource,
+    Vectors,
     VectorSource,
     as_vectors,
     opened,
@@ -91,8 +92,18 @@ def hierarchy(vectors: VectorSource, sizes: Sequence[int], *, seed: int = 0) -> 
         order = np.argsort(-np.bincount(codes, minlength=size), kind="stable")  # by images now, not by clusters below
         rank = np.empty(size, np.int64)
         rank[order] = np.arange(size)
-        levels.append(Clusters(above.centres[order], rank[codes], above.similarity[below.codes]))
+        centres, codes = above.centres[order], rank[codes]
+        levels.append(Clusters(centres, codes, _similarity(vectors, centres, codes)))
     return levels
+
+
+def _similarity(vectors: Vectors, centres_KD: NDArray[np.float32], codes: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(n,) float32 cosine of each vector to the centre of its cluster."""
+    found = np.empty(len(vectors), np.float32)
+    for first, block_BD in vectors.unit_blocks():
+        rows = slice(first, first + len(block_BD))
+        found[rows] = np.einsum("bd,bd->b", block_BD.numpy(), centres_KD[codes[rows]])
+    return found
 
 
 def agreement(clusters: NDArray[np.int64], codes: NDArray[np.int64]) -> Agreement:

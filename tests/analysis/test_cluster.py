@@ -109,6 +109,17 @@ def test_levels_are_nested() -> None:
     assert sorted(np.bincount(coarse.codes).tolist(), reverse=True) == np.bincount(coarse.codes).tolist()
 
 
+def test_similarity_is_that_of_the_image_at_every_level() -> None:
+    """Also above the finest level it is the cosine of the image, and not of a finer centre, to the centre of its cluster."""
+    vectors, _ = blobs(12, 20, 16, spread=0.5)
+
+    levels = hierarchy(vectors, [12, 3])
+
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for level in levels:
+        np.testing.assert_allclose(level.similarity, (unit * level.centres[level.codes]).sum(axis=1), atol=1e-5)
+
+
 def test_levels_must_fall() -> None:
     """A level with more clusters than the one below it is refused."""
     with pytest.raises(ConfigError, match="fall from level to level, got 5, 10"):
