@@ -17,6 +17,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from dino_extract.analysis.report import report
+from dino_extract.analysis.report.page import histogram_svg
 from dino_extract.analysis.report.thumbnails import thumbnails_of
 from dino_extract.cli.report import report as report_command
 from dino_extract.errors import ConfigError, StoreError
@@ -283,3 +284,12 @@ def test_every_colouring_and_the_pictures_can_be_chosen(tab: Any) -> None:
     painted.add(tab.locator("#map").screenshot())
 
     assert len(painted) == len(tab.locator("#colour-choice option").all()) + 1
+
+
+@pytest.mark.parametrize("values", [[20.000002, 20.0], [1.0, 1.0 + 1e-7, 1.0 + 2e-7], [1e8, 1e8]])
+def test_a_histogram_of_numbers_that_hardly_differ_is_drawn(values: list[float]) -> None:
+    """Lengths a rounding apart get their bars like others: one of full height, and room for 48."""
+    drawn = histogram_svg(np.array(values, np.float32), "length")
+
+    assert drawn.count("<rect") == 48
+    assert 'height="100.0"' in drawn

@@ -91,7 +91,8 @@ def gallery(name: str) -> str:
 def histogram_svg(values: NDArray[np.float32], label: str) -> str:
     """Bars of how many values lie where, with both ends and the middle written under them."""
     low, high = float(values.min()), float(values.max())
-    counts, _ = np.histogram(values, bins=48, range=(low, high if high > low else low + 1))
+    # In float32 a few neighbouring numbers have no room for the edges of the bins.
+    counts, _ = np.histogram(values.astype(np.float64), bins=48, range=(low, high if high > low else low + 1))
     bars = "".join(
         f'<rect x="{10 + 12 * i}" y="{110 - 100 * count / counts.max():.1f}" width="10" height="{100 * count / counts.max():.1f}"/>'
         for i, count in enumerate(counts.tolist())
