@@ -148,17 +148,27 @@ class _Images(NamedTuple):
 
 
 def inputs_in(store: Store) -> dict[str, tuple[str, ...]]:
-    """The official inputs that a store can give, and the datasets of each: cls, cls+mean, last4, last4+mean."""
-    layers = sorted(int(match[1]) for name in store.names if (match := re.fullmatch(r"layers/(\d+)/features", name)))
-    last4 = tuple(f"layers/{layer}/features" for layer in layers[-4:])
+    """The official inputs that a store can give, and the datasets of each: cls, cls+mean, last4, last4+mean.
+
+    Four layers that are not the last ones of the model are called by their numbers, such as `layers2-5-8-11`.
+    """
+    layers = sorted(int(match[1]) for name in store.names if (match := re.fullmatch(r"layers/(\d+)/features", name)))[-4:]
     inputs: dict[str, tuple[str, ...]] = {}
     if "features" in store:
         inputs["cls"] = ("features",)
-    if len(last4) == 4:
-        inputs["last4"] = last4
+    if len(layers) == 4:
+        name = "last4" if _are_last(store, layers) else f"layers{'-'.join(map(str, layers))}"
+        inputs[name] = tuple(f"layers/{layer}/features" for layer in layers)
     if "mean_features" in store:
         inputs.update({f"{name}+mean": (*datasets, "mean_features") for name, datasets in list(inputs.items())})
     return inputs
+
+
+def _are_last(store: Store, layers: list[int]) -> bool:
+    """Whether these four are the last blocks of the model; a file does not say how many there are, but the last one gives `features`."""
+    if layers[-1] - layers[0] != 3 or "features" not in store:
+        return False
+    return np.array_equal(store[f"layers/{layers[-1]}/features"][:16], store["features"][:16])
 
 
 def _chosen_inputs(store: Store, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -71,11 +71,12 @@ def linear(
         print_json({**shown, **tried, "classes": result.probe.classes, "per_class": [asdict(line) for line in result.per_class]})
         return
     setting = "C" if method == "logistic" else "learning rate"
-    print(f"input       {setting:>13}  held-out")
+    width = max(10, *(len(each.input) for each in result.candidates))
+    print(f"{'input':{width}}  {setting:>13}  held-out")
     for each in result.candidates:
         mark = "  chosen" if each is result.chosen else ""
         held_out = "-" if each.held_out != each.held_out else f"{each.held_out:.2%}"  # one image of each class leaves none to hold out
-        print(f"{each.input:10}  {each.setting:13.3g}  {held_out:>8}{mark}")
+        print(f"{each.input:{width}}  {each.setting:13.3g}  {held_out:>8}{mark}")
     print(f"\ntop-1 {result.top1:.2%}   top-5 {result.top5:.2%}   {result.num_test:,} test images, {result.num_train:,} training images")
     print(f"\n{table_text(result.per_class)}")
 

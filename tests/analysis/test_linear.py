@@ -17,12 +17,13 @@ PREPROCESSING = '{"policy": "squash"}'
 
 
 def stores(tmp_path: Path, *, spread: float = 0.8, model: str = "vits14") -> tuple[str, str]:
-    """A training and a test store of 4 classes, whose mean tokens are noise and whose layers are too."""
+    """A training and a test store of 4 classes, whose mean tokens are noise, and whose layers are too but for the last."""
     paths = []
     for seed, name in enumerate(("train", "test")):
         vectors, labels = blobs(4, 25, 12, spread=spread, seed=seed)
         noise = np.random.default_rng(seed + 7).standard_normal((5, 100, 6)).astype(np.float32)
-        arrays = {"features": vectors, "mean_features": noise[4]} | {f"layers/{k + 8}/features": noise[k] for k in range(4)}
+        arrays = {"features": vectors, "mean_features": noise[4]} | {f"layers/{k + 8}/features": noise[k] for k in range(3)}
+        arrays["layers/11/features"] = vectors
         paths.append(write_store(tmp_path / f"{model}-{name}.h5", keys_of(labels), arrays, model=model, attrs={"note": PREPROCESSING}))
     return paths[0], paths[1]
 
@@ -34,6 +35,20 @@ def test_official_inputs_are_made_of_what_is_stored(tmp_path: Path) -> None:
 
     assert list(inputs) == ["cls", "last4", "cls+mean", "last4+mean"]
     assert inputs["last4+mean"] == (*(f"layers/{k}/features" for k in (8, 9, 10, 11)), "mean_features")
+
+
+@pytest.mark.parametrize("layers", [(0, 1, 2, 3), (2, 5, 8, 11)])
+def test_layers_that_are_not_the_last_are_called_by_their_numbers(tmp_path: Path, layers: tuple[int, ...]) -> None:
+    """Only the four last blocks are `last4`: neither the first ones of a model nor ones apart, though the last is among them."""
+    noise = np.random.default_rng(0).standard_normal((5, 10, 6)).astype(np.float32)
+    last = noise[3] if layers[-1] == 11 else noise[4]
+    arrays = {"features": last} | {f"layers/{layer}/features": noise[k] for k, layer in enumerate(layers)}
+
+    with open_store(write_store(tmp_path / "x.h5", keys_of(["a"] * 10), arrays)) as store:
+        inputs = inputs_in(store)
+
+    name = "layers" + "-".join(map(str, layers))
+    assert inputs == {"cls": ("features",), name: tuple(f"layers/{layer}/features" for layer in layers)}
 
 
 @pytest.mark.parametrize("method", ["logistic", "sgd"])
