@@ -72,7 +72,7 @@ def search(
 
     Raises:
         StoreError: a store made differently, unfinished, or without such a dataset.
-        ConfigError: no query, a path that the store does not have, or faiss is needed and missing.
+        ConfigError: no query, another number of names than of vectors, a path that the store does not have, or faiss is needed and missing.
     """
     if top < 1:
         raise ConfigError(f"`--top` must be at least 1, got {top}")
@@ -84,6 +84,8 @@ def search(
             results += _search(bank_store, bank, bank.take(rows), list(paths), top, dataset, index, own_rows=rows)
         if isinstance(queries, np.ndarray):
             vectors = as_vectors(queries, "the queries")
+            if len(names) not in (0, len(vectors)):
+                raise ConfigError(f"{len(vectors):,} queries need as many names, got {len(names):,}")
             results += _search(
                 bank_store, bank, vectors, list(names) or [f"query {row}" for row in range(len(queries))], top, dataset, index
             )

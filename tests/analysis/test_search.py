@@ -43,6 +43,13 @@ def test_hits_come_in_order_with_their_cosine(path: str) -> None:
     assert [hit.similarity for hit in result.hits] == pytest.approx(np.cos(np.radians([2, 12, 28])).tolist())
 
 
+@pytest.mark.parametrize("names", [["one"], ["one", "two", "three"]])
+def test_every_query_has_a_name(path: str, names: list[str]) -> None:
+    """Fewer or more names than queries are an error, and no query is dropped for want of one."""
+    with pytest.raises(ConfigError, match=f"2 queries need as many names, got {len(names)}"):
+        search(path, angles([12, 13]), names=names)
+
+
 def test_an_image_of_the_file_does_not_find_itself(path: str) -> None:
     """A query by key leaves out its own row, not another one."""
     [result] = search(path, paths=["b.jpg"], top=2)
