@@ -6,7 +6,7 @@ Source: official dinov2/eval/knn.py; InstDisc (arXiv 1805.01978) Sec. 3.4, weigh
 
 from __future__ import annotations
 
-import os
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino_extract.analysis.comparable import require_made_alike
-from dino_extract.analysis.labels import classes_of, encode, labels_of, require_known
+from dino_extract.analysis.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.neighbours import nearest_blocks
 from dino_extract.analysis.scores import ClassScore, add_to_confusion, class_table, top_accuracy
 from dino_extract.analysis.vectors import (
@@ -28,6 +28,7 @@ from dino_extract.analysis.vectors import (
     opened,
     require_same_dim,
     rows_where,
+    several,
     stored_vectors,
 )
 from dino_extract.errors import ConfigError
@@ -59,6 +60,10 @@ class KnnOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "k", tuple(map(operator.index, several(self.k))))
+        except TypeError:
+            raise ConfigError(f"`--k` takes whole numbers, got `{self.k}`", hint="for example `k=20` or `k=(10, 20)`") from None
         shots = 1 if self.per_class is None else self.per_class
         for option, smallest in (("--k", min(self.k, default=0)), ("--per-class", shots), ("--tries", self.tries)):
             if smallest < 1:
@@ -109,11 +114,11 @@ def knn(
     train: StoreSource,
     test: StoreSource | None = None,
     *,
-    labels: str | os.PathLike[str] | None = None,
-    test_labels: str | os.PathLike[str] | None = None,
+    labels: LabelSource = None,
+    test_labels: LabelSource = None,
     label_depth: int = 1,
     dataset: str = "features",
-    k: Sequence[int] = OFFICIAL_K,
+    k: int | Sequence[int] = OFFICIAL_K,
     temperature: float = TEMPERATURE,
     per_class: int | None = None,
     tries: int = 1,
@@ -124,11 +129,11 @@ def knn(
     Args:
         train: store, or path of one.
         test: store, or path of one, made alike.
-        labels: see `labels_of`; None for folder names.
+        labels: a file or a list, see `labels_of`; None for folder names.
         test_labels: labels of `test`; by default `labels`.
         label_depth: folders above the image that name its class.
         dataset: vectors to compare, (N, D) in the file.
-        k: numbers of neighbours; those above the number of training images become that number.
+        k: number of neighbours, one or several; those above the number of training images become that number.
         temperature: T of the weights exp(similarity / T).
         per_class: few-shot: train on this many images of each class, drawn at random.
         tries: draws to average over.
@@ -137,7 +142,7 @@ def knn(
     Raises:
         DinoExtractError: unfinished files, files made differently, no labels, a single class, or options that make no sense.
     """
-    options = KnnOptions(k, temperature, per_class, tries, seed)
+    options = KnnOptions(several(k), temperature, per_class, tries, seed)
     with opened(train) as train_store:
         vectors, names = stored_vectors(train_store, dataset), labels_of(train_store, labels, label_depth)
         if test is None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
+from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors import require_images
+from dino_extract.analysis.vectors import require_images, several
 from dino_extract.errors import ConfigError, SourceError, StoreError
 from dino_extract.source import printable
 from dino_extract.status import Status
@@ -17,24 +18,29 @@ from dino_extract.store import Store, read_dataset
 
 _HINT = "give labels with `--labels FILE.csv` (columns path,label), or choose the folder with `--label-depth`"
 
+LabelSource = Union[str, "os.PathLike[str]", Sequence[Any], NDArray[Any], None]
 
-def labels_of(store: Store, source: str | os.PathLike[str] | None = None, depth: int = 1) -> list[str]:
+
+def labels_of(store: Store, source: LabelSource = None, depth: int = 1) -> list[str]:
     """(n,) the label of each embedded image; "" for an image without one.
 
     Args:
         store: the embedded images.
-        source: None for folder names; a CSV file with a path and a label per line; or `FILE.h5:DATASET`, one label per row of the store.
+        source: None for folder names; a CSV file with a path and a label per line; `FILE.h5:DATASET`, one label per row of the store;
+            or a list or array of such labels, None or NaN for an image without one.
         depth: with folder names, how many folders above the image: 1 is the folder it lies in.
 
     Raises:
         StoreError: the store is unfinished, or holds no embedded image.
-        ConfigError: no image has a label, or the dataset has another number of rows.
+        ConfigError: no image has a label, or there is another number of labels than of rows.
         SourceError: the file cannot be read.
     """
     require_images(store)
-    text = None if source is None else os.fspath(source)
-    if text is None:
+    text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+    if source is None:
         labels = folder_labels(store.paths, depth)
+    elif text is None:
+        labels = _row_labels(store, np.array([*several(source), None], object)[:-1], "the labels")  # None keeps it one-dimensional
     elif ".h5:" in text or ".hdf5:" in text:
         path, _, dataset = text.rpartition(":")
         labels = dataset_labels(store, path, dataset)
@@ -43,14 +49,13 @@ def labels_of(store: Store, source: str | os.PathLike[str] | None = None, depth:
     if any(labels):
         return labels
     images = f"the {len(labels):,} images of `{store.path}`"
-    if text is None and depth == 1:
+    if source is None and depth == 1:
         raise ConfigError(
             f"no labels: {images} lie directly in the source, not in a folder for each class",
             hint="`--labels FILE.csv` with `path,label` lines, or embed the folder above",
         )
-    raise ConfigError(
-        f"no labels: {images} have {f'no folder {depth} above them' if text is None else f'no label in `{text}`'}", hint=_HINT
-    )
+    what = f"no folder {depth} above them" if source is None else f"no label in `{text or 'labels'}`"
+    raise ConfigError(f"no labels: {images} have {what}", hint=_HINT)
 
 
 def folder_labels(paths: Sequence[str], depth: int = 1) -> list[str]:
@@ -119,14 +124,25 @@ def dataset_labels(store: Store, path: str, dataset: str) -> list[str]:
         values = read_dataset(path, dataset)
     except StoreError as error:
         raise SourceError(f"labels `{path}:{dataset}` cannot be read: {error.message}", hint=error.hint) from error
+    return _row_labels(store, values, f"labels `{path}:{dataset}`")
+
+
+def _row_labels(store: Store, values: NDArray[Any], name: str) -> list[str]:
+    """(n,) the labels of the embedded images, from those of all rows or of these alone."""
     if values.shape == (len(store.all_paths),):
         values = values[store_rows(store)]
     elif values.shape != (len(store),):
         raise ConfigError(
-            f"labels `{path}:{dataset}` have shape {values.shape}, `{store.path}` has {len(store.all_paths):,} rows",
+            f"{name} have shape {values.shape}, `{store.path}` has {len(store.all_paths):,} rows",
             hint="one label for each row of `/paths`, in its order",
         )
-    return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values.tolist()]
+    return [_label(value) for value in values.tolist()]
+
+
+def _label(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def store_rows(store: Store) -> NDArray[np.int64]:

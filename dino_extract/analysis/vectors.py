@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -140,9 +140,15 @@ def opened(source: StoreSource) -> Iterator[Store]:
 
     Raises:
         StoreError: no such file, not a store, or damaged.
+        ConfigError: something else than a store or a path.
     """
     if isinstance(source, Store):
         yield source
+    elif not isinstance(source, (str, os.PathLike)):
+        raise ConfigError(
+            f"expected a file of embeddings, opened or by its path, got `{type(source).__name__}`",
+            hint="vectors in memory are for `classify` in `dino_extract.analysis.knn`, `hierarchy` in `.cluster`, `group_rows` in `.dedup`",
+        )
     else:
         with open_store(source) as store:
             yield store
@@ -156,6 +162,11 @@ def require_same_dim(one: Vectors, other: Vectors) -> None:
     """
     if one.dim != other.dim:
         raise ConfigError(f"{one.name} has vectors of width {one.dim}, {other.name} of width {other.dim}")
+
+
+def several(value: Any) -> list[Any]:
+    """What a list was asked for; a single text or number is one item."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
 
 
 def rows_where(keep: Sequence[bool] | NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -185,3 +185,14 @@ def test_options_without_meaning_are_refused(options: dict[str, object], message
     """Wrong numbers are refused before any work."""
     with pytest.raises(ConfigError, match=message):
         KnnOptions(**options)
+
+
+def test_one_k_is_a_list_of_one() -> None:
+    """`k=5` and `k=[5]` are the same; text is one sentence."""
+    vectors, labels = blobs(3, 10, 6, spread=1.0)
+
+    scores = [classify(vectors, labels, options=KnnOptions(k=k)).scores for k in (5, np.int64(5), [5])]  # type: ignore[arg-type]
+
+    assert scores[0] == scores[1] == scores[2]
+    with pytest.raises(ConfigError, match="`--k` takes whole numbers, got `5`"):
+        KnnOptions(k="5")

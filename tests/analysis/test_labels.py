@@ -45,6 +45,22 @@ def test_csv_labels_follow_paths(tmp_path: Path, header: str) -> None:
     assert labels_of(store_of(tmp_path), tmp_path / "labels.csv") == ["lynx", "", "wolf"]
 
 
+@pytest.mark.parametrize("labels", [["lynx", None, "wolf"], np.array(["lynx", "", "wolf"]), ("lynx", "late", float("nan"), "wolf")])
+def test_labels_may_be_a_list(tmp_path: Path, labels: object) -> None:
+    """A list or array gives a label for each embedded image, or for each row of the file; None, NaN and "" are no label."""
+    keys = KEYS if len(labels) == 3 else [KEYS[0], "train/cat/10.jpg", *KEYS[1:]]  # type: ignore[arg-type]
+    store = store_of(tmp_path, keys, failed=(1,) if len(keys) == 4 else ())
+
+    assert labels_of(store, labels) == ["lynx", "", "wolf"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("labels", "message"), [(["a", "b"], r"the labels have shape \(2,\), `.*` has 3 rows"), ([None] * 3, "no labels")])
+def test_a_list_that_labels_nothing_is_refused(tmp_path: Path, labels: list[str], message: str) -> None:
+    """Another number of labels than of images, and labels that are all None, are one sentence."""
+    with pytest.raises(ConfigError, match=message):
+        labels_of(store_of(tmp_path), labels)
+
+
 def test_csv_labels_take_paths_as_our_tables_write_them(tmp_path: Path) -> None:
     """`./` in front, which keeps spreadsheets from running a path as a formula, is no part of the path, unless the store has it too."""
     (tmp_path / "labels.csv").write_text("./=1.jpg,lynx\n./a.jpg,wolf\na.jpg,fox\n")

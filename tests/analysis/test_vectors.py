@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dino_extract.analysis.vectors import Vectors
-from dino_extract.errors import StoreError
+from dino_extract.analysis.vectors import Vectors, opened, several
+from dino_extract.errors import ConfigError, StoreError
 
 
 @pytest.mark.parametrize("index", [slice(1, None), np.array([2, 1])])
@@ -18,3 +18,15 @@ def test_bad_row_is_named_by_its_place_in_the_file(index: slice | np.ndarray) ->
 
     with pytest.raises(StoreError, match=r"row 7 of x\.h5 has NaN"):
         some[index]
+
+
+def test_vectors_in_memory_are_no_file() -> None:
+    """An array where a file of embeddings is wanted is one sentence, with the functions that take arrays."""
+    with pytest.raises(ConfigError, match="expected a file of embeddings, opened or by its path, got `ndarray`"), opened(np.eye(3)):  # type: ignore[arg-type]
+        pass
+
+
+@pytest.mark.parametrize(("value", "items"), [("cls", ["cls"]), (5, [5]), ((5, 6), [5, 6]), (np.array(["a", "b"]), ["a", "b"]), ((), [])])
+def test_one_item_is_a_list_of_one(value: object, items: list[object]) -> None:
+    """A text is not taken apart, and a number need not be in brackets."""
+    assert several(value) == items
