@@ -144,12 +144,12 @@ def run(
 
 
 def embed_like(
-    store: MadeWith, sources: Sources, *, on_failure: Callable[[str, str], None] | None = None, **changes: Any
+    store: MadeWith | str | os.PathLike[str], sources: Sources, *, on_failure: Callable[[str, str], None] | None = None, **changes: Any
 ) -> tuple[list[str], np.ndarray]:
     """Paths and CLS embeddings (n, D) float32 of other images, made exactly as those of a file.
 
     Args:
-        store: the file, or anything else that records how it was made.
+        store: the file, opened or by its path, or anything else that records how it was made.
         sources: folders, files, globs or `.tar` shards, one or several; images that cannot be read are left out. The paths lead to
             the images from the working directory.
         on_failure: called with the path and the reason for each image that is left out.
@@ -160,6 +160,9 @@ def embed_like(
         StoreError: the weights found now are not those the file was made with.
         SourceError: none of the images can be read.
     """
+    if isinstance(store, (str, os.PathLike)):
+        with open_store(store) as opened:
+            return embed_like(opened, sources, on_failure=on_failure, **changes)
     if "cls" not in store.attrs["tokens"].split(","):
         message = f"`{store.path}` has no CLS tokens to compare with, only {store.attrs['tokens']}"
         raise ConfigError(message, hint="embed its images with `--tokens cls`, or embed the others into a file and compare that")

@@ -269,15 +269,16 @@ def test_a_file_without_cls_tokens_is_compared_with_no_image(photos: Path, tmp_p
 
 
 def test_one_image_may_stand_for_a_list(photos: Path, tmp_path: Path) -> None:
-    """A path, as text or `Path`, is one source and not a list of letters; a single suffix is one suffix."""
+    """A path, as text or `Path`, is one source and not a list of letters, as it is one file; a single suffix is one suffix."""
     options = {"model": "tiny", "random_weights": 0, "size": 28, "workers": 1}
     (photos / "odd" / "0001.png").rename(photos / "odd" / "0001.gif")
 
     assert embed(photos, tmp_path / "x.h5", suffixes=".png", **options).total == 9
     with open_store(tmp_path / "x.h5") as store:
         for source in (photos / "odd" / "0003.png", str(photos / "odd" / "0003.png")):
-            paths, features = embed_like(store, source)
-            assert (paths, features.shape) == ([str(photos / "odd" / "0003.png")], (1, 192))
+            for file in (store, tmp_path / "x.h5"):
+                paths, features = embed_like(file, source)
+                assert (paths, features.shape) == ([str(photos / "odd" / "0003.png")], (1, 192))
 
 
 def test_no_readable_image_is_one_sentence(photos: Path, tmp_path: Path) -> None:
