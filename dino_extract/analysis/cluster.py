@@ -26,6 +26,7 @@ from dino_extract.analysis.vectors import (
     as_vectors,
     opened,
     require_same_dim,
+    several,
     stored_vectors,
 )
 from dino_extract.errors import ConfigError
@@ -48,7 +49,7 @@ class Agreement:
 
 
 def cluster(
-    store: StoreSource, num_clusters: int, *, coarser: Sequence[int] = (), dataset: str = "features", seed: int = 0
+    store: StoreSource, num_clusters: int, *, coarser: int | Sequence[int] = (), dataset: str = "features", seed: int = 0
 ) -> list[Clusters]:
     """Divide the images of a store into clusters, and those into fewer and fewer: one division of the images for each level.
 
@@ -64,7 +65,7 @@ def cluster(
         ConfigError: fewer images than clusters, or levels that do not fall.
     """
     with opened(store) as found:
-        return hierarchy(stored_vectors(found, dataset), [num_clusters, *coarser], seed=seed)
+        return hierarchy(stored_vectors(found, dataset), [num_clusters, *several(coarser)], seed=seed)
 
 
 def hierarchy(vectors: VectorSource, sizes: Sequence[int], *, seed: int = 0) -> list[Clusters]:
@@ -138,7 +139,7 @@ def curate(
     store: StoreSource,
     budget: int,
     *,
-    levels: Sequence[int] = (),
+    levels: int | Sequence[int] = (),
     like: StoreSource | None = None,
     by: Like = "sample",
     dataset: str = "features",
@@ -167,7 +168,7 @@ def curate(
                 f"`--budget` must be from 1 to the {len(vectors):,} images of `{found.path}`, got {budget:,}",
                 hint=f"for example `--budget {max(1, len(vectors) // 2)}`",
             )
-        sizes = list(levels) or default_levels(len(vectors))
+        sizes = several(levels) or default_levels(len(vectors))
         if like is None:
             rows = balanced_sample([level.codes for level in hierarchy(vectors, sizes, seed=seed)], budget, seed=seed)
         else:

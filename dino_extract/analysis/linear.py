@@ -5,7 +5,6 @@ Source: official dinov2/eval/log_regression.py and eval/linear.py, inputs from o
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from numpy.typing import NDArray
 
 from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.knn import draw_per_class
-from dino_extract.analysis.labels import classes_of, encode, labels_of, require_known
+from dino_extract.analysis.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.logistic import HELD_OUT, accuracy, choose_strength, fit_logistic, split_held_out
 from dino_extract.analysis.probe import Probe
 from dino_extract.analysis.scores import ClassScore, add_to_confusion, class_table, top_accuracy
 from dino_extract.analysis.sgd_heads import ITERATIONS, LEARNING_RATES, fit_heads
-from dino_extract.analysis.vectors import StoreSource, Vectors, opened, rows_where, stored_vectors
+from dino_extract.analysis.vectors import StoreSource, Vectors, opened, rows_where, several, stored_vectors
 from dino_extract.errors import ConfigError
 from dino_extract.store import Store
 
@@ -78,9 +77,9 @@ def linear(
     test: StoreSource | None = None,
     *,
     method: Method = "logistic",
-    inputs: Sequence[str] = (),
-    labels: str | os.PathLike[str] | None = None,
-    test_labels: str | os.PathLike[str] | None = None,
+    inputs: str | Sequence[str] = (),
+    labels: LabelSource = None,
+    test_labels: LabelSource = None,
     label_depth: int = 1,
     per_class: int | None = None,
     iterations: int = ITERATIONS,
@@ -92,8 +91,9 @@ def linear(
         train: store, or path of one.
         test: store, or path of one, made alike.
         method: logistic regression (L-BFGS), or heads by SGD.
-        inputs: names from `inputs_in`; by default all that are stored are tried, and the best on held-out training images is taken.
-        labels: see `labels_of`; None for folder names.
+        inputs: one or several names from `inputs_in`; by default all that are stored are tried, and the best on
+            held-out training images is taken.
+        labels: a file or a list, see `labels_of`; None for folder names.
         test_labels: labels of `test`; by default `labels`.
         label_depth: folders above the image that name its class.
         per_class: few-shot: train on this many images of each class.
@@ -108,7 +108,7 @@ def linear(
         classes = classes_of(names)
         codes = encode(names, classes)
         rows, unlabelled = rows_where(codes >= 0), int((codes < 0).sum())
-        available = _chosen_inputs(train_store, inputs)
+        available = _chosen_inputs(train_store, several(inputs))
         if test is None:
             fit, held = split_held_out(codes[rows], TEST_SHARE, seed)
             learn, judge = _Images(train_store, rows[fit], codes), _Images(train_store, rows[held], codes)

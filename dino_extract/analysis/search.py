@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.faiss_index import open_index, search_index
@@ -21,6 +23,7 @@ from dino_extract.analysis.vectors import (
     opened,
     require_same_dim,
     rows_where,
+    several,
     stored_vectors,
     unit,
 )
@@ -51,20 +54,20 @@ class SearchResult:
 
 def search(
     store: StoreSource,
-    queries: NDArray[np.float32] | StoreSource | None = None,
+    queries: NDArray[np.float32] | Tensor | StoreSource | None = None,
     *,
-    paths: Sequence[str] = (),
+    paths: str | Sequence[str] = (),
     top: int = 10,
     dataset: str = "features",
     index: IndexChoice = "auto",
-    names: Sequence[str] = (),
+    names: str | Sequence[str] = (),
 ) -> list[SearchResult]:
     """The images of a store most similar to each query, by cosine, best first.
 
     Args:
         store: where to search.
-        queries: (Q, D) vectors, or another store made alike, all of whose images are queries.
-        paths: images of the store itself that are queries too; they are not found themselves.
+        queries: (Q, D) vectors, array or tensor, or another store made alike, all of whose images are queries.
+        paths: images of the store itself, one or several, that are queries too; they are not found themselves.
         top: hits per query; fewer where the store has fewer images.
         dataset: vectors to compare.
         index: exact; hnsw or ivfpq by faiss, kept beside the file; auto is exact up to two million images, then ivfpq if installed.
@@ -79,24 +82,33 @@ def search(
     with opened(store) as bank_store:
         bank = stored_vectors(bank_store, dataset)
         results = []
-        if paths:
-            rows = rows_of(bank_store, paths)
-            results += _search(bank_store, bank, bank.take(rows), list(paths), top, dataset, index, own_rows=rows)
-        if isinstance(queries, np.ndarray):
-            vectors = as_vectors(queries, "the queries")
-            if len(names) not in (0, len(vectors)):
-                raise ConfigError(f"{len(vectors):,} queries need as many names, got {len(names):,}")
-            results += _search(
-                bank_store, bank, vectors, list(names) or [f"query {row}" for row in range(len(queries))], top, dataset, index
-            )
-        elif queries is not None:
+        if own := several(paths):
+            rows = rows_of(bank_store, own)
+            results += _search(bank_store, bank, bank.take(rows), own, top, dataset, index, own_rows=rows)
+        if isinstance(queries, (Store, str, os.PathLike)):
             with opened(queries) as query_store:
                 require_made_alike(bank_store, query_store)
                 vectors = stored_vectors(query_store, dataset)
                 results += _search(bank_store, bank, vectors, query_store.paths, top, dataset, index)
+        elif queries is not None:
+            vectors = _query_vectors(queries)
+            called = several(names) or [f"query {row}" for row in range(len(vectors))]
+            if len(called) != len(vectors):
+                raise ConfigError(f"{len(vectors):,} queries need as many names, got {len(called):,}")
+            results += _search(bank_store, bank, vectors, called, top, dataset, index)
     if not results:
         raise ConfigError("no query given", hint="name images, another `.h5` file, or `--path KEY` of an image in the file")
     return results
+
+
+def _query_vectors(queries: NDArray[np.float32] | Tensor) -> Vectors:
+    found = queries.detach().cpu().float().numpy() if isinstance(queries, Tensor) else np.asarray(queries)
+    if found.dtype.kind not in "fiu":
+        raise ConfigError(
+            f"queries are vectors, or a file of embeddings, got `{found.flat[0]}`",
+            hint="embed images first: `names, vectors = dx.embed_like(store, images)`, then `dx.search(store, vectors, names=names)`",
+        )
+    return as_vectors(found, "the queries")
 
 
 def rows_of(store: Store, paths: Sequence[str]) -> NDArray[np.int64]:

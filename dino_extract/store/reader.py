@@ -90,7 +90,7 @@ class Store:
         """The images that could not be embedded, and why."""
         is_failed = (self.all_status != Status.OK) & (self.all_status != Status.PENDING)
         rows = np.flatnonzero(is_failed)
-        texts = Rows(self._file["error"], rows)[:]
+        texts = Rows(self._dataset("error"), rows)[:]
         return [
             Failure(self.all_paths[row], Status(self.all_status[row]), text.decode(errors="replace"))
             for row, text in zip(rows.tolist(), texts.tolist(), strict=True)
@@ -99,7 +99,17 @@ class Store:
     @property
     def image_size(self) -> NDArray[np.int32]:
         """(n, 2) int32 height and width in pixels of the embedded images, after orientation."""
-        return Rows(self._file["image_size"], self._rows)[:]
+        return Rows(self._dataset("image_size"), self._rows)[:]
+
+    @property
+    def file_size(self) -> NDArray[np.int64]:
+        """(n,) int64 bytes of the embedded images."""
+        return self._header.file_size[self._rows]
+
+    @property
+    def file_mtime_ns(self) -> NDArray[np.int64]:
+        """(n,) int64 times of last change of the embedded images in nanoseconds."""
+        return self._header.file_mtime_ns[self._rows]
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
@@ -115,8 +125,13 @@ class Store:
             raise StoreError(message, hint="embed again with the `--tokens` or `--layers` that make it, and another `-o`")
         if any(dataset.name == name and dataset.is_ragged for dataset in self._header.datasets):
             assert self._header.patch_offsets is not None and self._header.grid_size is not None, "checked when the header was read"
-            return RaggedRows(self._file[name], self._rows, self._header.patch_offsets, self._header.grid_size)
-        return Rows(self._file[name], self._rows)
+            return RaggedRows(self._dataset(name), self._rows, self._header.patch_offsets, self._header.grid_size)
+        return Rows(self._dataset(name), self._rows)
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        if not self._file:
+            raise StoreError(f"`{self.path}` is closed", hint="open it again, and work inside the `with` block")
+        return self._file[name]
 
     @property
     def features(self) -> Rows:

@@ -236,6 +236,13 @@ def test_a_store_is_clustered_at_every_level(path: str) -> None:
     assert all(len(level.codes) == 80 for level in levels)
 
 
+def test_one_coarser_level_is_a_list_of_one(path: str) -> None:
+    """`coarser=2` and `coarser=[2]` give the same levels."""
+    one, many = cluster(path, 4, coarser=2), cluster(path, 4, coarser=[2])
+
+    assert [level.codes.tolist() for level in one] == [level.codes.tolist() for level in many]
+
+
 def test_default_levels_grow_with_the_file() -> None:
     """10,000 images are divided into 200 and 14, a handful into what is possible."""
     assert default_levels(10_000) == [200, 14]

@@ -106,6 +106,17 @@ def test_an_input_that_is_not_stored_is_named(tmp_path: Path) -> None:
     assert "--layers last4" in str(caught.value.hint)
 
 
+def test_one_input_and_labels_in_memory_are_taken(tmp_path: Path) -> None:
+    """`inputs="cls"` is a list of one, and labels may be a list in the order of the rows."""
+    vectors, labels = blobs(2, 20, 8, spread=0.3)
+    path = write_store(tmp_path / "x.h5", [f"{row:02}.jpg" for row in range(40)], {"features": vectors})
+
+    result = linear(path, inputs="cls", labels=labels)
+
+    assert result.top1 == 1.0
+    assert [each.input for each in result.candidates] == ["cls"]
+
+
 def test_a_saved_probe_classifies_as_before(tmp_path: Path) -> None:
     """Written and read again, the probe gives the same labels, and knows its model and preprocessing."""
     train, test = stores(tmp_path)

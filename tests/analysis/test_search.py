@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dino_extract.analysis import faiss_index
 from dino_extract.analysis.search import retrieval_score, search
@@ -48,6 +50,30 @@ def test_every_query_has_a_name(path: str, names: list[str]) -> None:
     """Fewer or more names than queries are an error, and no query is dropped for want of one."""
     with pytest.raises(ConfigError, match=f"2 queries need as many names, got {len(names)}"):
         search(path, angles([12, 13]), names=names)
+
+
+def test_queries_may_be_tensors_or_lists(path: str) -> None:
+    """A tensor, also with a gradient and in bfloat16, and a list of lists are vectors like an array of them."""
+    usual = search(path, angles([0]), names="mine")
+
+    others: list[Any] = [torch.tensor(angles([0]), requires_grad=True), torch.tensor(angles([0])).bfloat16(), [[1.0, 0.0]]]
+
+    assert [search(path, each, names="mine") for each in others] == [usual] * 3
+
+
+def test_names_of_images_are_no_queries(path: str) -> None:
+    """A list of files is one sentence that says how images become vectors."""
+    with pytest.raises(ConfigError, match=r"queries are vectors, or a file of embeddings, got `x\.jpg`") as caught:
+        search(path, ["x.jpg"])  # type: ignore[arg-type]
+
+    assert "dx.embed_like(store, images)" in str(caught.value.hint)
+
+
+def test_one_path_and_an_array_of_paths_are_lists(path: str) -> None:
+    """A single path is not taken apart, and an array of paths is as good as a list."""
+    usual = search(path, paths=["b.jpg"], top=2)
+
+    assert search(path, paths="b.jpg", top=2) == search(path, paths=np.array(["b.jpg"]), top=2) == usual  # type: ignore[arg-type]
 
 
 def test_an_image_of_the_file_does_not_find_itself(path: str) -> None:

@@ -127,6 +127,17 @@ def test_unknown_dataset_is_named(finished: Path) -> None:
         _ = store.mean_features
 
 
+def test_a_closed_store_says_so(finished: Path) -> None:
+    """Datasets and failures of a store that was closed are one sentence, not an error of h5py; closing twice is nothing."""
+    store = open_store(finished)
+    store.close()
+    store.close()
+
+    for read in (lambda: store.features, lambda: store.failures, lambda: store.image_size):
+        with pytest.raises(StoreError, match=f"`{finished}` is closed"):
+            read()
+
+
 def test_ragged_rows_have_the_shape_of_their_image(tmp_path: Path) -> None:
     """Each image's patch tokens come as its own grid (h, w, D)."""
     with open_writer(tmp_path / "out.h5", table(40, is_ragged=True), RAGGED) as writer:
