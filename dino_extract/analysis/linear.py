@@ -168,7 +168,8 @@ def _are_last(store: Store, layers: list[int]) -> bool:
     """Whether these four are the last blocks of the model; a file does not say how many there are, but the last one gives `features`."""
     if layers[-1] - layers[0] != 3 or "features" not in store:
         return False
-    return np.array_equal(store[f"layers/{layers[-1]}/features"][:16], store["features"][:16])
+    last, final = (stored_vectors(store, name)[:16] for name in (f"layers/{layers[-1]}/features", "features"))
+    return np.array_equal(last, final)
 
 
 def _chosen_inputs(store: Store, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -154,13 +154,14 @@ def _images(store: Store, datasets: Sequence[str], targets: Targets) -> tuple[_I
 
 
 def _run(learn: _Images, judge: _Images, task: Task, max_depth: float, iterations: int, seed: int, without: int) -> DenseResult:
-    num_outputs = DEPTH_BINS if task == "depth" else _count_classes(learn, judge)
+    num_outputs = DEPTH_BINS if task == "depth" else _count_classes(learn)
     head = _Head(learn, num_outputs, seed)
     bins_K = torch.linspace(max_depth / DEPTH_BINS, max_depth, DEPTH_BINS)
     _train(head, learn, task, bins_K, iterations, seed)
     if task == "depth":
         return DenseResult(task, _test_depth(head, judge, bins_K), (), len(learn.rows), len(judge.rows), without)
-    metrics, class_iou = _test_segmentation(head, judge, num_outputs)
+    # As mmsegmentation, the mean is over the classes of the data set: also those that only test masks have, always answered wrongly.
+    metrics, class_iou = _test_segmentation(head, judge, max(num_outputs, _largest_class(judge) + 1))
     return DenseResult(task, metrics, class_iou, len(learn.rows), len(judge.rows), without)
 
 
@@ -186,12 +187,12 @@ class _Head:
         return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
-def _count_classes(learn: _Images, judge: _Images) -> int:
-    """Classes of the data set, as mmsegmentation counts them: also those that only test masks have, which can never be answered rightly."""
-    learned = _largest_class(learn) + 1
-    if learned < 2:
-        raise ConfigError(f"segmentation needs two classes or more, the masks in `{learn.targets.folder}` have {learned}")
-    return max(learned, _largest_class(judge) + 1)
+def _count_classes(images: _Images) -> int:
+    """The largest class number of the training masks, and one for class 0."""
+    count = _largest_class(images) + 1
+    if count < 2:
+        raise ConfigError(f"segmentation needs two classes or more, the masks in `{images.targets.folder}` have {count}")
+    return count
 
 
 def _largest_class(images: _Images) -> int:
