@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.dense_targets import IGNORED, Targets, Task
-from dino_extract.analysis.vectors import StoreSource, opened, rows_where
+from dino_extract.analysis.vectors import StoreSource, opened, rows_where, several
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.store import Rows, Store
 
@@ -93,7 +93,7 @@ def linear_dense(
     test_targets: str | os.PathLike[str] | None = None,
     *,
     task: Task = "segmentation",
-    datasets: Sequence[str] = ("patch_features",),
+    datasets: str | Sequence[str] = ("patch_features",),
     depth_scale: float = 1.0,
     max_depth: float = 10.0,
     iterations: int = ITERATIONS,
@@ -107,7 +107,7 @@ def linear_dense(
         test: store to test on; by default a fifth of the training images.
         test_targets: folder of its targets; by default the same.
         task: segmentation (mIoU) or depth (RMSE).
-        datasets: patch tokens to use, side by side where several.
+        datasets: patch tokens to use, one dataset or several side by side.
         depth_scale: stored depths are divided by this.
         max_depth: the largest depth that can be answered.
         iterations: steps of AdamW, batches of 16.
@@ -118,8 +118,9 @@ def linear_dense(
     """
     if max_depth <= 0:
         raise ConfigError(f"`--max-depth` must be above 0, got {max_depth}")
+    names = several(datasets)
     with opened(train) as train_store:
-        learn, without = _images(train_store, datasets, Targets(targets, task, train_store.attrs, depth_scale=depth_scale))
+        learn, without = _images(train_store, names, Targets(targets, task, train_store.attrs, depth_scale=depth_scale))
         if test is None:
             order = np.random.default_rng(seed).permutation(learn.rows)
             cut = max(1, round(len(order) * TEST_SHARE))
@@ -131,7 +132,7 @@ def linear_dense(
         with opened(test) as test_store:
             require_made_alike(train_store, test_store)
             folder = targets if test_targets is None else test_targets
-            judge, more = _images(test_store, datasets, Targets(folder, task, test_store.attrs, depth_scale=depth_scale))
+            judge, more = _images(test_store, names, Targets(folder, task, test_store.attrs, depth_scale=depth_scale))
             return _run(learn, judge, task, max_depth, iterations, seed, without + more)
 
 

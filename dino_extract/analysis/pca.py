@@ -22,7 +22,7 @@ from PIL import Image
 
 from dino_extract.analysis.moments import moments, principal_axes
 from dino_extract.analysis.pictures import choose_positions, contact_sheet, display_name, file_stem, fit_within, seen_picture, side_by_side
-from dino_extract.analysis.vectors import StoreSource
+from dino_extract.analysis.vectors import StoreSource, several
 from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.store import Store, open_store
@@ -176,7 +176,7 @@ class PcaPictures:
 
 def pca(
     store: StoreSource,
-    paths: Sequence[str] = (),
+    paths: str | Sequence[str] = (),
     *,
     limit: int | None = 16,
     layer: int | None = None,
@@ -189,7 +189,7 @@ def pca(
 
     Args:
         store: a file with patch tokens, or its path; register tokens are kept apart there and play no part here.
-        paths: which images, as paths or shell patterns; none means all.
+        paths: which images, as one or several paths or shell patterns; none means all.
         limit: at most this many of them, evenly spread; None for no limit.
         layer: the block whose tokens are used; None for the final output.
         components: directions of an earlier call, instead of fitting new ones: they settle what is foreground.
@@ -204,7 +204,7 @@ def pca(
     store = store if isinstance(store, Store) else open_store(store)  # stays open: its photographs are drawn later
     store.require_complete()
     name = "patch_features" if layer is None else f"layers/{layer}/patch_features"
-    rows, positions = store[name], choose_positions(store, paths, limit)
+    rows, positions = store[name], choose_positions(store, several(paths), limit)
     made_with = {"model": str(store.attrs.get("model", "")), "weights_sha256": str(store.attrs.get("weights_sha256", "")), "dataset": name}
     if components is not None and (threshold is not None or flip or keep_background):
         raise ConfigError(

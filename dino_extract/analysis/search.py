@@ -82,7 +82,7 @@ def search(
     with opened(store) as bank_store:
         bank = stored_vectors(bank_store, dataset)
         results = []
-        if own := several(paths):
+        if own := [str(path) for path in several(paths)]:
             rows = rows_of(bank_store, own)
             results += _search(bank_store, bank, bank.take(rows), own, top, dataset, index, own_rows=rows)
         if isinstance(queries, (Store, str, os.PathLike)):

@@ -180,7 +180,7 @@ def test_a_file_without_patch_tokens_is_refused(tmp_path: Path) -> None:
     path = write_store(tmp_path / "cls.h5", ["a/000.jpg"], {"features": np.ones((1, 4), np.float32)}, attrs={"preprocessing": SQUASH})
 
     with pytest.raises(ConfigError, match=r"`features` of .* is no grid of patch tokens"):
-        linear_dense(path, folder, datasets=["features"])
+        linear_dense(path, folder, datasets="features")
 
 
 def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_images_of_different_grids_are_coloured_together(tmp_path: Path) -> None
 
 def test_patterns_and_limit_choose_images_evenly(store: Store) -> None:
     """`dogs/*` with a limit of 2 takes the first and the last dog."""
-    result = pca(store, ["dogs/*"], limit=2)
+    result = pca(store, "dogs/*", limit=2)
 
     assert result.paths == ["dogs/c.jpg", "dogs/e.jpg"]
 
