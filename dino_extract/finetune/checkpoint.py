@@ -61,6 +61,11 @@ class Checkpoints:
             old.unlink()
         return path
 
+    def clear(self) -> None:
+        """Remove all checkpoints but the best, for states that do not continue them."""
+        for path in self._paths():
+            path.unlink()
+
     def keep_as_best(self, path: Path) -> None:
         """Make a saved checkpoint the best one; it costs no space of its own until the newer ones have moved on."""
         temporary = self.folder / "best.tmp"

@@ -18,6 +18,7 @@ from dino_extract.finetune import distributed, setup
 from dino_extract.finetune.checkpoint import Checkpoints, network_weights
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.data import Order, Share, TrainingData
+from dino_extract.finetune.output import deciding_differences
 from dino_extract.finetune.schedules import schedule_values
 from dino_extract.finetune.step import TrainingStep
 from dino_extract.finetune.student_teacher import Network, StudentTeacher
@@ -32,6 +33,8 @@ def warmed_up_teacher(
 ) -> Network:
     """The teacher with trained heads; they are kept in the run's folder, and a run that is continued reads them from there.
 
+    What was kept for another teacher, or by a run with other settings that failed before its first step, is replaced.
+
     Args:
         config: complete; `head_warmup_steps` is how long the heads learn.
         manifest: the images.
@@ -39,12 +42,17 @@ def warmed_up_teacher(
         device: where to train.
         say: takes lines of progress.
     """
-    teacher = setup.load_teacher(config, say)
+    teacher, sha256 = setup.load_teacher(config, say)
     kept = Checkpoints(Path(config.output) / "teacher", keep=1)
     state = kept.newest()
+    made_from = {"teacher_sha256": sha256, "settings": deciding_differences(FinetuneConfig(), config)}
+    if state is not None and state.get("made_from") != made_from:
+        say(f"`{kept.folder}` was made from another teacher or with other settings: the heads are trained anew")
+        state = None
     if state is None:
-        state = {"step": config.head_warmup_steps, "network": _train_heads(config, teacher, manifest, share, device, say)}
+        state = {"made_from": made_from, "network": _train_heads(config, teacher, manifest, share, device, say)}
         if share.rank == 0:
+            kept.clear()
             kept.save(config.head_warmup_steps or 0, state)
         distributed.wait_for_all()
     teacher.load_state_dict(state["network"])

@@ -5,6 +5,7 @@ Read `Run._train_step` beside DINOv2 (arXiv 2304.07193) Sec. 4; `step.py`, `obje
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from dino_extract.finetune.meter import TERMS, Meter
 from dino_extract.finetune.monitor import Monitor, target_entropy
 from dino_extract.finetune.objective import Losses
 from dino_extract.finetune.output import RunFolder
+from dino_extract.finetune.presets import check
 from dino_extract.finetune.schedules import ScheduleValues, scaled_lr, schedule_values
 from dino_extract.finetune.step import DivergedError, TrainingStep, compile_blocks
 from dino_extract.finetune.student_teacher import StudentTeacher
@@ -81,37 +83,53 @@ def finetune(config: FinetuneConfig, say: Say = lambda text: None) -> RunSummary
         CollapsedError: the monitor saw a collapse; `model.safetensors` is that of the best look.
         PreemptedError: SIGTERM or SIGUSR1 came; everything is saved.
     """
+    check(config)
     device = setup.choose_device(config.device)
     distributed.start(device)
     say = say if distributed.rank() == 0 else lambda text: None
     try:
-        return Run(config, device, say).train()
+        manifest, share = find_images(config.sources), setup.share_of_this_process(config)
+        order = Order(len(manifest), share.global_batch, config.seed)
+        config = setup.completed(config, order, device)
+        # Held from here on: before a teacher's heads are trained into it, and before anything of another run is overwritten.
+        with RunFolder(Path(config.output), config) if share.rank == 0 else nullcontext() as folder:
+            return Run(config, manifest, order, share, folder, device, say).train()
     finally:
         distributed.stop()
 
 
 class Run:
-    """Everything a run has in hand, from its configuration.
+    """Everything a run has in hand.
 
     Args:
-        config: may still leave lengths to be worked out.
+        config: complete.
+        manifest: the images.
+        order: which of them comes when.
+        share: what this process takes of each step.
+        folder: entered; None on all ranks but the first.
         device: where it trains.
         say: takes lines of progress.
     """
 
-    def __init__(self, config: FinetuneConfig, device: torch.device, say: Say) -> None:
-        self.manifest: Manifest = find_images(config.sources)
-        self.share: Share = setup.share_of_this_process(config)
-        self.order = Order(len(self.manifest), self.share.global_batch, config.seed)
-        self.config = setup.completed(config, self.order, device)
-        self.device, self.say = device, say
-        self.folder = RunFolder(Path(config.output), self.config) if self.share.rank == 0 else None
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        manifest: Manifest,
+        order: Order,
+        share: Share,
+        folder: RunFolder | None,
+        device: torch.device,
+        say: Say,
+    ) -> None:
+        self.config, self.manifest, self.order, self.share = config, manifest, order, share
+        self.folder, self.device, self.say = folder, device, say
         self.start = setup.load_start(self.config, say)
         models = self._models()
         starting_backbone = self._backbone(models.average.state_dict())
         is_watched = self.share.rank == 0 and self.config.monitor.images > 0
         self.monitor: Monitor | None = setup.build_monitor(self.config, starting_backbone, self.manifest) if is_watched else None
         self.training = self._training_step(models, starting_backbone)
+        self.meter = Meter(share.global_batch)
         self.signalled = False
         self.unreadable: dict[int, str] = {}
 
@@ -128,41 +146,42 @@ class Run:
 
     def train(self) -> RunSummary:
         """Train to the last step and give the summary."""
-        with self.folder or nullcontext():
-            first = self._restore()
+        first = self._restore()
+        if self.folder is not None:
+            self.folder.begin()
+        if self._is_look(first):
             self._look(first)
-            if first == 0:
-                self._save(0, is_look=True)  # the start may turn out to have been the best
-            start = time.monotonic()
-            with self._signals(), self._data(first) as data:
-                self._train_steps(first, data)
-            seconds = time.monotonic() - start
+        if first == 0:
+            self._save(0, is_look=True)  # the start may turn out to have been the best
+        start = time.monotonic()
+        with self._signals(), self._data(first) as data:
+            self._train_steps(first, data)
+        seconds = time.monotonic() - start
         rate = (self.steps - first) * self.share.global_batch / seconds if first < self.steps else 0.0
         looks = self.monitor.looks if self.monitor is not None else []
         return RunSummary(Path(self.config.output), self.steps, rate, len(self.unreadable), looks)
 
     def _train_steps(self, first: int, data: TrainingData) -> None:
         batches = iter(data)
-        meter = Meter(self.share.global_batch)
+        self.meter.start()
         for step in range(first, self.steps):
             if step in (first, self.head_warmup):
                 self.training.freeze_backbone(step < self.head_warmup)
             torch.manual_seed(_step_seed(self.config.seed, step, self.share.rank))  # so that there is no state of randomness to save
             values = self.values(step)
-            losses, norms = self._train_step(batches, values, meter, step)
-            meter.add(losses, norms)
+            losses, norms = self._train_step(batches, values, step)
+            self.meter.add(losses, norms)
+            self.unreadable.update(data.failures)
             done = step + 1
             if done % self.config.log_steps == 0 or done == self.steps:
-                self._log(done, values, meter, data)
+                self._log(done, values)
             self._after_step(done)
 
-    def _train_step(
-        self, batches: Iterator[Decoded], values: ScheduleValues, meter: Meter, step: int
-    ) -> tuple[Losses, dict[str, torch.Tensor]]:
+    def _train_step(self, batches: Iterator[Decoded], values: ScheduleValues, step: int) -> tuple[Losses, dict[str, torch.Tensor]]:
         """One optimizer step: crops and masks, targets and losses, gradients, student, teacher."""
         accumulation = self.config.accumulation
         for micro in range(accumulation):
-            with meter.waiting():
+            with self.meter.waiting():
                 decoded = next(batches)
             batch = decoded.batch(self.config.crops, self.device, hide=self.config.distill is None)
             losses = self.training.backward(batch, values.teacher_temp, share=1 / accumulation, is_last=micro == accumulation - 1)
@@ -183,9 +202,8 @@ class Run:
 
     def _after_step(self, done: int) -> None:
         """Look, save and stop where it is time to; all ranks come to the same conclusion."""
-        every, looking = self.config.checkpoint_steps or 1, self.config.monitor.every_steps or 1
-        signalled = bool(self._agree(self.signalled))
-        is_look = done % looking == 0 or done == self.steps
+        every = self.config.checkpoint_steps or 1
+        signalled, is_look = bool(self._agree(self.signalled)), self._is_look(done)
         if is_look:
             self._look(done)
         if is_look or signalled or done % every == 0:
@@ -196,6 +214,10 @@ class Run:
             raise PreemptedError(
                 f"stopped by a signal after step {done} of {self.steps}; all is saved", hint="run the same command again to continue"
             )
+
+    def _is_look(self, done: int) -> bool:
+        """Whether the monitor looks after `done` steps; a run that is continued elsewhere does not, so that its looks are the same."""
+        return done % (self.config.monitor.every_steps or 1) == 0 or done == self.steps
 
     def _look(self, done: int) -> None:
         """Have the monitor look at the average backbone; only the first rank does, every rank has to call it."""
@@ -209,9 +231,13 @@ class Run:
 
     def _save(self, done: int, is_look: bool) -> None:
         state = training_state(self.training)
+        pending = self.meter.pending().to(self.device)
+        if len(pending):
+            pending = distributed.sum_over_ranks(pending, distributed.world()) / self.share.world_size
         if self.folder is not None:
             looks = [] if self.monitor is None else self.monitor.looks
-            path = self.folder.checkpoints.save(done, {"step": done, "looks": looks, **state})
+            seen = {"looks": looks, "losses": pending.cpu(), "unreadable": self.unreadable}
+            path = self.folder.checkpoints.save(done, {"step": done, **seen, **state})
             if is_look and self.monitor is not None and self.monitor.is_best:
                 self.folder.checkpoints.keep_as_best(path)
             self._export(state["average"], done)
@@ -222,14 +248,17 @@ class Run:
     def _restore(self) -> int:
         """Put the newest checkpoint back, if there is one; the number of steps already done."""
         state = _newest_state(self.config.output)
+        if self.folder is not None:
+            self.folder.continue_from(-1 if state is None else state["step"])
         if state is None:
             if self.config.keep_heads:
                 self._start_with_heads()
             return 0
         load_training_state(self.training, state)
         done = int(state["step"])
-        if self.folder is not None:
-            self.folder.continue_from(done)
+        if "losses" in state:  # earlier checkpoints have neither
+            self.meter.resume(state["losses"].to(self.device))
+            self.unreadable = state["unreadable"]
         if self.monitor is not None:
             self.monitor.looks = list(state["looks"])
         self.say(f"continuing after step {done} of {self.steps}")
@@ -256,8 +285,8 @@ class Run:
         shape = replace(self.start.config, drop_path=0.0)
         self.folder.export(average, shape, name=self.start.name, licence=self.start.licence, record=record)
 
-    def _log(self, done: int, values: ScheduleValues, meter: Meter, data: TrainingData) -> None:
-        self.unreadable.update(data.failures)
+    def _log(self, done: int, values: ScheduleValues) -> None:
+        meter = self.meter
         means = distributed.sum_over_ranks(meter.means().to(self.device), distributed.world()).cpu() / self.share.world_size
         undecided, even = target_entropy(self.training.cls_targets.flatten(0, 1))
         figures: dict[str, Any] = {"step": done, "epoch": round(done / self.order.steps_per_epoch, 4), "loss": float(means.sum())}
@@ -356,7 +385,7 @@ class Run:
 
 
 def _newest_state(run: str) -> State | None:
-    return Checkpoints(Path(run).expanduser() / "checkpoints").newest()
+    return Checkpoints(Path(os.path.expanduser(run)) / "checkpoints").newest()
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

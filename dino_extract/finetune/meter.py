@@ -25,7 +25,20 @@ class Meter:
         self._global_batch = global_batch
         self._losses: list[Tensor] = []
         self._norms: dict[str, Tensor] = {}
-        self._start, self._wait_s = time.monotonic(), 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Time what comes from now on."""
+        self._start, self._wait_s, self._untimed = time.monotonic(), 0.0, len(self._losses)
+
+    def pending(self) -> Tensor:
+        """The terms of the loss of each step since the last line, (steps, 5) float32."""
+        return torch.stack(self._losses) if self._losses else torch.empty(0, len(TERMS))
+
+    def resume(self, pending: Tensor) -> None:
+        """Take up an interval where `pending` was noted, so that its line is the same; its speed is that of the steps to come."""
+        self._losses = list(pending)
+        self.start()
 
     def add(self, losses: Losses, norms: dict[str, Tensor]) -> None:
         """Note one optimizer step."""
@@ -49,6 +62,7 @@ class Meter:
 
     def restart(self) -> dict[str, float]:
         """Images per second over all ranks and the share of the time spent waiting for them; begins the next interval."""
-        seconds, images = time.monotonic() - self._start, len(self._losses) * self._global_batch
-        self._losses, self._start, wait_s, self._wait_s = [], time.monotonic(), self._wait_s, 0.0
+        seconds, images, wait_s = time.monotonic() - self._start, (len(self._losses) - self._untimed) * self._global_batch, self._wait_s
+        self._losses = []
+        self.start()
         return {"images_per_s": round(images / seconds, 2), "input_wait_share": round(wait_s / seconds, 4)}

@@ -36,6 +36,11 @@ FREE_TO_CHANGE = (
 )
 
 
+def deciding_differences(one: FinetuneConfig, other: FinetuneConfig) -> dict[str, tuple[Any, Any]]:
+    """The dotted names of the settings that differ and make another run of it, with both values."""
+    return {name: values for name, values in differences(one, other).items() if name not in FREE_TO_CHANGE}
+
+
 class RunBusyError(DinoExtractError):
     """Another process is training into the same folder."""
 
@@ -67,8 +72,6 @@ class RunFolder:
         self._lock = self._take_lock()
         try:
             self._refuse_another_run()
-            _write(self.path / "config.json", to_json(self._config))
-            self._tensorboard = _tensorboard(self.path)
         except BaseException:
             os.close(self._lock)
             raise
@@ -78,6 +81,11 @@ class RunFolder:
         if self._tensorboard is not None:
             self._tensorboard.close()
         os.close(self._lock)
+
+    def begin(self) -> None:
+        """Write the configuration: from now on this is the run of this folder. Not sooner, for a run that fails at its start is none."""
+        _write(self.path / "config.json", to_json(self._config))
+        self._tensorboard = _tensorboard(self.path)
 
     def continue_from(self, step: int) -> None:
         """Keep the figures up to `step` and drop those of steps that were not saved and will be done again."""
@@ -124,12 +132,7 @@ class RunFolder:
         path = self.path / "config.json"
         if not path.exists():
             return
-        changed = {
-            name: values
-            for name, values in differences(from_json(path.read_text(encoding="utf-8")), self._config).items()
-            if name not in FREE_TO_CHANGE
-        }
-        if changed:
+        if changed := deciding_differences(from_json(path.read_text(encoding="utf-8")), self._config):
             listed = ", ".join(f"{name} was {old} and is now {new}" for name, (old, new) in changed.items())
             raise ConfigError(
                 f"`{self.path}` holds a run with another configuration: {listed}",

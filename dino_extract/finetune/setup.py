@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ def decoders_of_this_process(config: FinetuneConfig) -> int:
 
 
 def completed(config: FinetuneConfig, order: Order, device: torch.device) -> FinetuneConfig:
-    """The configuration with every None that means "a share of the run" as a number, and every `auto` as what it is.
+    """The configuration with every None that means "a share of the run" as a number, every `auto` as what it is, and `~` as the home.
 
     Raises:
         ConfigError: values that contradict each other.
@@ -79,7 +79,7 @@ def completed(config: FinetuneConfig, order: Order, device: torch.device) -> Fin
     steps = config.steps if config.steps is not None else max(1, round(config.epochs * order.steps_per_epoch))
     config = with_lengths(config, steps)
     check(config)
-    return replace(config, dtype=plan.choose_dtype(config.dtype, device))
+    return replace(config, output=os.path.expanduser(config.output), dtype=plan.choose_dtype(config.dtype, device))
 
 
 def load_start(config: FinetuneConfig, say: Say) -> Start:
@@ -97,18 +97,18 @@ def load_start(config: FinetuneConfig, say: Say) -> Start:
     return Start(replace(backbone.config, drop_path=config.drop_path_rate), backbone.state_dict(), name, licence, sha256)
 
 
-def load_teacher(config: FinetuneConfig, say: Say) -> Network:
-    """The frozen network to distil from, with heads that still have to learn.
+def load_teacher(config: FinetuneConfig, say: Say) -> tuple[Network, str]:
+    """The frozen network to distil from, with heads that still have to learn, and the SHA-256 of its weights.
 
     Raises:
         WeightsError: its weights are missing, damaged, or do not match.
     """
     assert config.distill is not None, "there is a teacher only in distillation"
-    is_path = Path(config.distill).expanduser().exists()
-    backbone, *_ = _load_backbone(None if is_path else config.distill, config, say, config.distill if is_path else None)
+    is_path = os.path.exists(os.path.expanduser(config.distill))
+    backbone, _, _, sha256 = _load_backbone(None if is_path else config.distill, config, say, config.distill if is_path else None)
     network = Network(replace(backbone.config, drop_path=0.0), config.objective)
     network.backbone.load_state_dict(backbone.state_dict())
-    return network
+    return network, sha256
 
 
 def build_models(config: FinetuneConfig, start: Start, teacher: Network | None) -> StudentTeacher:

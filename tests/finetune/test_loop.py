@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -15,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dino_extract.errors import ConfigError, ExitCode
+from dino_extract.errors import ConfigError, ExitCode, SourceError
+from dino_extract.finetune.data import Order
 from dino_extract.finetune.loop import CollapsedError, PreemptedError, finetune
 from dino_extract.finetune.output import RunBusyError, RunFolder
 from dino_extract.finetune.setup import choose_device, completed
@@ -95,6 +97,44 @@ def test_a_signal_saves_and_ends_with_try_again(pictures: Path, tmp_path: Path) 
 
     assert stopped.value.exit_code == ExitCode.TRY_AGAIN
     assert newest_state(tmp_path / "run")["step"] == 2
+
+
+def test_a_run_stopped_by_a_signal_continues_as_if_it_had_not_been(pictures: Path, tmp_path: Path) -> None:
+    """Stopped between two looks and two lines of figures, a run ends with the looks, figures and weights of an undisturbed one."""
+    options: dict[str, Any] = {"steps": 7, "log_steps": 5, "checkpoint_steps": 50, "monitor__every_steps": 3}
+    finetune(runs.small_config(pictures, tmp_path / "straight", **options))
+    config = runs.small_config(pictures, tmp_path / "stopped", **options)
+
+    def interrupt(line: str) -> None:
+        if line.startswith("look at step 3"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(PreemptedError, match="stopped by a signal after step 4 of 7"):
+        finetune(config, interrupt)
+    finetune(config)
+
+    assert [int(look["step"]) for look in newest_state(tmp_path / "stopped")["looks"]] == [0, 3, 6, 7]
+    assert_equal(newest_state(tmp_path / "stopped"), newest_state(tmp_path / "straight"))
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
+
+
+def test_images_found_unreadable_before_a_stop_stay_on_the_list(tmp_path: Path) -> None:
+    """A run that is continued for its last step lists the broken images that only the steps before have met."""
+    folder = runs.make_pictures(tmp_path / "pictures", 24, broken=2)
+    config = runs.small_config(folder, tmp_path / "run", seed=2, steps=7, log_steps=100, monitor__every_steps=4)
+    order = Order(24, 4, config.seed)
+    assert [step for step in range(7) if {22, 23} & set(order.rows(step))] == [1, 2]
+
+    def interrupt(line: str) -> None:
+        if line.startswith("look at step 4"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(PreemptedError, match="after step 5 of 7"):
+        finetune(config, interrupt)
+    summary = finetune(config)
+
+    assert summary.unreadable == 2
+    assert [line.split("\t")[0] for line in (tmp_path / "run/unreadable.tsv").read_text().splitlines()] == ["022.jpg", "023.jpg"]
 
 
 def test_broken_images_are_replaced_and_counted(tmp_path: Path) -> None:
@@ -218,6 +258,74 @@ def test_a_phase_after_distillation_keeps_the_average_of_the_student(pictures: P
     assert_equal(start["average"], newest_state(tmp_path / "first")["average"])
 
 
+def test_heads_of_another_teacher_are_not_taken_for_this_one(pictures: Path, tmp_path: Path) -> None:
+    """Heads kept by a run that failed before its first step serve the same command again, and no other teacher under the same name."""
+    finetune(runs.small_config(pictures, tmp_path / "teacher", steps=1))
+    options: dict[str, Any] = {"distill": str(tmp_path / "teacher"), "head_warmup_steps": 2, "evaluate": str(tmp_path / "labelled")}
+    config = runs.small_config(pictures, tmp_path / "run", steps=4, **options)
+    said: list[str] = []
+    for _ in range(2):
+        with pytest.raises(SourceError, match="labelled"):
+            finetune(config, said.append)  # fails when the teacher is ready
+    assert len([line for line in said if line.startswith("teacher's heads: step 2")]) == 1
+    finetune(runs.small_config(pictures, tmp_path / "other", steps=1, seed=1))
+    shutil.copy(tmp_path / "other/model.safetensors", tmp_path / "teacher/model.safetensors")
+
+    finetune(replace(config, evaluate=None, head_warmup_steps=1), said.append)
+
+    state, given = newest_state(tmp_path / "run"), load(weights=tmp_path / "other").module.state_dict()
+    assert_equal({name: state["teacher"][f"backbone.{name}"] for name in given}, dict(given))
+    assert "was made from another teacher or with other settings" in "".join(said)
+    assert [path.name for path in (tmp_path / "run/teacher").iterdir()] == ["step-0000001.pt"]
+
+
+def test_a_teacher_is_not_trained_into_the_folder_of_another_run(pictures: Path, tmp_path: Path) -> None:
+    """A folder that is in use, or holds a run with another configuration, is refused before anything is written into it."""
+    finetune(runs.small_config(pictures, tmp_path / "run", steps=1))
+    config = runs.small_config(pictures, tmp_path / "run", distill=str(tmp_path / "run"), head_warmup_steps=1, steps=2)
+
+    with pytest.raises(ConfigError, match="holds a run with another configuration"):
+        finetune(config)
+    with RunFolder(tmp_path / "busy", config), pytest.raises(RunBusyError):
+        finetune(replace(config, output=str(tmp_path / "busy")))
+
+    assert not (tmp_path / "run/teacher").exists()
+    assert not (tmp_path / "busy/teacher").exists()
+
+
+def test_a_run_that_fails_at_its_start_leaves_the_folder_to_the_next(pictures: Path, tmp_path: Path) -> None:
+    """After `keep_heads` without heads to keep, the same folder takes the run without it."""
+    finetune(runs.small_config(pictures, tmp_path / "first", steps=1))
+    weights = str(tmp_path / "first/model.safetensors")
+    config = runs.small_config(pictures, tmp_path / "second", weights=weights, from_scratch=False, keep_heads=True, steps=1)
+    with pytest.raises(ConfigError, match="needs a run with checkpoints"):
+        finetune(config)
+
+    finetune(replace(config, keep_heads=False))
+
+    assert newest_state(tmp_path / "second")["step"] == 1
+
+
+def test_a_folder_in_the_home_is_the_same_for_the_run_and_its_continuation(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`~`, which shells leave as it is in `--output=~/run`, is the home for everything that a run writes and reads."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    finetune(runs.small_config(pictures, tmp_path / "home/teacher", steps=1))
+    config = runs.small_config(pictures, Path("~/run"), distill="~/teacher", head_warmup_steps=1, steps=2)
+
+    summary = finetune(config)
+    said: list[str] = []
+    finetune(config, said.append)
+
+    assert "continuing after step 2 of 2" in said
+    assert summary.output == tmp_path / "home/run"
+    assert (tmp_path / "home/run/teacher").is_dir()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_finished_run_is_not_done_again(pictures: Path, tmp_path: Path) -> None:
     """The same command on a finished run changes no weight and trains no step."""
     config = runs.small_config(pictures, tmp_path / "run")
@@ -268,8 +376,8 @@ def test_a_collapse_stops_the_run_and_gives_the_best_look(pictures: Path, tmp_pa
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_under_torchrun_train_as_one(pictures: Path, tmp_path: Path, parallel: str) -> None:
-    """Two processes with batches of 4 have the losses of one with batches of 8, step by step."""
-    options: dict[str, Any] = {"steps": 3, "monitor__every_steps": 3, "parallel": parallel}
+    """Two processes with batches of 4 have the losses of one with batches of 8, in the figures and in what a checkpoint keeps for them."""
+    options: dict[str, Any] = {"steps": 4, "log_steps": 2, "checkpoint_steps": 1, "monitor__every_steps": 4, "parallel": parallel}
     finetune(runs.small_config(pictures, tmp_path / "one", batch_size=8, **options))
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -281,12 +389,13 @@ def test_two_processes_under_torchrun_train_as_one(pictures: Path, tmp_path: Pat
         assert one["step"] == two["step"]
         if "loss" in one:
             assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    kept = [torch.load(tmp_path / name / "checkpoints/step-0000003.pt", weights_only=True)["losses"] for name in ("one", "two")]
+    assert kept[0].shape == (1, 5)
+    torch.testing.assert_close(kept[1], kept[0], rtol=1e-4, atol=1e-5)
 
 
 def test_lengths_left_open_become_shares_of_the_run(pictures: Path, tmp_path: Path) -> None:
     """An adaptation of 200 steps warms heads up for 20, and schedules 18 of the other 180 as warm-up."""
-    from dino_extract.finetune.data import Order
-
     config = runs.small_config(pictures, tmp_path, steps=200, from_scratch=False)
 
     full = completed(config, Order(22, 4, 0), choose_device("cpu"))
