@@ -26,6 +26,7 @@ from dino_extract.status import Status
 
 KNN_K, KNN_TEMPERATURE = 20, 0.07  # the official evaluation's
 OVERLAP_K = 10
+_LIST_FAILURES = "`dino-extract embed` on the same images lists why"
 BAD_LOOKS = 2  # in a row, before a run is called collapsed: one may be chance
 
 
@@ -57,6 +58,9 @@ class Monitor:
         labelled: images with classes, or None.
         num_workers: decoder processes; 0 for one on each processor.
         collapse_ratio: a look below this share of the best one is bad.
+
+    Raises:
+        ConfigError: none of the images can be read.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class Monitor:
         self._labelled, self._num_workers, self._collapse_ratio = labelled, num_workers, collapse_ratio
         start_ND = self._embed(start, manifest, rows)
         self._readable = start_ND.isfinite().all(dim=1)
+        if not self._readable.any():
+            raise ConfigError(f"none of the {len(rows):,} images that the monitor looks at can be read", hint=_LIST_FAILURES)
         self._start_ND = start_ND[self._readable]
         self.looks: list[dict[str, float]] = []
 
@@ -98,6 +104,7 @@ class Monitor:
         """The figures of a backbone, which are kept in `looks` too.
 
         Raises:
+            ConfigError: no labelled image can be read, or none of the queries.
             DivergedError: an embedding is NaN or infinite.
         """
         now_ND = self._embed(backbone, self._manifest, self._rows)[self._readable]
@@ -122,6 +129,10 @@ class Monitor:
         split, readable = len(labelled.train_rows), vectors.isfinite().all(dim=1)
         is_train = torch.arange(len(rows)) < split
         train, test = is_train & readable, ~is_train & readable
+        if not (train.any() and test.any()):
+            raise ConfigError(
+                "`--eval` needs labelled images that can be read, for the neighbours and for the queries", hint=_LIST_FAILURES
+            )
         return knn_accuracy(vectors[train], labels[train], vectors[test], labels[test])
 
     def _embed(self, backbone: DinoVisionTransformer, manifest: Manifest, rows: NDArray[np.int64]) -> Tensor:
@@ -151,7 +162,7 @@ def effective_rank(vectors_ND: Tensor) -> float:
     Source: RankMe (arXiv 2210.02885) Sec. 3; after Roy and Vetterli 2007.
     """
     singular = torch.linalg.svdvals(vectors_ND.double())
-    share = singular / singular.sum() + 1e-7
+    share = singular / singular.sum().clamp(min=1e-300) + 1e-7  # embeddings may all be 0
     return float(torch.exp(-(share * share.log()).sum()))
 
 
@@ -162,8 +173,13 @@ def feature_std(vectors_ND: Tensor) -> float:
 
 
 def neighbour_overlap(one_ND: Tensor, other_ND: Tensor, k: int) -> float:
-    """The share of each image's k nearest neighbours that are the same in two sets of embeddings of the same images, 0..1."""
+    """The share of each image's k nearest neighbours that are the same in two sets of embeddings of the same images, 0..1.
+
+    1 for a single image, which has no neighbours to lose.
+    """
     k = min(k, len(one_ND) - 1)
+    if k == 0:
+        return 1.0
     sets = []
     for vectors in (one_ND, other_ND):
         unit = F.normalize(vectors, dim=1)
@@ -195,7 +211,7 @@ def target_entropy(targets_RK: Tensor) -> tuple[float, float]:
 
 
 def split_labelled(manifest: Manifest, limit: int, seed: int = 0) -> Labelled:
-    """Labelled images in two parts: folders `train` and `test` where both are there, else one in five at random for the queries.
+    """Labelled images in two parts: folders `train` and `test` where both are there, else one in five (or one) at random for the queries.
 
     The class of an image is the folder that it lies in.
 
@@ -215,7 +231,7 @@ def split_labelled(manifest: Manifest, limit: int, seed: int = 0) -> Labelled:
     test = np.array([b"test" in parts for parts in folders])
     if not (train.any() and test.any()):
         test = np.zeros(len(labels), bool)
-        test[np.random.default_rng(seed).permutation(len(labels))[: len(labels) // 5]] = True
+        test[np.random.default_rng(seed).permutation(len(labels))[: max(1, len(labels) // 5)]] = True
         train = ~test
     return Labelled(manifest, _evenly(np.flatnonzero(train), limit), _evenly(np.flatnonzero(test), limit), labels)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
 from dino_extract.errors import ConfigError
 from dino_extract.finetune import monitor
 from dino_extract.finetune.monitor import Monitor
+from dino_extract.preprocess import Preprocess
 from dino_extract.source import find_images
 
 
@@ -100,6 +103,43 @@ def test_without_such_folders_one_in_five_is_a_query(tmp_path: Path) -> None:
 
     assert (len(labelled.train_rows), len(labelled.test_rows)) == (8, 2)
     assert not set(labelled.train_rows) & set(labelled.test_rows)
+
+
+def test_a_few_labelled_images_still_have_a_query(tmp_path: Path) -> None:
+    """Of four images one is a query, although a fifth of them is none."""
+    folder = make_keys(tmp_path, "cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png")
+
+    labelled = monitor.split_labelled(find_images([str(folder)]), 100)
+
+    assert (len(labelled.train_rows), len(labelled.test_rows)) == (3, 1)
+
+
+def test_figures_of_the_smallest_sets_are_numbers() -> None:
+    """One image has kept all its neighbours, and embeddings that are all zero use no direction more than one."""
+    one = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
+
+    assert monitor.neighbour_overlap(one, -one, 10) == 1
+    assert monitor.effective_rank(one) == pytest.approx(1, abs=1e-3)
+    assert monitor.effective_rank(torch.zeros(4, 8)) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_monitor_without_images_to_read_is_refused(tmp_path: Path) -> None:
+    """When nothing can be read there is nothing to watch, nor to count neighbours in, and that is told before training."""
+    folder = make_keys(tmp_path / "good", *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(3)))
+    good, broken = find_images([str(folder)]), shutil.copytree(folder, tmp_path / "broken")
+    for path in broken.rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:40])
+    unreadable = find_images([str(broken)])
+    backbone = DinoVisionTransformer(BackboneConfig(embed_dim=12, depth=1, num_heads=2, image_size=14)).eval()
+    options = Preprocess("crop", 14, 14, 14)
+    rows = np.arange(6)
+
+    with pytest.raises(ConfigError, match="none of the 6 images that the monitor looks at can be read"):
+        Monitor(backbone, unreadable, rows, options, num_workers=1)
+    labelled = monitor.split_labelled(unreadable, 100)
+    watch = Monitor(backbone, good, rows, options, labelled=labelled, num_workers=1)
+    with pytest.raises(ConfigError, match="`--eval` needs labelled images that can be read"):
+        watch.look(backbone, 0)
 
 
 def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
