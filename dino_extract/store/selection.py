@@ -116,7 +116,8 @@ class Rows:
         is_number = isinstance(first, int | np.integer)
         positions = np.array([_position(first, len(self))]) if is_number else _positions(first, len(self))
         place: Any = 0 if is_number else slice(None) if isinstance(first, slice) else np.arange(len(positions))
-        found: NDArray[Any] = self._read(positions)[(place, *within)]
+        inner = (place, *within)
+        found: NDArray[Any] = self._read(positions)[inner]
         return found
 
     def _read(self, positions: NDArray[np.int64]) -> NDArray[Any]:
