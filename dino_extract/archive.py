@@ -25,10 +25,16 @@ class Member:
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The usable members of one tar by name, and why others are left out (reason -> count)."""
+    """The usable members of one tar by name, and why others are left out (reason -> count).
+
+    `archive_size` (bytes) and `archive_mtime_ns` are the tar's own when it was read; `damage` says where its headers end too early.
+    """
 
     members: dict[bytes, Member]
     skipped: dict[str, int]
+    archive_size: int
+    archive_mtime_ns: int
+    damage: str | None
 
 
 def read_tar_index(path: bytes) -> TarIndex:
@@ -48,10 +54,11 @@ def read_tar_index(path: bytes) -> TarIndex:
 
 
 @lru_cache(maxsize=4)  # resolving the rows of a few shards one by one must not read their headers again each time
-def _read_tar_index(path: bytes, archive_size: int, _mtime_ns: int) -> TarIndex:
+def _read_tar_index(path: bytes, archive_size: int, archive_mtime_ns: int) -> TarIndex:
     members: dict[bytes, Member] = {}
     skipped: Counter[str] = Counter()
     shown = os.fsdecode(path)
+    damage = None
     try:
         archive = tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 - closed by the with below
     except tarfile.TarError as error:
@@ -65,10 +72,12 @@ def _read_tar_index(path: bytes, archive_size: int, _mtime_ns: int) -> TarIndex:
                 archive.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps 1 KB for each member
                 _add_member(info, archive_size, members, skipped)
             if not _ends_properly(path, archive.offset):
-                skipped[f"rest of `{shown}`, which is cut or damaged at byte {archive.offset:,}"] += 1
+                damage = f"rest of `{shown}`, which is cut or damaged at byte {archive.offset:,}"
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-            skipped[f"rest of `{shown}`, which is cut or damaged at byte {archive.offset:,} ({error})"] += 1
-    return TarIndex(members, dict(skipped))
+            damage = f"rest of `{shown}`, which is cut or damaged at byte {archive.offset:,} ({error})"
+    if damage:
+        skipped[damage] += 1
+    return TarIndex(members, dict(skipped), archive_size, archive_mtime_ns, damage)
 
 
 def _add_member(info: tarfile.TarInfo, archive_size: int, members: dict[bytes, Member], skipped: Counter[str]) -> None:
@@ -83,8 +92,9 @@ def _add_member(info: tarfile.TarInfo, archive_size: int, members: dict[bytes, M
         skipped["tar member with an absolute name or `..`"] += 1
     elif info.size < 0 or info.offset_data + info.size > archive_size:
         skipped["tar member cut off by the end of the archive"] += 1
+    elif not (key := clean_key(name)) or b"\0" in key:
+        skipped["tar member without a name, or with NUL in it"] += 1
     else:
-        key = clean_key(name)
         members.pop(key, None)
         members[key] = Member(info.offset_data, info.size, int(min(max(info.mtime, 0), MAX_MTIME_S)) * 1_000_000_000)
 

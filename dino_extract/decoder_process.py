@@ -39,7 +39,8 @@ PIPE_BYTES = 2**20  # a whole reply with resized pixels fits, so that the child 
 _SLICE_S = 1.0  # how long one wait may take before it is counted against the deadline
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-_REQUEST = struct.Struct("<qqIIB")  # offset, size, bytes of the path and of the key that follow; 1 to ask for the size only
+# offset, size, size and time of the archive, bytes of the path and of the key that follow; 1 to ask for the size only
+_REQUEST = struct.Struct("<qqqqIIB")
 # Status, 1 if resized, bytes of the error that follows, (h, w) of the pixels that follow or (0, 0), (h, w) of the image, seconds
 _REPLY = struct.Struct("<BBHiiiidd")
 
@@ -139,7 +140,8 @@ class DecoderProcess:
 
     def send(self, ref: ImageRef, *, is_size_only: bool = False) -> None:
         """Ask for one image, or only for its size. At most two requests may be open: more could fill the pipe and block both ends."""
-        request = _REQUEST.pack(ref.offset, ref.size, len(ref.path), len(ref.key), is_size_only) + ref.path + ref.key
+        numbers = (ref.offset, ref.size, ref.archive_size, ref.archive_mtime_ns, len(ref.path), len(ref.key), is_size_only)
+        request = _REQUEST.pack(*numbers) + ref.path + ref.key
         self._size_only.append(is_size_only)
         with contextlib.suppress(BrokenPipeError):  # the child is dead: `receive` finds out and says how
             _write(self._requests, request)
@@ -250,8 +252,8 @@ def main(settings_json: str) -> None:
         _write(replies, b"!")  # ready
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # from here on nobody reads it: C libraries talk about damaged files
         while header := requests.read(_REQUEST.size):
-            offset, size, path_bytes, key_bytes, is_size_only = _REQUEST.unpack(header)
-            ref = ImageRef(requests.read(path_bytes), offset, size, requests.read(key_bytes))
+            offset, size, archive_size, archive_mtime_ns, path_bytes, key_bytes, is_size_only = _REQUEST.unpack(header)
+            ref = ImageRef(requests.read(path_bytes), offset, size, requests.read(key_bytes), archive_size, archive_mtime_ns)
             _write(replies, *_answer(ref, options, resizes=settings["resizes"], is_size_only=bool(is_size_only)))
     except BrokenPipeError:
         os._exit(0)  # the parent is gone, and flushing at exit would only fail again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -61,7 +62,7 @@ class Job:
     def row_table(self) -> RowTable:
         """The images as the store wants them."""
         manifest = self.manifest
-        return RowTable(manifest.keys, manifest.file_size, manifest.file_mtime_ns, self.grid_size)
+        return RowTable(manifest.keys, manifest.file_size, manifest.file_mtime_ns, self.grid_size, manifest.unread)
 
     def engine(self, *, release: bool = False) -> Engine:
         """The model, ready to run; with `release` it takes over the weights, and the job cannot make another one."""
@@ -134,7 +135,7 @@ class Job:
             self.output, self.row_table(), self.layout, overwrite=overwrite, retry_failed=retry_failed, prune=prune
         )
         seconds = self._batch_seconds() * pending / self.batch_size if pending else 0.0
-        free = shutil.disk_usage(os.path.dirname(os.path.abspath(self.output))).free
+        free = shutil.disk_usage(os.path.dirname(os.path.realpath(self.output))).free
         return Plan(self.output, len(self.manifest), rows, pending, self.nbytes(), free, round(seconds, 1))
 
     def _batch_seconds(self) -> float:
@@ -210,8 +211,8 @@ def prepare(
     Raises:
         DinoExtractError: something about the sources, the model, the options or the disk does not fit.
     """
-    manifest = find_images(sources, suffixes=suffixes, stdin=stdin)
-    path = os.fspath(output) if output is not None else _default_output(sources)
+    path = os.fspath(output) if output is not None else _default_output(sources) if sources else ""  # refused by `find_images`
+    manifest = find_images(sources, suffixes=suffixes, stdin=stdin, leave_out=path)
     job = _job(manifest, path, config)
     if not os.path.exists(path):
         ensure_space(path, job.nbytes())
@@ -232,19 +233,20 @@ def prepare_like(store: MadeWith, sources: Sequence[str], **changes: Any) -> Job
     return _job_like(store, find_images(sources), changes)
 
 
-def prepare_again(store: Store, paths: Sequence[str], **changes: Any) -> Job | None:
-    """A job that embeds images of a file again; None if none of them is where it was.
+def prepare_again(store: Store, rows: Sequence[int], **changes: Any) -> Job | None:
+    """A job that embeds images of a file again; None if none of them is where and as it was.
 
     Args:
         store: the file.
-        paths: keys of images of the file, sorted; those that are gone are left out of the job's manifest.
+        rows: of embedded images, ascending; those that are gone or have changed are left out of the job's manifest.
         changes: as for `prepare_like`.
     """
     root = root_from_text(store.attrs["root"])
+    paths, sizes, times = store.paths, store.file_size, store.file_mtime_ns
     found = []
-    for path in paths:
-        with contextlib.suppress(SourceError):  # gone: the manifest says which were found
-            found.append(resolve(root, os.fsencode(path)))
+    for row in rows:
+        with contextlib.suppress(SourceError):  # gone or changed: the manifest says which were found
+            found.append(resolve(root, os.fsencode(paths[row]), stamp=(int(sizes[row]), int(times[row]))))
     return _job_like(store, manifest_of(root, found), changes) if found else None
 
 
@@ -366,9 +368,9 @@ def _layout(
 
 
 def _default_output(sources: Sequence[str]) -> str:
-    if len(sources) != 1 or sources[0].startswith("-"):
-        raise SourceError("several sources need a name for the file", hint="give it with `-o FILE.h5`")
-    name = os.path.basename(os.path.abspath(sources[0])) or "embeddings"
-    return (
-        name.removesuffix(".tar") if name.endswith(".tar") else os.path.splitext(name)[0] if os.path.isfile(sources[0]) else name
-    ) + ".h5"
+    source = os.fsdecode(sources[0])
+    is_pattern = glob.has_magic(source) and not os.path.lexists(source)
+    if len(sources) != 1 or source.startswith("-") or is_pattern:
+        raise SourceError("a pattern, a list or several sources need a name for the file", hint="give it with `-o FILE.h5`")
+    name = os.path.basename(os.path.abspath(source)) or "embeddings"
+    return (name.removesuffix(".tar") if name.endswith(".tar") else os.path.splitext(name)[0] if os.path.isfile(source) else name) + ".h5"

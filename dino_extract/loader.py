@@ -165,9 +165,10 @@ class Loader:
         if self._closed:
             raise ValueError("this loader is closed")
         if not self._threads:
-            self._threads = [threading.Thread(target=self._work, name=f"decoder-{i}", daemon=True) for i in range(self.stats.num_workers)]
-            for thread in self._threads:
+            for number in range(self.stats.num_workers):
+                thread = threading.Thread(target=self._work, name=f"decoder-{number}", daemon=True)
                 thread.start()
+                self._threads.append(thread)  # only now: one that could not be started cannot be joined
 
     def _take_batch(self) -> Batch:
         start = time.monotonic()

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import re
 import stat
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.archive import Member, clean_key, read_tar_index
+from dino_extract.archive import clean_key, read_tar_index
 from dino_extract.errors import DecodeError, SourceError
 from dino_extract.status import Status
 from dino_extract.suffixes import UNREADABLE_ARCHIVES, is_hidden, reason_to_skip
@@ -39,6 +40,8 @@ class ImageRef(NamedTuple):
     offset: int  # first byte inside a tar; -1 for a file of its own
     size: int  # bytes
     key: bytes
+    archive_size: int = -1  # bytes of the tar when it was listed; -1: not known, or a file of its own
+    archive_mtime_ns: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +59,31 @@ class Manifest:
     containers: tuple[bytes, ...]  # absolute paths of tars
     container: NDArray[np.int32]  # (N,) index into `containers`, -1 for a file of its own
     offset: NDArray[np.int64]  # (N,) first byte inside its container, -1 for a file of its own
+    container_stamps: tuple[tuple[int, int], ...]  # (bytes, mtime in ns) of each container when it was listed
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> how many were left out
+    unread: dict[bytes, str] = field(default_factory=dict)  # start of the keys that may be there -> what could not be looked into
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, row: int) -> ImageRef:
         key, container = self.keys[row], int(self.container[row])
-        path = os.path.join(self.root, key) if container < 0 else self.containers[container]
-        return ImageRef(path, int(self.offset[row]), int(self.file_size[row]), key)
+        if container < 0:
+            return ImageRef(os.path.join(self.root, key), -1, int(self.file_size[row]), key)
+        return ImageRef(self.containers[container], int(self.offset[row]), int(self.file_size[row]), key, *self.container_stamps[container])
 
 
-def find_images(sources: Sequence[str | bytes], *, suffixes: Sequence[str] = (), stdin: BinaryIO | None = None) -> Manifest:
+AnyPath = str | bytes | os.PathLike[str]
+_TakeFile = Callable[[os.DirEntry[bytes], bytes], None]  # a file of a folder, and its key
+
+
+def find_images(
+    sources: AnyPath | Sequence[AnyPath],
+    *,
+    suffixes: str | Sequence[str] = (),
+    stdin: BinaryIO | None = None,
+    leave_out: AnyPath | None = None,
+) -> Manifest:
     """The images of all sources as one sorted manifest.
 
     Keys are relative to the source where it is one folder or one tar; else they are the paths as typed, and members of a tar follow
@@ -77,14 +93,16 @@ def find_images(sources: Sequence[str | bytes], *, suffixes: Sequence[str] = (),
         sources: folders, files, quoted globs, `.tar` files, `-` (one path per line on stdin) or `-0` (paths ended by NUL).
         suffixes: take exactly these from folders, globs and tars (`.heic`), instead of everything that may be an image.
         stdin: where `-` and `-0` read from, binary.
+        leave_out: a file that folders and globs do not give, because it is the one to be written.
 
     Raises:
         SourceError: a source is missing, of a kind that is not read, or there is no image at all.
     """
-    if not sources:
+    typed = [os.fsencode(source) for source in ([sources] if isinstance(sources, (str, bytes, os.PathLike)) else sources)]
+    if not typed:
         raise SourceError("no source given", hint="name a folder of images, for example `dino-extract embed photos/`")
-    typed = [os.fsencode(source) for source in sources]
-    finder = _Finder(tuple(suffix.lower() if suffix.startswith(".") else f".{suffix.lower()}" for suffix in suffixes))
+    wanted = [suffixes] if isinstance(suffixes, str) else suffixes
+    finder = _Finder(tuple(suffix.lower() if suffix.startswith(".") else f".{suffix.lower()}" for suffix in wanted), leave_out)
     root = os.getcwdb()
     if len(typed) == 1 and typed[0] not in (b"-", b"-0") and (os.path.isdir(typed[0]) or _is_tar(typed[0])):
         root = _absolute(typed[0])
@@ -130,34 +148,46 @@ def _reading(path: bytes) -> Iterator[None]:
 class _Finder:
     """Collects images in the order they are met; columns are arrays because there may be millions."""
 
-    def __init__(self, suffixes: tuple[str, ...]) -> None:
+    def __init__(self, suffixes: tuple[str, ...], leave_out: AnyPath | None) -> None:
         self.suffixes = suffixes
+        self.leave_out = None
+        if leave_out is not None and os.path.exists(leave_out):
+            info = os.stat(leave_out)
+            self.leave_out = info.st_dev, info.st_ino
         self.keys: list[bytes] = []
         self.sizes, self.mtimes, self.offsets, self.container = array("q"), array("q"), array("q"), array("i")
         self.containers: list[bytes] = []
+        self.container_stamps: list[tuple[int, int]] = []
         self.skipped: Counter[str] = Counter()
+        self.unread: dict[bytes, str] = {}
 
     def add_source(self, source: bytes) -> None:
         """One typed source; an existing path wins over the same text read as a glob."""
         if os.path.lexists(source) or not glob.has_magic(source):
             self.add_path(source, clean_key(source))
             return
-        matches = sorted(glob.iglob(source, recursive=True))
+        matches = sorted(set(self._expand(source)))
         if not matches:
             raise SourceError(f"`{printable(source)}` matches no file")
+        folders = []
         for match in matches:
-            if os.path.isdir(match) or _is_tar(match) or self._is_wanted(os.path.basename(match)):
-                self.add_path(match, clean_key(match))
+            if os.path.isdir(match):
+                folders.append((match, clean_key(match)))
+            elif _is_tar(match):
+                self._add_tar(match, clean_key(match))
+            else:
+                self._add_file(match, os.path.basename(match), clean_key(match), os.stat)
+        self._add_folders(folders)
 
     def add_list(self, paths: Iterable[bytes]) -> None:
-        """Every path of a list; what is missing gets a row that will fail, so that one lost file does not end the run."""
+        """Every path of a list; what cannot be an image gets a row that will fail, so that one lost file does not end the run."""
         num_listed = num_missing = 0
         for path in paths:
             num_listed += 1
-            if os.path.lexists(path):
+            if os.path.isdir(path) or os.path.isfile(path):
                 self.add_path(path, clean_key(path))
             else:
-                num_missing += 1
+                num_missing += not os.path.lexists(path)
                 self.add(clean_key(path), 0, 0)
         if num_listed and num_missing == num_listed:
             raise SourceError(
@@ -171,7 +201,7 @@ class _Finder:
             if stat.S_ISDIR(info.st_mode):
                 os.scandir(path).close()  # a forbidden sub-folder is noted and passed over, a forbidden source is an error
         if stat.S_ISDIR(info.st_mode):
-            self._add_folder(path, key)
+            self._add_folders([(path, key)])
         elif not stat.S_ISREG(info.st_mode):
             raise SourceError(f"`{printable(path)}` is neither a folder nor a regular file")
         elif _is_tar(path):
@@ -184,13 +214,17 @@ class _Finder:
             self.add(key, info.st_size, info.st_mtime_ns)
 
     def drop_same_files(self, root: bytes) -> None:
-        """Keep the first of several keys that name the same file (`a.jpg` and `/photos/a.jpg`)."""
-        seen: dict[bytes, None] = {}
+        """Keep the first of several keys that name the same file (`a.jpg` and `/photos/a.jpg`); a link to a file is a file of its own."""
+        seen: set[bytes] = set()
+        real_folders: dict[bytes, bytes] = {}
         keep = []
         for row, key in enumerate(self.keys):
-            name = os.path.normpath(os.path.join(root, key)) if key.startswith(b"/") or b".." in key else os.path.join(root, key)
+            folder, base = os.path.split(os.path.join(root, key))
+            if folder not in real_folders:
+                real_folders[folder] = os.path.realpath(folder)  # `..` behind a link is not the folder that the text says
+            name = os.path.join(real_folders[folder], base)
             if name not in seen:
-                seen[name] = None
+                seen.add(name)
                 keep.append(row)
         if len(keep) < len(self.keys):
             self.keys = [self.keys[row] for row in keep]
@@ -211,7 +245,9 @@ class _Finder:
             containers=tuple(self.containers),
             container=np.frombuffer(self.container, np.int32)[rows],
             offset=np.frombuffer(self.offsets, np.int64)[rows],
+            container_stamps=tuple(self.container_stamps),
             skipped=dict(self.skipped),
+            unread=self.unread,
         )
 
     def add(self, key: bytes, size: int, mtime_ns: int, container: int = -1, offset: int = -1) -> None:
@@ -234,7 +270,10 @@ class _Finder:
         self.skipped.update(index.skipped)
         container = len(self.containers)
         self.containers.append(_absolute(path))
+        self.container_stamps.append((index.archive_size, index.archive_mtime_ns))
         prefix = key + b"/" if key else b""
+        if index.damage:
+            self.unread[prefix] = index.damage
         for name, member in index.members.items():
             *folders, base = name.split(b"/")
             if any(map(is_hidden, folders)):
@@ -242,17 +281,41 @@ class _Finder:
             elif self._is_wanted(base):
                 self.add(prefix + name, member.size, member.mtime_ns, container, member.offset)
 
-    def _add_folder(self, path: bytes, key: bytes) -> None:
-        """Walk real folders first and symlinked ones after them, each folder once: no loop, and the same keys on every run."""
-        seen: set[tuple[int, int]] = set()
-        waiting = [(path, key)]
-        while waiting:
-            links: list[tuple[bytes, bytes]] = []
-            for folder, folder_key in sorted(waiting):
-                self._walk(folder, folder_key, seen, links)
-            waiting = links
+    def _add_folders(self, folders: Iterable[tuple[bytes, bytes]]) -> None:
+        self._enter(folders, lambda entry, key: self._add_file(entry.path, entry.name, key, lambda _: entry.stat()))
 
-    def _walk(self, path: bytes, key: bytes, seen: set[tuple[int, int]], links: list[tuple[bytes, bytes]]) -> None:
+    def _expand(self, pattern: bytes) -> Iterator[bytes]:
+        """The paths that match; `**` is each folder below once, where `glob` would follow a link to a folder above for ever."""
+        parts = pattern.split(b"/")
+        if b"**" not in parts:
+            yield from glob.iglob(pattern)
+            return
+        place = parts.index(b"**")
+        above = b"/".join(parts[:place]) or (b"/" if pattern.startswith(b"/") else b".")
+        starts = [(match, clean_key(match)) for match in glob.iglob(above) if os.path.isdir(match)]
+        for folder in self._enter(starts, lambda entry, key: None):
+            yield from self._expand(os.path.join(glob.escape(folder), *(parts[place + 1 :] or [b"*"])))
+
+    def _enter(self, starts: Iterable[tuple[bytes, bytes]], take: _TakeFile) -> list[bytes]:
+        """Enter folders and all that lie below them, each once, and give every file and its key to `take`; the folders entered.
+
+        Real folders come first and symlinked ones after them: no loop, and the same keys on every run.
+        """
+        seen: set[tuple[int, int]] = set()
+        entered: list[bytes] = []
+        waiting: list[tuple[bytes, bytes]] = []
+        links: list[tuple[bytes, bytes]] = []
+        for start in starts:
+            (links if os.path.islink(start[0]) else waiting).append(start)
+        while waiting or links:
+            for folder, folder_key in sorted(waiting):
+                entered += self._walk(folder, folder_key, seen, links, take)
+            waiting, links = links, []
+        return entered
+
+    def _walk(
+        self, path: bytes, key: bytes, seen: set[tuple[int, int]], links: list[tuple[bytes, bytes]], take: _TakeFile
+    ) -> Iterator[bytes]:
         stack = [(path, key)]
         while stack:
             folder, folder_key = stack.pop()
@@ -264,51 +327,86 @@ class _Finder:
                 seen.add((info.st_dev, info.st_ino))
                 with os.scandir(folder) as entries:
                     for entry in entries:
-                        self._add_entry(entry, prefix + entry.name, stack, links)
+                        self._sort_entry(entry, prefix + entry.name, stack, links, take)
             except OSError as error:
-                self.skipped[f"folder `{printable(folder)}` ({error.strerror})"] += 1
+                self._note_unread(f"folder `{printable(folder)}` ({error.strerror})", prefix)
+            yield folder
 
-    def _add_entry(self, entry: os.DirEntry[bytes], key: bytes, stack: list[tuple[bytes, bytes]], links: list[tuple[bytes, bytes]]) -> None:
-        if entry.is_dir():
-            if is_hidden(entry.name):
-                self.skipped["hidden folder"] += 1
-            else:
-                (links if entry.is_symlink() else stack).append((entry.path, key))
-        elif self._is_wanted(entry.name):
-            try:
-                info = entry.stat()
-            except OSError:
+    def _sort_entry(
+        self,
+        entry: os.DirEntry[bytes],
+        key: bytes,
+        stack: list[tuple[bytes, bytes]],
+        links: list[tuple[bytes, bytes]],
+        take: _TakeFile,
+    ) -> None:
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link to itself, or through a folder that may not be read
+            is_folder = False
+        if not is_folder:
+            take(entry, key)
+        elif is_hidden(entry.name):
+            self.skipped["hidden folder"] += 1
+        else:
+            (links if entry.is_symlink() else stack).append((entry.path, key))
+
+    def _add_file(self, path: bytes, name: bytes, key: bytes, stat_of: Callable[[bytes], os.stat_result]) -> None:
+        """A file of a folder, or one that a glob has matched: taken if it may be an image, else counted."""
+        if not self._is_wanted(name):
+            return
+        try:
+            info = stat_of(path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 self.skipped["broken link or vanished file"] += 1
-                return
-            if stat.S_ISREG(info.st_mode):
-                self.add(key, info.st_size, info.st_mtime_ns)
             else:
-                self.skipped["special file"] += 1
+                self._note_unread(f"`{printable(path)}` ({error.strerror})", key)
+            return
+        if (info.st_dev, info.st_ino) == self.leave_out:
+            self.skipped["the file that is written"] += 1
+        elif stat.S_ISREG(info.st_mode):
+            self.add(key, info.st_size, info.st_mtime_ns)
+        else:
+            self.skipped["special file"] += 1
+
+    def _note_unread(self, what: str, start_of_keys: bytes) -> None:
+        self.skipped[what] += 1
+        self.unread[start_of_keys] = what
 
 
-def resolve(root: bytes, key: bytes) -> ImageRef:
+def resolve(root: bytes, key: bytes, *, stamp: tuple[int, int] | None = None) -> ImageRef:
     """Where the image of a stored key is now, inside a tar too.
 
     Args:
         root: the manifest's root, absolute.
         key: the image's key in that manifest.
+        stamp: the (bytes, mtime in ns) that it must still have; None takes what there is.
 
     Raises:
-        SourceError: there is no such file or member.
+        SourceError: there is no such file or member, or it has changed.
     """
     path = os.path.join(root, key)
     if os.path.isfile(path):
-        return ImageRef(path, -1, os.stat(path).st_size, key)
-    head, member_name = (root, key) if _is_tar(root) else _split_at_tar(path)
-    member: Member | None = read_tar_index(head).members.get(member_name) if head else None
-    if member is None:
-        raise SourceError(f"`{printable(key)}` is no longer in `{printable(root)}`")
-    return ImageRef(head, member.offset, member.size, key)
+        info = os.stat(path)
+        found, now = ImageRef(path, -1, info.st_size, key), (info.st_size, info.st_mtime_ns)
+    else:
+        head, member_name = (root, key) if _is_tar(root) else _split_at_tar(path)
+        index = read_tar_index(head) if head else None
+        if index is None or member_name not in index.members:
+            raise SourceError(f"`{printable(key)}` is no longer in `{printable(root)}`")
+        member = index.members[member_name]
+        found = ImageRef(head, member.offset, member.size, key, index.archive_size, index.archive_mtime_ns)
+        now = (member.size, member.mtime_ns)
+    if stamp not in (None, now):
+        raise SourceError(f"`{printable(key)}` in `{printable(root)}` has changed")
+    return found
 
 
 def manifest_of(root: bytes, images: Sequence[ImageRef]) -> Manifest:
     """A manifest of images that `resolve` has found, in their order; times are not known and stand as 0."""
-    containers = tuple(sorted({image.path for image in images if image.offset >= 0}))
+    stamps = {image.path: (image.archive_size, image.archive_mtime_ns) for image in images if image.offset >= 0}
+    containers = tuple(sorted(stamps))
     number_of = {path: number for number, path in enumerate(containers)}
     return Manifest(
         root=root,
@@ -319,6 +417,7 @@ def manifest_of(root: bytes, images: Sequence[ImageRef]) -> Manifest:
         containers=containers,
         container=np.array([number_of[image.path] if image.offset >= 0 else -1 for image in images], np.int32),
         offset=np.array([image.offset for image in images], np.int64),
+        container_stamps=tuple(stamps[path] for path in containers),
     )
 
 
@@ -336,7 +435,7 @@ def read_image_bytes(ref: ImageRef, *, max_bytes: int = MAX_FILE_BYTES) -> bytes
     """The bytes of one image; never waits on a FIFO or device and never reads more than `max_bytes`.
 
     Raises:
-        ImageError: the file has gone (VANISHED), is too large (TOO_LARGE), or cannot be read (UNREADABLE).
+        ImageError: the file has gone, or its tar is another than was listed (VANISHED), is too large (TOO_LARGE), or unreadable.
     """
     try:
         descriptor = os.open(ref.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without O_NONBLOCK a FIFO would wait for ever
@@ -344,6 +443,8 @@ def read_image_bytes(ref: ImageRef, *, max_bytes: int = MAX_FILE_BYTES) -> bytes
             info = os.fstat(descriptor)
             if not stat.S_ISREG(info.st_mode):
                 raise ImageError(Status.UNREADABLE, "read: not a regular file")
+            if ref.archive_size >= 0 and (info.st_size, info.st_mtime_ns) != (ref.archive_size, ref.archive_mtime_ns):
+                raise ImageError(Status.VANISHED, "read: the archive was replaced during the run")  # its members may lie elsewhere now
             size = ref.size if ref.offset >= 0 else info.st_size
             if size > max_bytes:
                 raise ImageError(Status.TOO_LARGE, f"read: {size:,} bytes, more than {max_bytes:,}")
@@ -373,6 +474,8 @@ def _read_list(stdin: BinaryIO | None, separator: bytes) -> Iterator[bytes]:
         )
     rest = b""
     while block := stdin.read(1 << 20):
+        if separator == b"\n" and b"\0" in block:
+            raise SourceError("the list on stdin has NUL between its paths, expected one path per line", hint="give `-0`")
         *paths, rest = (rest + block).split(separator)
         yield from filter(None, (path.removesuffix(b"\r") if separator == b"\n" else path for path in paths))
     if last := rest.removesuffix(b"\r") if separator == b"\n" else rest:

@@ -36,7 +36,7 @@ class Recomputed:
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of `verify`; `recomputed` is None where no row was asked for."""
+    """The result of `verify`; `recomputed` is None where no row was asked for, or the file has no embedded one."""
 
     integrity: VerifyReport
     recomputed: Recomputed | None
@@ -66,17 +66,18 @@ def verify(path: str, *, num_rows: int = 8, seed: int = 0, **changes: Any) -> Ve
     if num_rows == 0 or not integrity.is_intact:
         return Verification(integrity, None)
     with open_store(path) as store:
+        if len(store) == 0:
+            return Verification(integrity, None)
         return Verification(integrity, _recompute(store, num_rows, seed, changes))
 
 
 def _recompute(store: Store, num_rows: int, seed: int, changes: dict[str, Any]) -> Recomputed:
     chosen = np.sort(np.random.default_rng(seed).permutation(len(store))[:num_rows])
     paths = store.paths
-    job = prepare_again(store, [paths[row] for row in chosen], **changes)
+    job = prepare_again(store, chosen.tolist(), **changes)
     if job is None:
-        raise StoreError(
-            f"none of the {len(chosen)} images drawn is still at `{store.attrs['root']}`", hint="`--rows 0` checks the file alone"
-        )
+        message = f"none of the {len(chosen)} images drawn is still at `{store.attrs['root']}` with its size and time"
+        raise StoreError(message, hint="`--rows 0` checks the file alone")
     row_of = {path: row for row, path in enumerate(paths)}
     differences, cosines, names = [], [], []
     for batch, arrays in embedded_batches(job, np.arange(len(job.manifest)), {"decode": 0.0, "model": 0.0}):

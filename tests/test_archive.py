@@ -57,6 +57,21 @@ def test_dangerous_members_are_left_out(tmp_path: Path) -> None:
     assert manifest.skipped == {"tar member with an absolute name or `..`": 2, "link or device in a tar": 4}
 
 
+def test_members_without_a_name_are_left_out(tmp_path: Path) -> None:
+    """A regular member called `.`, and one with NUL in its PAX name, are counted."""
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, pax in ((".", {}), ("nul.jpg", {"path": "n\0ul.jpg"}), ("ok.jpg", {})):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = 1, pax
+            archive.addfile(info, io.BytesIO(b"x"))
+
+    manifest = find_images([str(path)])
+
+    assert manifest.keys == [b"ok.jpg"]
+    assert manifest.skipped == {"tar member without a name, or with NUL in it": 2}
+
+
 def test_odd_names_in_a_tar_survive(tmp_path: Path) -> None:
     """Member names that are not UTF-8 or longer than a header field lead back to their bytes, in GNU and PAX archives."""
     for tar_format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
@@ -80,6 +95,7 @@ def test_cut_tar_gives_what_is_whole_and_a_note(tmp_path: Path) -> None:
 
     assert manifest.keys == [b"a.jpg"]
     assert any("cut or damaged" in reason for reason in manifest.skipped)
+    assert list(manifest.unread) == [b""]
 
 
 def test_damaged_header_inside_a_tar_is_noted(tmp_path: Path) -> None:

@@ -341,3 +341,19 @@ def test_ctrl_c_ends_a_run_with_one_message(tmp_path: Path) -> None:
 def test_default_number_of_workers_is_bounded() -> None:
     """By default there is one decoder for each processor this process may use, at most 16."""
     assert default_num_workers() == min(len(os.sched_getaffinity(0)), 16)
+
+
+def test_a_thread_that_cannot_be_started_is_the_reason_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system gives no more threads its own words are raised, and those that run are ended."""
+    manifest, start = make_folder(tmp_path, 3), threading.Thread.start
+
+    def start_first(thread: threading.Thread) -> None:
+        if thread.name == "decoder-1":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_first)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        load(manifest)
+
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("decoder")] == []

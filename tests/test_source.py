@@ -140,6 +140,7 @@ def test_forbidden_folder_is_noted(tmp_path: Path) -> None:
     (tmp_path / "private").chmod(0o700)
     assert manifest.keys == [b"a.jpg"]
     assert any("private" in reason for reason in manifest.skipped)
+    assert list(manifest.unread) == [b"private/"]
 
 
 def test_folder_without_images_is_an_error(tmp_path: Path) -> None:
@@ -184,6 +185,123 @@ def test_glob_takes_images_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(fill(tmp_path, "a/x.jpg", "a/b/y.png", "a/notes.txt"))
 
     assert find_images(["a/**/*.*"]).keys == [b"a/b/y.png", b"a/x.jpg"]
+
+
+def test_glob_enters_each_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links back up neither multiply the images of `**` nor keep it busy for ever; a folder elsewhere is entered through its link."""
+    fill(tmp_path, "p/0.jpg", "p/q/1.jpg", "elsewhere/2.jpg")
+    (tmp_path / "p" / "a_loop").symlink_to(tmp_path / "p")
+    (tmp_path / "p" / "q" / "loop").symlink_to(tmp_path)
+    (tmp_path / "p" / "out").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    expected = [b"p/0.jpg", b"p/out/2.jpg", b"p/q/1.jpg"]
+
+    for pattern in ("p/**/*.jpg", "p/**/*", "p/**", "./p/**/**/*.jpg", str(tmp_path / "p" / "**" / "*.jpg")):
+        keys = [os.path.relpath(key, os.fsencode(tmp_path)) if key.startswith(b"/") else key for key in find_images([pattern]).keys]
+
+        assert keys == expected, pattern
+
+
+def test_glob_passes_over_what_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken link and a FIFO that a pattern matches are counted, as in a folder."""
+    monkeypatch.chdir(fill(tmp_path, "a.jpg"))
+    (tmp_path / "b.jpg").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "c.jpg")
+
+    manifest = find_images(["*.jpg"])
+
+    assert manifest.keys == [b"a.jpg"]
+    assert manifest.skipped == {"broken link or vanished file": 1, "special file": 1}
+
+
+def test_link_to_itself_costs_only_itself(tmp_path: Path) -> None:
+    """A link that leads nowhere but to itself does not end the listing of its folder."""
+    fill(tmp_path, "a.jpg", "z.jpg")
+    (tmp_path / "m.jpg").symlink_to("m.jpg")
+
+    manifest = find_images([str(tmp_path)])
+
+    assert manifest.keys == [b"a.jpg", b"z.jpg"]
+    assert manifest.unread == {}
+
+
+def test_listed_file_of_no_use_gets_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken link and a FIFO of a list do not end the run: each has a row that fails."""
+    monkeypatch.chdir(fill(tmp_path, "a.jpg"))
+    (tmp_path / "b.jpg").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "c.jpg")
+
+    manifest = find_images(["-"], stdin=io.BytesIO(b"a.jpg\nb.jpg\nc.jpg\n"))
+
+    assert manifest.keys == [b"a.jpg", b"b.jpg", b"c.jpg"]
+    for row, status in ((1, Status.VANISHED), (2, Status.UNREADABLE)):
+        with pytest.raises(ImageError) as caught:
+            read_image_bytes(manifest[row])
+        assert caught.value.status == status
+
+
+def test_nul_list_without_its_option_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output of `find -print0` read as lines is one sentence that says what to give."""
+    monkeypatch.chdir(fill(tmp_path, "a.jpg", "b.jpg"))
+
+    with pytest.raises(SourceError, match="has NUL between its paths") as caught:
+        find_images(["-"], stdin=io.BytesIO(b"a.jpg\0b.jpg\0"))
+
+    assert caught.value.hint == "give `-0`"
+
+
+def test_one_source_or_suffix_need_not_be_in_a_list(tmp_path: Path) -> None:
+    """A text, bytes or a path alone is one source, and a text alone one suffix."""
+    fill(tmp_path, "a.jpg", "b.png")
+
+    for source in (str(tmp_path), os.fsencode(tmp_path), tmp_path):
+        assert find_images(source, suffixes=".jpg").keys == [b"a.jpg"]
+
+
+def test_dots_behind_a_link_lead_to_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`a/link/../x.jpg` is beside the folder that the link leads to, and not `a/x.jpg`."""
+    monkeypatch.chdir(fill(tmp_path, "a/x.jpg", "b/x.jpg", "b/c/y.jpg"))
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b" / "c")
+
+    assert find_images(["a/x.jpg", "a/link/../x.jpg", "b/x.jpg"]).keys == [b"a/link/../x.jpg", b"a/x.jpg"]
+
+
+def test_file_to_be_written_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output of an earlier run is left out of a folder and a glob, whatever it is called."""
+    monkeypatch.chdir(fill(tmp_path, "a.jpg", "feats"))
+
+    for source in (".", "*"):
+        manifest = find_images([source], leave_out="feats")
+
+        assert manifest.keys == [b"a.jpg"]
+        assert manifest.skipped == {"the file that is written": 1}
+
+
+def test_replaced_archive_gives_no_other_member(tmp_path: Path) -> None:
+    """When a tar has been replaced since it was listed, its members have vanished, whatever lies at their places now."""
+    path = make_tar(tmp_path / "s.tar", {"a.jpg": b"red", "b.jpg": b"lime"})
+    manifest = find_images([str(path)])
+    assert read_image_bytes(manifest[0]) == b"red"
+    make_tar(tmp_path / "new.tar", {"b.jpg": b"lime", "a.jpg": b"red"}).replace(path)
+
+    for ref in (manifest[0], manifest_of(manifest.root, [manifest[0]])[0]):
+        with pytest.raises(ImageError, match="read: the archive was replaced during the run") as caught:
+            read_image_bytes(ref)
+        assert caught.value.status == Status.VANISHED
+
+
+def test_changed_image_is_not_found_again(tmp_path: Path) -> None:
+    """An image is found again by the size and time that it had, in a tar too, and not when one of them differs."""
+    fill(tmp_path, "a.jpg")
+    make_tar(tmp_path / "s.tar", {"b.jpg": b"member"})
+    for source in (tmp_path, tmp_path / "s.tar"):
+        manifest = find_images([str(source)])
+        key, size, mtime_ns = manifest.keys[0], int(manifest.file_size[0]), int(manifest.file_mtime_ns[0])
+
+        assert resolve(manifest.root, key, stamp=(size, mtime_ns)) == manifest[0]
+        for stamp in ((size + 1, mtime_ns), (size, mtime_ns + 1)):
+            with pytest.raises(SourceError, match="has changed"):
+                resolve(manifest.root, key, stamp=stamp)
 
 
 def test_existing_path_wins_over_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def verify(
             typer.echo(f"damaged: row {row:,}, {_one_line(name)}")
         if again := result.recomputed:
             typer.echo(
-                f"embedded again: {again.rows:,} rows ({again.missing:,} images gone), largest difference "
+                f"embedded again: {again.rows:,} rows ({again.missing:,} images gone or changed), largest difference "
                 f"{again.max_difference:.1e} of the token's length, smallest cosine {again.min_cosine:.6f} ({_one_line(again.worst)})"
             )
     if not result.is_good:

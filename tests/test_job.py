@@ -1,0 +1,42 @@
+"""What a run will do, resolved from its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dino_extract.config import EmbedConfig
+from dino_extract.errors import SourceError
+from dino_extract.job import prepare
+from tests.pictures import save_pictures
+
+CONFIG = EmbedConfig(model="tiny", random_weights=0, size="28")
+
+
+@pytest.mark.parametrize("sources", [["photos/*/*.png"], ["photos", "photos/odd"], ["-"]])
+def test_what_has_no_name_needs_one_for_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: list[str]) -> None:
+    """A pattern, several sources and a list do not say what the file should be called."""
+    save_pictures(tmp_path / "photos", range(2))
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SourceError, match="need a name for the file") as caught:
+        prepare(sources, None, CONFIG)
+
+    assert caught.value.hint == "give it with `-o FILE.h5`"
+
+
+def test_folder_that_looks_like_a_pattern_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is there names its file, brackets or not."""
+    save_pictures(tmp_path / "photos[1]", range(2))
+    monkeypatch.chdir(tmp_path)
+
+    assert prepare(["photos[1]"], None, CONFIG).output == "photos[1].h5"
+
+
+def test_output_in_its_own_folder_is_no_image(tmp_path: Path) -> None:
+    """A finished file without suffix inside the source is not among the images of the next run."""
+    save_pictures(tmp_path, range(2))
+    (tmp_path / "feats").write_bytes(b"an earlier result")
+
+    assert len(prepare([str(tmp_path)], tmp_path / "feats", CONFIG).manifest) == 2
