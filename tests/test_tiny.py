@@ -66,7 +66,7 @@ def test_a_copy_is_nearer_than_any_other_photograph(tmp_path: Path) -> None:
     same = names[:, None] == names[None, :]
     similarity = features @ features.T
     assert similarity[same].min() > 0.95
-    assert similarity[~same].max() < 0.95
+    assert similarity[~same].max() < 0.8
 
 
 def test_materials_are_told_apart_better_than_by_pixels(shared_dir: Path, tmp_path: Path) -> None:
@@ -74,11 +74,11 @@ def test_materials_are_told_apart_better_than_by_pixels(shared_dir: Path, tmp_pa
     embed(shared_dir / "images" / "trashnet.tar", tmp_path / "trashnet.h5")
 
     (score,) = dx.knn(tmp_path / "trashnet.h5", k=(20,)).scores
-    assert score.top1 > PIXELS_LEAVE_ONE_OUT + 0.08
+    assert score.top1 > PIXELS_LEAVE_ONE_OUT + 0.15
 
 
 def test_pca_tells_a_thing_from_a_plain_ground(shared_dir: Path) -> None:
-    """The first component of patch tokens orders patches of the thing before those of the ground, in 95 of 100 pairs.
+    """The first component of patch tokens orders patches of the thing before those of the ground, in nine of ten pairs.
 
     The ground is plain, so colours would do as well: of crowded scenes nothing is promised.
     """
@@ -100,7 +100,7 @@ def test_pca_tells_a_thing_from_a_plain_ground(shared_dir: Path) -> None:
         areas.append(max(is_before, 1 - is_before))
 
     assert len(areas) >= 3
-    assert np.mean(areas) > 0.95
+    assert np.mean(areas) > 0.9
 
 
 def trashnet_pictures(shared_dir: Path, side: int, *, every: int) -> Iterator[Image.Image]:

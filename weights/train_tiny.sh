@@ -1,9 +1,10 @@
 #!/bin/sh
-# How `tiny.safetensors` was trained: `weights/train_tiny.sh PHOTOS WORK` writes WORK/tiny.safetensors. Two hours on one to two CPU cores.
-# PHOTOS is a folder, a quoted glob of .tar shards, or a list; see docs/training.md for the photographs and the figures. The file that
-# comes with the project had its first phase stopped after step 2311.
+# How `tiny.safetensors` was trained: `weights/train_tiny.sh PHOTOS SAMPLE WORK` writes WORK/tiny.safetensors. Five hours on a CPU core or two.
+# PHOTOS is a folder, a quoted glob of .tar shards, or a list, and SAMPLE some thousand of them, to whiten with; see docs/training.md for the
+# photographs and the figures. The file that comes with the project had its first phase stopped after step 2311. Run it in the
+# environment of dino-extract.
 set -eu
-photos=$1 work=$2
+photos=$1 sample=$2 work=$3
 
 common="--model tiny --local-crops 0 --blur off --batch 64 --dtype bfloat16
     --set crops.mask_sample_probability=0 --set objective.ibot_loss_weight=0 --set objective.koleo_loss_weight=0.02
@@ -22,11 +23,21 @@ dino-extract finetune $photos -o "$work/second" $common --weights "$work/first" 
     --set crops.decode_size=112 --set drop_path_rate=0 --set objective.anchor_loss_weight=0 \
     --set optim.base_lr=0.001 --set schedule.warmup_steps=20 --set schedule.min_lr=1e-6 \
     --set schedule.momentum_teacher=0.99 --set schedule.final_momentum_teacher=0.998
-# The last phase learns hidden patches too; the later of two equal options counts.
+# The other phases learn hidden patches too; the later of two equal options counts.
+hidden="$common --keep-heads --global-size 84
+    --set crops.mask_sample_probability=0.5 --set objective.ibot_loss_weight=0.5
+    --set crops.decode_size=112 --set drop_path_rate=0 --set objective.anchor_loss_weight=0
+    --set optim.base_lr=0.0016 --set schedule.warmup_steps=50 --set schedule.min_lr=1e-6 --set schedule.momentum_teacher=0.99"
 # shellcheck disable=SC2086
-dino-extract finetune $photos -o "$work/third" $common --weights "$work/second" --keep-heads --global-size 84 --steps 1900 --seed 2 \
-    --set crops.mask_sample_probability=0.5 --set objective.ibot_loss_weight=0.5 \
-    --set crops.decode_size=112 --set drop_path_rate=0 --set objective.anchor_loss_weight=0 \
-    --set optim.base_lr=0.0016 --set schedule.warmup_steps=50 --set schedule.min_lr=1e-6 \
-    --set schedule.momentum_teacher=0.99 --set schedule.final_momentum_teacher=0.999
-dino-extract weights convert "$work/third" "$work/tiny.safetensors" --to dino-extract --dtype float16 --licence Apache-2.0 --size 224 --overwrite
+dino-extract finetune $photos -o "$work/third" $hidden --weights "$work/second" --steps 1900 --seed 2 --set schedule.final_momentum_teacher=0.999
+# shellcheck disable=SC2086
+dino-extract finetune $photos -o "$work/fourth" $hidden --weights "$work/third" --steps 1700 --seed 3 --set schedule.final_momentum_teacher=0.9995 \
+    --set objective.koleo_loss_weight=0.05
+# shellcheck disable=SC2086
+dino-extract finetune $photos -o "$work/fifth" $hidden --weights "$work/fourth" --steps 2850 --seed 4 --set schedule.final_momentum_teacher=0.999 \
+    --set 'crops.global_crops_scale=[0.14,1.0]'
+
+# shellcheck disable=SC2086
+dino-extract embed $sample -o "$work/tokens.h5" --weights "$work/fifth" --size 224 --tokens cls,patch --overwrite
+python "$(dirname "$0")/whiten.py" "$work/fifth" "$work/tokens.h5" "$work/white.safetensors"
+dino-extract weights convert "$work/white.safetensors" "$work/tiny.safetensors" --to dino-extract --dtype float16 --licence Apache-2.0 --size 224 --overwrite
