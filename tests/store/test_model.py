@@ -80,7 +80,7 @@ class Model:
             rows[key] = next((row for row in held if row and self.may_keep(row, mtime_ns, run)), None)
         for donor in [] if run.prune else donors:
             for key, row in donor.rows.items():
-                if row and key not in rows:
+                if row and key not in rows and row.status != Status.VANISHED:
                     rows[key] = row
         is_done = not part and not run.overwrite and self.finished is not None and rows == self.finished.rows
         return rows, is_done
