@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from dino_extract.store.rows import intact_rows
 
 HEADER_LIMIT_S = 120.0  # a header of 10 million rows takes seconds
 _READ_HEADER = """
-import sys
-path, *sys.path = sys.argv[1:]
+import signal, sys
+limit, path, *sys.path = sys.argv[1:]
+signal.alarm(int(limit))  # where nobody is left to end it
 from dino_extract.store.header import open_hdf5, read_header
 with open_hdf5(path) as file:
     read_header(file, path)
@@ -90,7 +92,8 @@ def verify_store(path: str | os.PathLike[str], *, header_limit_s: float | None =
 
 def _fate_of_reader(path: str, limit_s: float) -> str | None:
     """What befell HDF5 in a process that has read the header; None if it came back. Why it refused, this process will say."""
-    command = [sys.executable, "-I", "-c", _READ_HEADER, path, *(os.path.abspath(entry) for entry in sys.path)]
+    own_limit = str(math.ceil(limit_s) + 1)
+    command = [sys.executable, "-I", "-c", _READ_HEADER, own_limit, path, *(os.path.abspath(entry) for entry in sys.path)]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import signal
+import subprocess
+import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -111,16 +114,27 @@ def test_every_byte_is_covered(tmp_path: Path, finished: bytes) -> None:
         position += 1
 
 
-def test_header_that_hdf5_never_comes_back_from_is_damage(tmp_path: Path, finished: bytes) -> None:
-    """A text of the header with a wrong length makes HDF5 2.0 loop for ever; `verify_store` ends, and says so."""
+@pytest.fixture
+def endless(tmp_path: Path, finished: bytes) -> Path:
+    """A file whose header has a text of a wrong length, which makes HDF5 2.0 loop for ever."""
     content = bytearray(finished)
     first_length = content.find(b"GCOL") + 24  # 16 bytes before the first object of the heap, 8 bytes before its length
     content[first_length + 1] ^= 1
-    (tmp_path / "damaged.h5").write_bytes(content)
+    path = tmp_path / "damaged.h5"
+    path.write_bytes(content)
+    return path
 
-    report = verify_store(tmp_path / "damaged.h5", header_limit_s=3)
 
-    assert report.header_damage
+def test_header_that_hdf5_never_comes_back_from_is_damage(endless: Path) -> None:
+    """`verify_store` ends where HDF5 does not, and says so."""
+    assert verify_store(endless, header_limit_s=3).header_damage
+
+
+def test_a_header_reader_whose_parent_was_killed_ends(endless: Path) -> None:
+    """The process that reads the header ends by itself, too."""
+    done = subprocess.run([sys.executable, "-I", "-c", verifying._READ_HEADER, "2", str(endless), *sys.path], timeout=60, check=False)
+
+    assert done.returncode == -signal.SIGALRM
 
 
 def test_crash_of_the_header_reader_is_damage(tmp_path: Path, finished: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
