@@ -160,10 +160,8 @@ class Writer:
         finally:
             if self._committer is None:
                 self._let_go()
-            else:
-                self._committer.when_ended(
-                    self._let_go
-                )  # after a second Ctrl-C it still writes: its descriptor must not go to another file
+            else:  # after a second Ctrl-C its thread still writes: the descriptor must not go to another file
+                self._committer.when_ended(self._let_go)
 
     def _let_go(self) -> None:
         part, self._part = self._part, None
