@@ -21,8 +21,8 @@ from dino_extract.engine import Engine, allocator_for, to_device
 from dino_extract.engine.streams import start_pool
 from dino_extract.errors import ConfigError
 from dino_extract.job import Job, prepare
+from dino_extract.manifest import ImageError, manifest_of, read_image_bytes
 from dino_extract.preprocess import Pictures, preprocess_picture
-from dino_extract.source import ImageError, manifest_of, read_image_bytes
 from dino_extract.store import RowTable, open_writer
 
 MODEL_SECONDS = 3.0  # long enough for a few batches of a small model on a slow machine

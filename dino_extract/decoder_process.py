@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from dino_extract.decode import MAX_ERROR_CHARS, open_upright, read_image_size
 from dino_extract.errors import DecodeError
+from dino_extract.manifest import ImageError, ImageRef, read_image_bytes
 from dino_extract.preprocess import MAX_ASPECT, Preprocess, preprocess_picture
-from dino_extract.source import ImageError, ImageRef, read_image_bytes
 from dino_extract.status import Status
 
 MEMORY_BYTES = 2 * 2**30  # what one image may take; 100 megapixels need about 1 GB

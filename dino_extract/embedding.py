@@ -6,7 +6,7 @@ import os
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from dino_extract.errors import ConfigError, DinoExtractError, SourceError
 from dino_extract.job import Job, MadeWith, prepare, prepare_like
 from dino_extract.loader import Batch
 from dino_extract.preprocess import Pictures
+from dino_extract.source import Sources
 from dino_extract.status import Status
 from dino_extract.store import Writer, open_store, open_writer
 
@@ -33,7 +34,6 @@ ADVICE = {
 
 BATCHES_IN_FLIGHT = 2  # while one is read back the next is computed, so that the model never waits
 
-Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 OnProgress = Callable[[int, int, int], None]  # images done, images in all, images without an embedding
 
 
@@ -102,8 +102,8 @@ def embed(
         DinoExtractError: one sentence about what stands in the way; nothing already embedded is lost.
     """
     limit = most_failures(max_failures)
-    ends = [suffixes] if isinstance(suffixes, str) else suffixes
-    job = prepare(_names(sources), output, EmbedConfig(**options), suffixes=ends, stdin=stdin)
+    several = [sources] if isinstance(sources, (str, bytes, os.PathLike)) else sources
+    job = prepare([os.fsdecode(source) for source in several], output, EmbedConfig(**options), suffixes=suffixes, stdin=stdin)
     return run(job, overwrite=overwrite, prune=prune, retry_failed=retry_failed, max_failures=limit, on_progress=on_progress)
 
 
@@ -166,7 +166,7 @@ def embed_like(
     if "cls" not in store.attrs["tokens"].split(","):
         message = f"`{store.path}` has no CLS tokens to compare with, only {store.attrs['tokens']}"
         raise ConfigError(message, hint="embed its images with `--tokens cls`, or embed the others into a file and compare that")
-    job = prepare_like(store, _names(sources), **changes)
+    job = prepare_like(store, sources, **changes)
     folder = "" if job.manifest.root == os.getcwdb() else os.fsdecode(job.manifest.root)
     paths: list[str] = []
     features: list[np.ndarray] = []
@@ -268,10 +268,6 @@ def _num_failed(path: str) -> int:
     """Committed rows of a store that have no embedding."""
     with open_store(path) as store:
         return int(np.count_nonzero((store.all_status != Status.OK) & (store.all_status != Status.PENDING)))
-
-
-def _names(sources: Sources) -> list[str]:
-    return [os.fspath(source) for source in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
 
 
 def _check_failures(failed: int, total: int, limit: float | None) -> None:

@@ -30,8 +30,9 @@ from dino_extract.engine import (
 )
 from dino_extract.errors import ConfigError, SourceError, StoreError
 from dino_extract.loader import Loader, scan_image_sizes
+from dino_extract.manifest import Manifest, manifest_of, printable, resolve, root_as_text, root_from_text
 from dino_extract.preprocess import Preprocess, parse_size
-from dino_extract.source import Manifest, find_images, manifest_of, printable, resolve, root_as_text, root_from_text
+from dino_extract.source import Sources, find_images
 from dino_extract.store import Layout, RowDataset, RowTable, Store, count_pending, ensure_space
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import RANDOM_WEIGHTS_WARNING, LoadedBackbone, is_timm
@@ -219,7 +220,7 @@ def prepare(
     return job
 
 
-def prepare_like(store: MadeWith, sources: Sequence[str], **changes: Any) -> Job:
+def prepare_like(store: MadeWith, sources: Sources, **changes: Any) -> Job:
     """A job that embeds other images exactly as those of a file were embedded; it is not meant to be written to a file.
 
     Args:

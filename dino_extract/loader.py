@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.decoder_process import MEMORY_BYTES, TIMEOUT_S, Allocate, DecoderDiedError, DecoderProcess, Reply, allocate_pixels
+from dino_extract.manifest import ImageRef, Manifest
 from dino_extract.preprocess import Preprocess
-from dino_extract.source import ImageRef, Manifest
 from dino_extract.status import Status
 
 MAX_WORKERS = 16  # beyond this the parent's share of the work, not decoding, sets the pace

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, AlphaPolicy, SizePolicy
 from dino_extract.errors import ConfigError
-from dino_extract.source import MAX_FILE_BYTES
+from dino_extract.manifest import MAX_FILE_BYTES
 
 RESIZE_OF_CROP = (256, 224)  # the official evaluation resizes the shorter side to 256 and crops 224
 EXACT_ASPECT = 16  # a longer picture is not resized as a whole: it could fill the memory, to be cropped away

@@ -1,4 +1,4 @@
-"""From SOURCE arguments to a sorted manifest of images, and from one entry of it to the bytes of that image."""
+"""From SOURCE arguments to a sorted manifest of images."""
 
 from __future__ import annotations
 
@@ -6,79 +6,26 @@ import contextlib
 import errno
 import glob
 import os
-import re
 import stat
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dino_extract.archive import clean_key, read_tar_index
-from dino_extract.errors import DecodeError, SourceError
-from dino_extract.status import Status
+from dino_extract.errors import SourceError
+from dino_extract.manifest import Manifest, is_tar, printable
 from dino_extract.suffixes import UNREADABLE_ARCHIVES, is_hidden, reason_to_skip
 
-MAX_FILE_BYTES = 512 * 2**20  # no photograph is larger; a wrong file should not fill the memory
-
-
-class ImageError(DecodeError):
-    """One image that cannot be used: the status of its row and the text beside it (stage, error, message)."""
-
-    def __init__(self, status: Status, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-class ImageRef(NamedTuple):
-    """Where the bytes of one image lie."""
-
-    path: bytes  # absolute path of the file, or of the tar that holds it
-    offset: int  # first byte inside a tar; -1 for a file of its own
-    size: int  # bytes
-    key: bytes
-    archive_size: int = -1  # bytes of the tar when it was listed; -1: not known, or a file of its own
-    archive_mtime_ns: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Manifest:
-    """All images of a run, sorted by the bytes of their keys.
-
-    `root` and a key are enough to find an image again (see `resolve`).
-    """
-
-    root: bytes  # absolute: the one folder or tar that was given, else the working directory
-    sources: tuple[bytes, ...]  # as given, made absolute; `-` stands for a list on stdin
-    keys: list[bytes]
-    file_size: NDArray[np.int64]  # (N,) bytes
-    file_mtime_ns: NDArray[np.int64]  # (N,)
-    containers: tuple[bytes, ...]  # absolute paths of tars
-    container: NDArray[np.int32]  # (N,) index into `containers`, -1 for a file of its own
-    offset: NDArray[np.int64]  # (N,) first byte inside its container, -1 for a file of its own
-    container_stamps: tuple[tuple[int, int], ...]  # (bytes, mtime in ns) of each container when it was listed
-    skipped: dict[str, int] = field(default_factory=dict)  # reason -> how many were left out
-    unread: dict[bytes, str] = field(default_factory=dict)  # start of the keys that may be there -> what could not be looked into
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, row: int) -> ImageRef:
-        key, container = self.keys[row], int(self.container[row])
-        if container < 0:
-            return ImageRef(os.path.join(self.root, key), -1, int(self.file_size[row]), key)
-        return ImageRef(self.containers[container], int(self.offset[row]), int(self.file_size[row]), key, *self.container_stamps[container])
-
-
 AnyPath = str | bytes | os.PathLike[str]
+Sources = AnyPath | Iterable[AnyPath]
 _TakeFile = Callable[[os.DirEntry[bytes], bytes], None]  # a file of a folder, and its key
 
 
 def find_images(
-    sources: AnyPath | Sequence[AnyPath],
+    sources: Sources,
     *,
     suffixes: str | Sequence[str] = (),
     stdin: BinaryIO | None = None,
@@ -104,7 +51,7 @@ def find_images(
     wanted = [suffixes] if isinstance(suffixes, str) else suffixes
     finder = _Finder(tuple(suffix.lower() if suffix.startswith(".") else f".{suffix.lower()}" for suffix in wanted), leave_out)
     root = os.getcwdb()
-    if len(typed) == 1 and typed[0] not in (b"-", b"-0") and (os.path.isdir(typed[0]) or _is_tar(typed[0])):
+    if len(typed) == 1 and typed[0] not in (b"-", b"-0") and (os.path.isdir(typed[0]) or is_tar(typed[0])):
         root = _absolute(typed[0])
         finder.add_path(root, b"")
     else:
@@ -173,7 +120,7 @@ class _Finder:
         for match in matches:
             if os.path.isdir(match):
                 folders.append((match, clean_key(match)))
-            elif _is_tar(match):
+            elif is_tar(match):
                 self._add_tar(match, clean_key(match))
             else:
                 self._add_file(match, os.path.basename(match), clean_key(match), os.stat)
@@ -204,7 +151,7 @@ class _Finder:
             self._add_folders([(path, key)])
         elif not stat.S_ISREG(info.st_mode):
             raise SourceError(f"`{printable(path)}` is neither a folder nor a regular file")
-        elif _is_tar(path):
+        elif is_tar(path):
             self._add_tar(path, key)
         elif path.lower().endswith(tuple(map(str.encode, UNREADABLE_ARCHIVES))):
             raise SourceError(
@@ -375,97 +322,6 @@ class _Finder:
         self.unread[start_of_keys] = what
 
 
-def resolve(root: bytes, key: bytes, *, stamp: tuple[int, int] | None = None) -> ImageRef:
-    """Where the image of a stored key is now, inside a tar too.
-
-    Args:
-        root: the manifest's root, absolute.
-        key: the image's key in that manifest.
-        stamp: the (bytes, mtime in ns) that it must still have; None takes what there is.
-
-    Raises:
-        SourceError: there is no such file or member, or it has changed.
-    """
-    path = os.path.join(root, key)
-    if os.path.isfile(path):
-        info = os.stat(path)
-        found, now = ImageRef(path, -1, info.st_size, key), (info.st_size, info.st_mtime_ns)
-    else:
-        head, member_name = (root, key) if _is_tar(root) else _split_at_tar(path)
-        index = read_tar_index(head) if head else None
-        if index is None or member_name not in index.members:
-            raise SourceError(f"`{printable(key)}` is no longer in `{printable(root)}`")
-        member = index.members[member_name]
-        found = ImageRef(head, member.offset, member.size, key, index.archive_size, index.archive_mtime_ns)
-        now = (member.size, member.mtime_ns)
-    if stamp not in (None, now):
-        raise SourceError(f"`{printable(key)}` in `{printable(root)}` has changed")
-    return found
-
-
-def manifest_of(root: bytes, images: Sequence[ImageRef]) -> Manifest:
-    """A manifest of images that `resolve` has found, in their order; times are not known and stand as 0."""
-    stamps = {image.path: (image.archive_size, image.archive_mtime_ns) for image in images if image.offset >= 0}
-    containers = tuple(sorted(stamps))
-    number_of = {path: number for number, path in enumerate(containers)}
-    return Manifest(
-        root=root,
-        sources=(root,),
-        keys=[image.key for image in images],
-        file_size=np.array([image.size for image in images], np.int64),
-        file_mtime_ns=np.zeros(len(images), np.int64),
-        containers=containers,
-        container=np.array([number_of[image.path] if image.offset >= 0 else -1 for image in images], np.int32),
-        offset=np.array([image.offset for image in images], np.int64),
-        container_stamps=tuple(stamps[path] for path in containers),
-    )
-
-
-def _split_at_tar(path: bytes) -> tuple[bytes, bytes]:
-    end = path.lower().find(b".tar/")
-    while end >= 0:
-        head, tail = path[: end + 4], path[end + 5 :]
-        if os.path.isfile(head):
-            return head, tail
-        end = path.lower().find(b".tar/", end + 1)
-    return b"", b""
-
-
-def read_image_bytes(ref: ImageRef, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """The bytes of one image; never waits on a FIFO or device and never reads more than `max_bytes`.
-
-    Raises:
-        ImageError: the file has gone, or its tar is another than was listed (VANISHED), is too large (TOO_LARGE), or unreadable.
-    """
-    try:
-        descriptor = os.open(ref.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without O_NONBLOCK a FIFO would wait for ever
-        try:
-            info = os.fstat(descriptor)
-            if not stat.S_ISREG(info.st_mode):
-                raise ImageError(Status.UNREADABLE, "read: not a regular file")
-            if ref.archive_size >= 0 and (info.st_size, info.st_mtime_ns) != (ref.archive_size, ref.archive_mtime_ns):
-                raise ImageError(Status.VANISHED, "read: the archive was replaced during the run")  # its members may lie elsewhere now
-            size = ref.size if ref.offset >= 0 else info.st_size
-            if size > max_bytes:
-                raise ImageError(Status.TOO_LARGE, f"read: {size:,} bytes, more than {max_bytes:,}")
-            return b"".join(_read_range(descriptor, max(ref.offset, 0), size))
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        raise ImageError(Status.VANISHED, "read: the file has gone") from None
-    except OSError as error:
-        raise ImageError(Status.UNREADABLE, f"read: {type(error).__name__}: {error.strerror}") from error
-
-
-def _read_range(descriptor: int, offset: int, size: int) -> Iterator[bytes]:
-    while size > 0:
-        part = os.pread(descriptor, size, offset)
-        if not part:  # the file has shrunk: the decoder will say what is wrong with the rest
-            return
-        yield part
-        offset, size = offset + len(part), size - len(part)
-
-
 def _read_list(stdin: BinaryIO | None, separator: bytes) -> Iterator[bytes]:
     if stdin is None:
         raise SourceError(
@@ -482,26 +338,6 @@ def _read_list(stdin: BinaryIO | None, separator: bytes) -> Iterator[bytes]:
         yield last
 
 
-def _is_tar(path: bytes) -> bool:
-    return path.lower().endswith(b".tar") and os.path.isfile(path)
-
-
 def _absolute(path: bytes) -> bytes:
     path = clean_key(os.path.join(os.getcwdb(), path))
     return os.path.realpath(path) if b".." in path.split(b"/") else path
-
-
-def root_as_text(root: bytes) -> str:
-    r"""A root as the text that a file records: bytes that are not UTF-8, and backslashes, as `\xff`; see `root_from_text`."""
-    return root.replace(b"\\", rb"\x5c").decode("utf-8", "backslashreplace")
-
-
-def root_from_text(text: str) -> bytes:
-    """The root that `root_as_text` has written down."""
-    return re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode())
-
-
-def printable(path: bytes) -> str:
-    """The path as text that is safe on a terminal: control characters and bytes that are not UTF-8 are escaped."""
-    text = path.decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -7,7 +7,8 @@ import os
 import tarfile
 from pathlib import Path
 
-from dino_extract.source import find_images, read_image_bytes
+from dino_extract.manifest import read_image_bytes
+from dino_extract.source import find_images
 
 
 def fill(folder: Path, *names: str | bytes) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from dino_extract.decode import decode_image, read_image_size, to_rgb
-from dino_extract.source import ImageError
+from dino_extract.manifest import ImageError
 from dino_extract.status import Status
 
 

@@ -19,8 +19,8 @@ from dino_extract import decoder_process
 from dino_extract.decode import decode_image
 from dino_extract.decoder_process import DecoderDiedError, DecoderProcess
 from dino_extract.errors import DecodeError
+from dino_extract.manifest import ImageRef
 from dino_extract.preprocess import Preprocess, preprocess
-from dino_extract.source import ImageRef
 from dino_extract.status import Status
 
 OPTIONS = Preprocess(height=28, width=42)
@@ -352,7 +352,7 @@ def test_library_that_prints_does_not_disturb_the_protocol(tmp_path: Path) -> No
     (tmp_path / "a.tif").write_bytes(buffer.getvalue().replace(b"\x80", b"\x7f", 1))
     code = (
         "import sys, os; from dino_extract.decoder_process import DecoderProcess; from dino_extract.preprocess import Preprocess\n"
-        "from dino_extract.source import ImageRef\n"
+        "from dino_extract.manifest import ImageRef\n"
         "d = DecoderProcess(Preprocess()); d.wait_until_ready(); d.send(ImageRef(os.fsencode(sys.argv[1]), -1, 0, b'a'))\n"
         "print(d.receive().error); d.close()"
     )

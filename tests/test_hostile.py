@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dino_extract.loader import Batch, Loader, scan_image_sizes
+from dino_extract.manifest import Manifest
 from dino_extract.preprocess import Preprocess
-from dino_extract.source import Manifest, find_images
+from dino_extract.source import find_images
 from dino_extract.status import Status
 
 # Read here although the recorded outcome, which tries every frame and Pillow's own convert, is a failure: two whose first page is

@@ -19,8 +19,9 @@ from dino_extract import decoder_process
 from dino_extract.decode import decode_image
 from dino_extract.errors import DecodeError
 from dino_extract.loader import Batch, Loader, default_num_workers, scan_image_sizes
+from dino_extract.manifest import Manifest
 from dino_extract.preprocess import Preprocess, preprocess
-from dino_extract.source import Manifest, find_images
+from dino_extract.source import find_images
 from dino_extract.status import Status
 
 OPTIONS = Preprocess(height=28, width=28)

@@ -12,7 +12,7 @@ from dino_extract.analysis.pictures import display_name, fit_within, shortened, 
 from dino_extract.analysis.writing import writing
 from dino_extract.decode import open_upright
 from dino_extract.errors import DinoExtractError
-from dino_extract.source import ImageRef, read_image_bytes
+from dino_extract.manifest import ImageRef, read_image_bytes
 from dino_extract.store import Store
 
 TILE_PX = 128

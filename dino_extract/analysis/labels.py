@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dino_extract.analysis.vectors import require_images, several
 from dino_extract.errors import ConfigError, SourceError, StoreError
-from dino_extract.source import printable
+from dino_extract.manifest import printable
 from dino_extract.status import Status
 from dino_extract.store import Store, read_dataset
 

@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from dino_extract.analysis.vectors import require_images
 from dino_extract.decode import open_upright
 from dino_extract.errors import ConfigError, DinoExtractError, SourceError
+from dino_extract.manifest import printable, read_image_bytes, resolve, root_from_text
 from dino_extract.preprocess import Preprocess, preprocess_picture
-from dino_extract.source import printable, read_image_bytes, resolve, root_from_text
 from dino_extract.store import Store
 
 GAP_PX = 6  # white between pictures

@@ -15,8 +15,8 @@ from dino_extract.backbone import Backbone
 from dino_extract.config import SizePolicy
 from dino_extract.decode import open_upright
 from dino_extract.errors import SourceError
+from dino_extract.manifest import ImageError, ImageRef, read_image_bytes
 from dino_extract.preprocess import Preprocess, preprocess_picture
-from dino_extract.source import ImageError, ImageRef, read_image_bytes
 
 
 @dataclass(frozen=True, eq=False)

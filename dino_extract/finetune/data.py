@@ -27,8 +27,8 @@ from dino_extract.finetune.crops import CropParams, draw_crops
 from dino_extract.finetune.masks import mask_batch
 from dino_extract.finetune.student_teacher import NUM_GLOBAL_CROPS, Batch
 from dino_extract.loader import Loader
+from dino_extract.manifest import Manifest
 from dino_extract.preprocess import Preprocess
-from dino_extract.source import Manifest
 from dino_extract.status import Status
 
 CHUNK_ROWS = 1_000_000  # rows planned at a time; starting decoders costs half a second, so epochs of small folders share a plan

@@ -22,7 +22,7 @@ from dino_extract.finetune.output import deciding_differences
 from dino_extract.finetune.schedules import schedule_values
 from dino_extract.finetune.step import TrainingStep
 from dino_extract.finetune.student_teacher import Network, StudentTeacher
-from dino_extract.source import Manifest
+from dino_extract.manifest import Manifest
 
 MOMENTUM = 0.99  # of the average of heads that start from nothing
 ORDER_OFFSET = 1  # the heads see the images in another order than the run does

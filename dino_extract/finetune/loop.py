@@ -33,7 +33,8 @@ from dino_extract.finetune.presets import check
 from dino_extract.finetune.schedules import ScheduleValues, scaled_lr, schedule_values
 from dino_extract.finetune.step import DivergedError, TrainingStep, compile_blocks
 from dino_extract.finetune.student_teacher import StudentTeacher
-from dino_extract.source import Manifest, find_images, printable
+from dino_extract.manifest import Manifest, printable
+from dino_extract.source import find_images
 
 Say = Callable[[str], None]
 

@@ -19,8 +19,9 @@ from dino_extract.finetune.monitor import Labelled, Monitor, rows_to_watch, spli
 from dino_extract.finetune.presets import check, with_lengths
 from dino_extract.finetune.student_teacher import Network, StudentTeacher
 from dino_extract.loader import default_num_workers
+from dino_extract.manifest import Manifest
 from dino_extract.preprocess import Preprocess
-from dino_extract.source import Manifest, find_images
+from dino_extract.source import find_images
 from dino_extract.weights import backbone_config, find_checkpoint
 from dino_extract.weights.loading import load
 
