@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,7 @@ class Batch:
         return replace(self, **moved)
 
 
-@dataclass(frozen=True)
-class StudentOutput:
+class StudentOutput(NamedTuple):  # before PyTorch 2.15, FSDP finds tensors in tuples but not in dataclasses
     """What the losses see of the student.
 
     Args:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from dino_extract.finetune.losses import Center, koleo_loss, sinkhorn_knopp
-from tests.finetune import ranks
+from tests.finetune import golden, ranks
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +76,13 @@ def test_two_ranks_distil_as_one(done: dict[str, ranks.Parts]) -> None:
     assert len({round(loss.item(), 3) for loss in whole.values()}) == 3, "each step moves the student"
     for name, want in whole.items():
         torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, want, rtol=1e-4, atol=0)
+
+
+def test_sharding_finds_what_the_student_gives() -> None:
+    """The student's tokens and scores are leaves of a tree to PyTorch: before 2.15 FSDP gathers weights for no other gradients."""
+    spec, tensors = golden.read(golden.GOLDEN / "train_step_sinkhorn_separate_heads.safetensors")
+    step = golden.training_step(spec, tensors)
+
+    given = step.student(golden.batch(tensors, 0))
+
+    assert [id(leaf) for leaf in tree_leaves(given) if leaf.requires_grad] == [id(tensor) for tensor in given]
