@@ -21,6 +21,7 @@ _EXPORTS = {
     "embed": ("dino_extract.embedding", "embed"),
     "embed_like": ("dino_extract.embedding", "embed_like"),
     "export": ("dino_extract.analysis.export", "export"),
+    "join": ("dino_extract.store", "join_stores"),
     "knn": ("dino_extract.analysis.knn", "knn"),
     "leaks": ("dino_extract.analysis.dedup", "leaks"),
     "linear": ("dino_extract.analysis.linear", "linear"),

@@ -22,6 +22,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 100_000_000  # 400 MB as Pillow holds it; well above any camera, and in reach of the memory limit of a decoder process
 DEFAULT_SIZE = 224  # pixels, of models that do not say otherwise
 
+# Attributes of a file that must be equal for its rows to be kept, or to be joined with others; every other attribute only informs.
+SIGNATURE = ("model", "weights_sha256", "preprocessing", "tokens", "layers", "compute_dtype", "store_dtype")
+
 LEAST = {"batch": 0, "workers": 0, "decode_timeout_s": 0.1, "max_pixels": 1}  # that these options may be
 
 
@@ -29,8 +32,8 @@ LEAST = {"batch": 0, "workers": 0, "decode_timeout_s": 0.1, "max_pixels": 1}  # 
 class EmbedConfig:
     """How images become embeddings.
 
-    From Python, `tokens` and `layers` may be lists or one number, `size` a number or a pair (height, width), `device` a `torch.device`,
-    and `model` and `weights` a `Path`; they are kept as text.
+    From Python, `tokens` and `layers` may be lists or one number, `size` a number or a pair (height, width), `shard` a pair, `device` a
+    `torch.device`, and `model` and `weights` a `Path`; they are kept as text.
 
     Args:
         model: name from `dino-extract weights list`, or `timm/NAME` for any ViT of the timm library; by default what the
@@ -54,6 +57,8 @@ class EmbedConfig:
         workers: decoder processes; 0 is one for each free CPU.
         decode_timeout_s: seconds after which the decoding of one image is given up.
         max_pixels: images with more pixels are not decoded.
+        shard: K/N takes the K-th of N parts of the images, counted from 1, for N machines or GPUs at a time; an image stays in its part
+            whatever others come and go.
 
     Raises:
         ConfigError: a value of another type, outside its range, or none of the choices.
@@ -78,6 +83,7 @@ class EmbedConfig:
     workers: int = 0
     decode_timeout_s: float = 30.0
     max_pixels: int = MAX_PIXELS
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(EmbedConfig).items():
@@ -92,9 +98,11 @@ class EmbedConfig:
                 value = os.fspath(value)
             _check(name, hint, value)
             object.__setattr__(self, name, value)
+        if self.shard is not None:
+            object.__setattr__(self, "shard", "{}/{}".format(*parse_shard(self.shard)))
 
 
-_BETWEEN = {"tokens": ",", "layers": ",", "size": "x"}  # what stands between several of them on the command line
+_BETWEEN = {"tokens": ",", "layers": ",", "size": "x", "shard": "/"}  # what stands between several of them on the command line
 _KINDS = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
 
 
@@ -122,6 +130,18 @@ def _check(name: str, hint: Any, value: Any) -> None:
     if not is_good:
         option = name.removesuffix("_s").replace("_", "-")
         raise ConfigError(f"`--{option}` takes {expected}, got `{value}`")
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """The (K, N) of `K/N`, 1 <= K <= N.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    number, slash, count = text.partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise ConfigError(f"`--shard` takes K/N with K from 1 to N, got `{text}`", hint="for example `--shard 3/8`")
 
 
 def most_failures(limit: float | str | None) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import torch
 
-from dino_extract.config import EmbedConfig
+from dino_extract.config import SIGNATURE, EmbedConfig, parse_shard
 from dino_extract.engine import (
     ComputeDtype,
     Engine,
@@ -37,9 +37,6 @@ from dino_extract.store import Layout, RowDataset, RowTable, Store, count_pendin
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import RANDOM_WEIGHTS_WARNING, LoadedBackbone, is_timm
 from dino_extract.weights.loading import load
-
-# What must be equal for rows of an earlier run to be kept; every other attribute only informs.
-SIGNATURE = ("model", "weights_sha256", "preprocessing", "tokens", "layers", "compute_dtype", "store_dtype")
 
 PROBE_BATCHES = 3  # of which the first warms up and the others are timed, for the estimate of `--dry-run`
 
@@ -110,12 +107,13 @@ class Job:
     def nbytes(self) -> int:
         """Size of the finished file, if every row is new."""
         patches = 0 if self.grid_size is None else int(self.grid_size.astype(np.int64).prod(axis=1).sum())
-        return self.layout.nbytes(len(self.manifest), max(map(len, self.manifest.keys)), patches)
+        return self.layout.nbytes(len(self.manifest), max(map(len, self.manifest.keys), default=1), patches)
 
     def describe(self) -> list[str]:
         """What the run is about to do, for people."""
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.manifest.skipped.items()))
-        lines = [f"{len(self.manifest):,} images" + (f" (left out: {skipped})" if skipped else "")]
+        shard = f" of shard {self.config.shard}" if self.config.shard else ""
+        lines = [f"{len(self.manifest):,} images{shard}" + (f" (left out: {skipped})" if skipped else "")]
         height, width = self.preprocess.height, self.preprocess.width
         lines.append(
             f"{self.model.name} ({self.model.weights_source}) on {self.device} in {self.dtype}, "
@@ -212,8 +210,12 @@ def prepare(
     Raises:
         DinoExtractError: something about the sources, the model, the options or the disk does not fit.
     """
-    path = os.fspath(output) if output is not None else _default_output(sources) if sources else ""  # refused by `find_images`
+    path = (
+        os.fspath(output) if output is not None else _default_output(sources, config.shard) if sources else ""
+    )  # refused by `find_images`
     manifest = find_images(sources, suffixes=suffixes, stdin=stdin, leave_out=path)
+    if config.shard is not None:
+        manifest = manifest.shard(*parse_shard(config.shard))
     job = _job(manifest, path, config)
     if not os.path.exists(path):
         ensure_space(path, job.nbytes())
@@ -365,13 +367,16 @@ def _layout(
         "root": root_as_text(manifest.root),
         "sources": json.dumps([printable(source) for source in manifest.sources]),
     }
-    return Layout(tuple(datasets), attrs, SIGNATURE)
+    if config.shard is not None:
+        attrs["shard"] = config.shard
+    return Layout(tuple(datasets), attrs, (*SIGNATURE, "shard"))
 
 
-def _default_output(sources: Sequence[str]) -> str:
+def _default_output(sources: Sequence[str], shard: str | None) -> str:
     source = os.fsdecode(sources[0])
     is_pattern = glob.has_magic(source) and not os.path.lexists(source)
     if len(sources) != 1 or source.startswith("-") or is_pattern:
         raise SourceError("a pattern, a list or several sources need a name for the file", hint="give it with `-o FILE.h5`")
     name = os.path.basename(os.path.abspath(source)) or "embeddings"
-    return (name.removesuffix(".tar") if name.endswith(".tar") else os.path.splitext(name)[0] if os.path.isfile(source) else name) + ".h5"
+    stem = name.removesuffix(".tar") if name.endswith(".tar") else os.path.splitext(name)[0] if os.path.isfile(source) else name
+    return stem + (".h5" if shard is None else ".{}-of-{}.h5".format(*parse_shard(shard)))

@@ -29,6 +29,8 @@ from dino_extract.errors import ConfigError
         ({"size": 28}, {"size": "28"}),
         ({"size": (28, 42)}, {"size": "28x42"}),
         ({"size": np.int64(28)}, {"size": "28"}),
+        ({"shard": (3, 8)}, {"shard": "3/8"}),
+        ({"shard": "03/8"}, {"shard": "3/8"}),
         ({"device": torch.device("cuda", 1)}, {"device": "cuda:1"}),
         ({"model": Path("tiny"), "weights": Path("a/b.pth")}, {"model": "tiny", "weights": "a/b.pth"}),
         ({"random_weights": np.int64(0), "batch": torch.tensor(8)}, {"random_weights": 0, "batch": 8}),
@@ -104,3 +106,11 @@ def test_no_limit_of_failures_is_one_sentence(limit: Any) -> None:
     """What is neither a count nor a share is refused, and does not mean that there is no limit."""
     with pytest.raises(ConfigError, match="`--max-failures` takes a count or a percentage, got `"):
         most_failures(limit)
+
+
+@pytest.mark.parametrize("shard", ["0/8", "9/8", "3", "3/", "/8", "-1/8", "a/b", "1/2/3", 3, (1, 2, 3)])
+def test_a_shard_counts_from_one_to_n(shard: Any) -> None:
+    """Anything but K/N with K from 1 to N is refused with an example."""
+    with pytest.raises(ConfigError, match="K/N with K from 1 to N") as caught:
+        EmbedConfig(shard=shard)
+    assert caught.value.hint == "for example `--shard 3/8`"

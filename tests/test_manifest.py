@@ -108,3 +108,21 @@ def test_any_root_survives_as_text(name: bytes) -> None:
 
     assert root_from_text(text.encode().decode()) == b"/photos/" + name
     assert root_as_text(b"/photos/a b") == "/photos/a b"
+
+
+def test_shards_are_even_parts_that_do_not_move(tmp_path: Path) -> None:
+    """Every image, in a tar too, is in exactly one of the shards, which are about equal, and stays there when others come."""
+    make_tar(tmp_path / "s.tar", {f"{number}.jpg": b"x" for number in range(200)})
+    fill(tmp_path, *(f"{number:04}.jpg" for number in range(200)))
+    before = find_images([str(tmp_path), str(tmp_path / "s.tar")])
+    fill(tmp_path, *(f"new{number}.jpg" for number in range(100)))
+    after = find_images([str(tmp_path), str(tmp_path / "s.tar")])
+
+    shards = [before.shard(number, 4) for number in range(1, 5)]
+
+    assert sorted(key for shard in shards for key in shard.keys) == before.keys
+    assert all(80 <= len(shard) <= 120 for shard in shards)
+    for number, shard in enumerate(shards, start=1):
+        row_of = {key: row for row, key in enumerate(before.keys)}
+        assert [shard[row] for row in range(len(shard))] == [before[row_of[key]] for key in shard.keys]
+        assert set(shard.keys) <= set(after.shard(number, 4).keys)

@@ -15,6 +15,7 @@ from dino_extract.cli import (
     export,
     finetune,
     inspect,
+    join,
     knn,
     linear,
     linear_dense,
@@ -38,6 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("embed", epilog=embed.EXAMPLES)(embed.embed)
+app.command("join", epilog=join.EXAMPLES)(join.join)
 app.command("info")(inspect.info)
 app.command("verify")(inspect.verify)
 app.command("finetune")(finetune.finetune)

@@ -29,6 +29,8 @@ EXAMPLES = """Examples:
 
   dino-extract embed shards/*.tar -o all.h5 --prune
 
+  CUDA_VISIBLE_DEVICES=2 dino-extract embed photos/ --shard 3/8
+
   find . -name '*.jpg' -print0 | dino-extract embed - -0 -o found.h5"""
 
 
@@ -101,6 +103,9 @@ def embed(
             "--decode-timeout", min=LEAST["decode_timeout_s"], help="Seconds before an image is given up.", rich_help_panel=MACHINE
         ),
     ] = EmbedConfig.decode_timeout_s,
+    shard: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Only the K-th of N parts of the images; see `join`.", rich_help_panel=MACHINE)
+    ] = EmbedConfig.shard,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file made with other options.", rich_help_panel=AGAIN)] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Drop rows of images that have gone.", rich_help_panel=AGAIN)] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed images again.", rich_help_panel=AGAIN)] = False,
@@ -136,6 +141,7 @@ def embed(
         workers=workers,
         decode_timeout_s=decode_timeout_s,
         max_pixels=max_pixels,
+        shard=shard,
     )
     limit = most_failures(max_failures)
     from dino_extract.source import require_present  # loads numpy, which `--help` must not wait for

@@ -91,6 +91,7 @@ def _facts(store: Store) -> dict[str, Any]:
         "versions": json.loads(attrs["versions"]),
         "root": attrs["root"],
         "sources": json.loads(attrs["sources"]),
+        **({"shard": attrs["shard"]} if "shard" in attrs else {}),
     }
 
 

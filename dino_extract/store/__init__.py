@@ -1,6 +1,7 @@
 """Embeddings in an HDF5 file that no crash can hurt, and back; the only part of the package that knows this format.
 
-`open_writer` begins or continues a file, `open_store` reads one, `verify_store` finds damage. docs/file-format.md has the format.
+`open_writer` begins or continues a file, `open_store` reads one, `join_stores` puts several together, and `verify_store` finds damage.
+docs/file-format.md has the format.
 `read_dataset` reads a dataset of an HDF5 file of any other kind.
 """
 
@@ -10,6 +11,7 @@ from dino_extract.status import Status
 from dino_extract.store.disk import ensure_space
 from dino_extract.store.foreign import begins_as_hdf5, read_dataset
 from dino_extract.store.header import is_store
+from dino_extract.store.joining import JoinResult, join_stores
 from dino_extract.store.layout import FORMAT, Layout, RowDataset, RowTable, part_path_of
 from dino_extract.store.lock import StoreWarning
 from dino_extract.store.opening import count_pending, open_writer
@@ -21,6 +23,7 @@ from dino_extract.store.writer import Writer
 __all__ = [
     "FORMAT",
     "Failure",
+    "JoinResult",
     "Layout",
     "RaggedRows",
     "RowDataset",
@@ -35,6 +38,7 @@ __all__ = [
     "count_pending",
     "ensure_space",
     "is_store",
+    "join_stores",
     "open_store",
     "open_writer",
     "part_path_of",

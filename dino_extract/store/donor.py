@@ -79,17 +79,23 @@ class Donor:
         os.close(self.fd)
 
 
-def differences(header: Header, layout: Layout) -> list[str]:
-    """What would have to be equal for the rows of a file to be kept and is not, one line each."""
+def differences(header: Header, layout: Layout, other: str = "you asked for") -> list[str]:
+    """What would have to be equal for the rows of a file to be kept and is not, one line each.
+
+    Args:
+        header: of the file.
+        layout: of what it is compared with.
+        other: what that is, for the lines.
+    """
     lines = []
     for name in layout.signature:
-        lines += _attr_differences(name, header.attrs.get(name), layout.attrs.get(name))
+        lines += _attr_differences(name, header.attrs.get(name), layout.attrs.get(name), other)
     has, wants = ({each.name: each for each in datasets} for datasets in (header.datasets, layout.row_datasets))
     for name in [*wants, *(name for name in has if name not in wants)] if not lines else []:  # datasets follow from the settings
         if has.get(name) != wants.get(name):
-            lines.append(f"dataset {name}: the file has {_described(has.get(name))}, you asked for {_described(wants.get(name))}")
+            lines.append(f"dataset {name}: the file has {_described(has.get(name))}, {other} {_described(wants.get(name))}")
     if not lines and list(has) != list(wants):
-        lines.append(f"order of datasets: the file has {', '.join(has)}, you asked for {', '.join(wants)}")
+        lines.append(f"order of datasets: the file has {', '.join(has)}, {other} {', '.join(wants)}")
     return lines
 
 
@@ -124,14 +130,14 @@ def check_same(donor: Donor, layout: Layout) -> None:
         raise StoreError(message, hint="`-o` chooses another file, `--overwrite` replaces this one")
 
 
-def _attr_differences(name: str, has: object, wants: object) -> list[str]:
+def _attr_differences(name: str, has: object, wants: object, other: str) -> list[str]:
     if has == wants:
         return []
     old, new = _parsed(has), _parsed(wants)
     if old and new:
         keys = [*new, *(key for key in old if key not in new)]
-        return [line for key in keys for line in _attr_differences(f"{name}.{key}", old.get(key), new.get(key))]
-    return [f"{name}: the file has {_shown(has)}, you asked for {_shown(wants)}"]
+        return [line for key in keys for line in _attr_differences(f"{name}.{key}", old.get(key), new.get(key), other)]
+    return [f"{name}: the file has {_shown(has)}, {other} {_shown(wants)}"]
 
 
 def _parsed(value: object) -> dict[str, object]:

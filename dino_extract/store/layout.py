@@ -240,6 +240,9 @@ class _Draft:
         self.extents[name] = Extent(dataset.get_offset() or 0, dataset.get_storage_size())
 
 
+OWN_ATTRS = ("dino_extract_format", "row_datasets", "ragged_datasets")  # which the store itself writes
+
+
 def _root_attrs(layout: Layout) -> dict[str, AttrValue]:
     own: dict[str, AttrValue] = {
         "dino_extract_format": FORMAT,

@@ -62,7 +62,7 @@ def open_writer(
             if _is_up_to_date(path, plan, donors, layout):
                 writer = Writer(path, plan.table, layout, plan.pending, lock, None)
             else:
-                writer = Writer(path, plan.table, layout, plan.pending, lock, _open_part(path, plan, donors, layout))
+                writer = Writer(path, plan.table, layout, plan.pending, lock, open_part(path, plan, donors, layout))
         on_failure.pop_all()
     return writer
 
@@ -161,7 +161,8 @@ def _plan(path: str, rows: RowTable, donors: Sequence[Donor], layout: Layout, *,
     return plan
 
 
-def _open_part(path: str, plan: Plan, donors: Sequence[Donor], layout: Layout) -> OpenPart:
+def open_part(path: str, plan: Plan, donors: Sequence[Donor], layout: Layout) -> OpenPart:
+    """The part file of `path` for a plan, with the rows that it takes from donors (which must be verified); call it under the lock."""
     skeleton = build_skeleton(layout, plan.table)
     areas = row_areas(layout.row_datasets, skeleton.extents, plan.table.patch_offsets())
     part_path = part_path_of(path)
