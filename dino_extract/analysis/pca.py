@@ -204,7 +204,7 @@ def pca(
     store = store if isinstance(store, Store) else open_store(store)  # stays open: its photographs are drawn later
     store.require_complete()
     name = "patch_features" if layer is None else f"layers/{layer}/patch_features"
-    rows, positions = store[name], choose_positions(store, several(paths), limit)
+    rows, positions = store[name], choose_positions(store, [str(path) for path in several(paths)], limit)
     made_with = {"model": str(store.attrs.get("model", "")), "weights_sha256": str(store.attrs.get("weights_sha256", "")), "dataset": name}
     if components is not None and (threshold is not None or flip or keep_background):
         raise ConfigError(

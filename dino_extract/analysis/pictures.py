@@ -56,7 +56,7 @@ def choose_positions(store: Store, patterns: Sequence[str] = (), limit: int | No
 
     Args:
         store: the file.
-        patterns: paths or shell patterns such as `cats/*`; none means all.
+        patterns: paths or shell patterns such as `cats/*`; none means all. What is the path of an image is no pattern: `a[1].jpg`.
         limit: at most this many, evenly spread.
 
     Raises:
@@ -65,8 +65,10 @@ def choose_positions(store: Store, patterns: Sequence[str] = (), limit: int | No
     """
     require_images(store)
     paths, chosen = store.paths, set[int]()
+    position_of = {path: position for position, path in enumerate(paths)}
     for pattern in patterns or ["*"]:
-        found = [position for position, path in enumerate(paths) if path == pattern or fnmatch.fnmatchcase(path, pattern)]
+        named = position_of.get(pattern)
+        found = [position for path, position in position_of.items() if fnmatch.fnmatchcase(path, pattern)] if named is None else [named]
         if not found:
             message = f"no embedded image of `{store.path}` is called `{pattern}`"
             raise ConfigError(message, hint=f"paths look like `{display_name(paths[0])}`, and `*` stands for anything")

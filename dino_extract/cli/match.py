@@ -58,14 +58,15 @@ def match(
 def _stored(file: str, *paths: str) -> list[Seen]:
     from PIL import Image
 
-    from dino_extract.analysis.pictures import choose_positions, seen_picture
+    from dino_extract.analysis.pictures import seen_picture
+    from dino_extract.analysis.search import rows_of
     from dino_extract.store import open_store
 
     pairs: list[Seen] = []
     with open_store(file) as store:
         store.require_complete()
-        for path in paths:
-            patches = store.patch_features[choose_positions(store, [path])[0]]
+        for path, row in zip(paths, rows_of(store, paths).tolist(), strict=True):
+            patches = store.patch_features[row]
             side = int(store.attrs.get("patch_size", 14))
             blank = Image.new("RGB", (patches.shape[1] * side, patches.shape[0] * side), "grey")
             pairs.append((seen_picture(store, path) or blank, patches))

@@ -15,6 +15,7 @@ from dino_extract.analysis.match import Matches, match_patches
 from dino_extract.cli.match import match as match_command
 from dino_extract.errors import ConfigError, StoreError
 from tests.analysis.picture_store import disc, make_store, patch_field, write_photo
+from tests.cli.analysis_app import run_command
 
 
 def random_field(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -120,6 +121,21 @@ def test_the_command_matches_two_stored_images(tmp_path: Path) -> None:
     assert result.stdout == f"{tmp_path / 'm.png'}\n"
     with Image.open(tmp_path / "m.png") as sheet:
         assert sheet.size == (112 + 24 + 112, 112)
+
+
+def test_the_path_of_a_stored_image_is_no_pattern(tmp_path: Path) -> None:
+    """An image whose name has brackets is matched itself, and not the one that they would stand for."""
+    fields = [random_field(8, 8, seed) for seed in (0, 1, 1)]
+    with make_store(tmp_path, ("a/a1.jpg", "a/a[1].jpg", "b/c.jpg"), patches=fields) as store:
+        path = store.path
+
+    out, _ = run_command(
+        match_command, "a/a[1].jpg", "b/c.jpg", "--file", path, "-o", str(tmp_path / "m.png"), "--keep-background", "--json"
+    )
+
+    found = json.loads(out)
+    assert found["a"] == found["b"]
+    assert len(found["a"]) == 64
 
 
 def test_the_command_matches_two_files(tmp_path: Path) -> None:

@@ -146,6 +146,13 @@ def test_patterns_and_limit_choose_images_evenly(store: Store) -> None:
     assert result.paths == ["dogs/c.jpg", "dogs/e.jpg"]
 
 
+def test_the_path_of_an_image_is_no_pattern(tmp_path: Path) -> None:
+    """An image whose name has brackets is itself, and not the one that they would stand for."""
+    with make_store(tmp_path, ("a/a1.jpg", "a/a[1].jpg", "b/c.jpg")) as store:
+        assert pca(store, Path("a/a[1].jpg")).paths == ["a/a[1].jpg"]
+        assert pca(store, "a/a[1-2].jpg").paths == ["a/a1.jpg"]
+
+
 def test_a_picture_has_the_photograph_beside_the_colours(store: Store) -> None:
     """The left half is what the model saw, the right half the patches at 14 pixels each."""
     result = pca(store)
