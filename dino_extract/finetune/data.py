@@ -72,12 +72,14 @@ class Decoded:
         global_params: of the global crops, arrays (B, 2, ...).
         local_params: of the local crops, arrays (B, L, ...).
         masks: (2 * B, N) bool.
+        failures: row of each image that could not be read for it, and not before, and why.
     """
 
     pixels: NDArray[np.uint8]
     global_params: CropParams
     local_params: CropParams
     masks: Tensor
+    failures: dict[int, str]
 
     def batch(self, crops: CropConfig, device: torch.device, *, hide: bool = True) -> Batch:
         """Crops cut and changed on `device`; without `hide` the student sees all patches and learns all of them."""
@@ -151,7 +153,7 @@ class TrainingData:
         last_step: int,
         num_workers: int = 0,
     ) -> None:
-        self.failures: dict[int, str] = {}  # row -> why it could not be read
+        self._failures: dict[int, str] = {}  # row -> why it could not be read
         self._manifest, self._order, self._share, self._crops = manifest, order, share, crops
         self._grid = (crops.global_crops_size // patch_size,) * 2
         self._steps, self._num_workers = (first_step, last_step), num_workers
@@ -195,11 +197,12 @@ class TrainingData:
             for index, batch in enumerate(loader):
                 step, micro = steps[index // self._share.accumulation], index % self._share.accumulation
                 pixels, sizes = np.asarray(batch.pixels), batch.image_size
-                places = self._places(step, micro)
+                places, num_known = self._places(step, micro), len(self._failures)
                 for place in np.flatnonzero(batch.status != Status.OK):
-                    self.failures[int(batch.rows[place])] = batch.errors[place]
+                    self._failures[int(batch.rows[place])] = batch.errors[place]
                     pixels[place], sizes[place] = self._substitute(int(places[place]))
-                if not self._put(self._decoded(pixels, sizes, places, step, micro)):
+                found = dict(list(self._failures.items())[num_known:])
+                if not self._put(self._decoded(pixels, sizes, places, step, micro, found)):
                     return
 
     def _places(self, step: int, micro: int) -> NDArray[np.int64]:
@@ -207,7 +210,15 @@ class TrainingData:
         first = (step * self._share.accumulation + micro) * self._share.micro_batch + self._share.rank * self._share.batch_size
         return np.arange(first, first + self._share.batch_size)
 
-    def _decoded(self, pixels: NDArray[np.uint8], sizes: NDArray[np.int32], places: NDArray[np.int64], step: int, micro: int) -> Decoded:
+    def _decoded(
+        self,
+        pixels: NDArray[np.uint8],
+        sizes: NDArray[np.int32],
+        places: NDArray[np.int64],
+        step: int,
+        micro: int,
+        failures: dict[int, str],
+    ) -> Decoded:
         drawn = [
             draw_crops(np.random.default_rng((self._order.seed, _CROPS, place)), int(height), int(width), self._crops)
             for place, (height, width) in zip(places, sizes, strict=True)
@@ -224,13 +235,14 @@ class TrainingData:
             mask_probability=self._crops.mask_sample_probability,
             mask_ratio_min_max=self._crops.mask_ratio_min_max,
         )
-        return Decoded(pixels, CropParams.stack([one for one, _ in drawn]), CropParams.stack([local for _, local in drawn]), masks)
+        global_params, local_params = (CropParams.stack(list(params)) for params in zip(*drawn, strict=True))
+        return Decoded(pixels, global_params, local_params, masks, failures)
 
     def _substitute(self, place: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """Another image for a place whose own cannot be read, the same one on every run."""
         rng = np.random.default_rng((self._order.seed, _SUBSTITUTES, place))
         for row in rng.integers(0, self._order.num_images, MAX_SUBSTITUTES):
-            if int(row) in self.failures:
+            if int(row) in self._failures:
                 continue
             if self._substitutes is None:
                 self._substitutes = DecoderProcess(self._options)
@@ -239,13 +251,13 @@ class TrainingData:
                 self._substitutes.send(self._manifest[int(row)])
                 reply = self._substitutes.receive()
             except DecoderDiedError as error:
-                self.failures[int(row)] = f"decode: {error or self._substitutes.close()}"
+                self._failures[int(row)] = f"decode: {error or self._substitutes.close()}"
                 self._substitutes.kill()
                 self._substitutes = None
                 continue
             if reply.pixels is not None:
                 return reply.pixels, reply.image_size
-            self.failures[int(row)] = reply.error
+            self._failures[int(row)] = reply.error
         raise SourceError(
             f"{MAX_SUBSTITUTES} images drawn one after the other could not be read",
             hint="`dino-extract embed` on the same folder lists why",

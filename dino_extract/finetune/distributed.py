@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -78,6 +79,15 @@ def max_over_ranks(value: Tensor, group: Group) -> Tensor:
     largest = value.clone()
     distributed.all_reduce(largest, op=distributed.ReduceOp.MAX, group=group)
     return largest
+
+
+def union_over_ranks(entries: dict[int, str]) -> dict[int, str]:
+    """The entries of all ranks together, on each of them; every rank must call it."""
+    if world() is None:
+        return entries
+    parts: list[Any] = [None] * world_size()
+    distributed.all_gather_object(parts, entries)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def all_gather_rows(rows: Tensor, group: Group) -> tuple[Tensor, int]:

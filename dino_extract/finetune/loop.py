@@ -32,7 +32,7 @@ from dino_extract.finetune.output import RunFolder
 from dino_extract.finetune.presets import check
 from dino_extract.finetune.schedules import ScheduleValues, scaled_lr, schedule_values
 from dino_extract.finetune.step import DivergedError, TrainingStep, compile_blocks
-from dino_extract.finetune.student_teacher import StudentTeacher
+from dino_extract.finetune.student_teacher import Batch, StudentTeacher
 from dino_extract.manifest import Manifest, printable
 from dino_extract.source import find_images
 
@@ -132,7 +132,8 @@ class Run:
         self.training = self._training_step(models, starting_backbone)
         self.meter = Meter(share.global_batch)
         self.signalled = False
-        self.unreadable: dict[int, str] = {}
+        self.ahead: tuple[Batch, dict[int, str]] | None = None
+        self.unreadable: dict[int, str] = {}  # row -> why; of all ranks as of the last line of figures or checkpoint
 
     @property
     def steps(self) -> int:
@@ -165,6 +166,7 @@ class Run:
     def _train_steps(self, first: int, data: TrainingData) -> None:
         batches = iter(data)
         self.meter.start()
+        self.ahead = self._next_batch(batches) if first < self.steps else None
         for step in range(first, self.steps):
             if step in (first, self.head_warmup):
                 self.training.freeze_backbone(step < self.head_warmup)
@@ -172,7 +174,6 @@ class Run:
             values = self.values(step)
             losses, norms = self._train_step(batches, values, step)
             self.meter.add(losses, norms)
-            self.unreadable.update(data.failures)
             done = step + 1
             if done % self.config.log_steps == 0 or done == self.steps:
                 self._log(done, values)
@@ -182,14 +183,24 @@ class Run:
         """One optimizer step: crops and masks, targets and losses, gradients, student, teacher."""
         accumulation = self.config.accumulation
         for micro in range(accumulation):
-            with self.meter.waiting():
-                decoded = next(batches)
-            batch = decoded.batch(self.config.crops, self.device, hide=self.config.distill is None)
+            assert self.ahead is not None, "the data ends with the last step"
+            batch, failures = self.ahead
+            self.unreadable.update(failures)
             losses = self.training.backward(batch, values.teacher_temp, share=1 / accumulation, is_last=micro == accumulation - 1)
+            # Now, while a GPU is busy with the backward pass: the update waits for it.
+            self.ahead = self._next_batch(batches)
         try:
             return losses, self.training.update(values)
         except DivergedError as error:
             raise self._diverged(error, losses, step) from error
+
+    def _next_batch(self, batches: Iterator[Decoded]) -> tuple[Batch, dict[int, str]] | None:
+        """The next batch on the device, and the images that could not be read for it; None behind the last."""
+        with self.meter.waiting():
+            decoded = next(batches, None)
+        return (
+            None if decoded is None else (decoded.batch(self.config.crops, self.device, hide=self.config.distill is None), decoded.failures)
+        )
 
     def values(self, step: int) -> ScheduleValues:
         """The scheduled values of a step: the head warm-up has a schedule of its own, and the run proper starts after it."""
@@ -209,7 +220,7 @@ class Run:
             self._look(done)
         if is_look or signalled or done % every == 0:
             self._save(done, is_look)
-        if self._agree(is_look and self.monitor is not None and self.monitor.is_collapsed):
+        if is_look and self._agree(self.monitor is not None and self.monitor.is_collapsed):
             raise self._collapsed(done)
         if signalled and done < self.steps:
             raise PreemptedError(
@@ -235,6 +246,7 @@ class Run:
         pending = self.meter.pending().to(self.device)
         if len(pending):
             pending = distributed.sum_over_ranks(pending, distributed.world()) / self.share.world_size
+        self.unreadable = distributed.union_over_ranks(self.unreadable)
         if self.folder is not None:
             looks = [] if self.monitor is None else self.monitor.looks
             seen = {"looks": looks, "losses": pending.cpu(), "unreadable": self.unreadable}
@@ -289,6 +301,7 @@ class Run:
     def _log(self, done: int, values: ScheduleValues) -> None:
         meter = self.meter
         means = distributed.sum_over_ranks(meter.means().to(self.device), distributed.world()).cpu() / self.share.world_size
+        self.unreadable = distributed.union_over_ranks(self.unreadable)
         undecided, even = target_entropy(self.training.cls_targets.flatten(0, 1))
         figures: dict[str, Any] = {"step": done, "epoch": round(done / self.order.steps_per_epoch, 4), "loss": float(means.sum())}
         figures |= dict(zip(TERMS, means.tolist(), strict=True)) | meter.norms()

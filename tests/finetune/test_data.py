@@ -101,6 +101,18 @@ def test_a_substitute_is_the_same_on_every_run(tmp_path: Path) -> None:
         assert all(image.any() for image in first.pixels)
 
 
+def test_a_batch_tells_what_could_not_be_read_for_it(tmp_path: Path) -> None:
+    """A broken image is told once, with the batch that it was for, however far ahead the decoders are."""
+    folder = runs.make_pictures(tmp_path / "pictures", 24, broken=1)
+    order = Order(24, 4, 0)
+
+    with TrainingData(find_images([str(folder)]), order, Share(4), CROPS, 14, first_step=0, last_step=12, num_workers=1) as data:
+        told = [list(batch.failures) for batch in data]
+
+    assert told == [[23] if 23 in order.rows(step) and step < order.steps_per_epoch else [] for step in range(12)]
+    assert told[0] == []
+
+
 def test_a_folder_without_a_readable_image_is_an_error(tmp_path: Path) -> None:
     """When nothing can be decoded the run ends with an error instead of black pictures."""
     folder = runs.make_pictures(tmp_path / "pictures", 4, broken=4)

@@ -12,18 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from dino_extract.errors import ConfigError, ExitCode, SourceError
-from dino_extract.finetune.data import Order
+from dino_extract.finetune.data import Order, Share
 from dino_extract.finetune.loop import CollapsedError, PreemptedError, finetune
 from dino_extract.finetune.output import RunBusyError, RunFolder
 from dino_extract.finetune.setup import choose_device, completed
 from dino_extract.finetune.step import DivergedError
 from dino_extract.weights.loading import load
 from tests.finetune import runs
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -379,9 +382,8 @@ def test_two_processes_under_torchrun_train_as_one(pictures: Path, tmp_path: Pat
     """Two processes with batches of 4 have the losses of one with batches of 8, in the figures and in what a checkpoint keeps for them."""
     options: dict[str, Any] = {"steps": 4, "log_steps": 2, "checkpoint_steps": 1, "monitor__every_steps": 4, "parallel": parallel}
     finetune(runs.small_config(pictures, tmp_path / "one", batch_size=8, **options))
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
-    process = runs.start_process(runs.small_config(pictures, tmp_path / "two", batch_size=4, **options), tmp_path, *torchrun)
+    process = runs.start_process(runs.small_config(pictures, tmp_path / "two", batch_size=4, **options), tmp_path, *TORCHRUN)
     _, said = process.communicate(timeout=300)
 
     assert process.returncode == 0, said.decode()
@@ -392,6 +394,25 @@ def test_two_processes_under_torchrun_train_as_one(pictures: Path, tmp_path: Pat
     kept = [torch.load(tmp_path / name / "checkpoints/step-0000003.pt", weights_only=True)["losses"] for name in ("one", "two")]
     assert kept[0].shape == (1, 5)
     torch.testing.assert_close(kept[1], kept[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_any_process_could_not_read_is_counted(tmp_path: Path) -> None:
+    """Images that only the second of two processes has met are in the figures and on the list of the run."""
+    folder = runs.make_pictures(tmp_path / "pictures", 24, broken=2)
+    options: dict[str, Any] = {"steps": 2, "batch_size": 4, "monitor__images": 0, "seed": 3}
+    config = runs.small_config(folder, tmp_path / "run", **options)
+    met = [
+        {22, 23} & set(np.concatenate([Order(24, 8, config.seed).my_rows(step, Share(4, 1, rank, 2)) for step in (0, 1)], None))
+        for rank in (0, 1)
+    ]
+    assert met == [set(), {22, 23}]
+
+    process = runs.start_process(config, tmp_path, *TORCHRUN)
+    _, said = process.communicate(timeout=300)
+
+    assert process.returncode == 0, said.decode()
+    assert metrics(tmp_path / "run")[-1]["unreadable"] == 2
+    assert [line.split("\t")[0] for line in (tmp_path / "run/unreadable.tsv").read_text().splitlines()] == ["022.jpg", "023.jpg"]
 
 
 def test_lengths_left_open_become_shares_of_the_run(pictures: Path, tmp_path: Path) -> None:
