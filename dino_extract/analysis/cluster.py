@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_extract.analysis.arguments import require_choice, several
 from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.kmeans import Clusters, assign, kmeans
 from dino_extract.analysis.neighbours import nearest
@@ -26,7 +27,6 @@ from dino_extract.analysis.vectors import (
     as_vectors,
     opened,
     require_same_dim,
-    several,
     stored_vectors,
 )
 from dino_extract.errors import ConfigError
@@ -161,6 +161,9 @@ def curate(
         StoreError: unfinished, or made differently.
         ConfigError: a budget above the number of images, or no cluster with enough seeds.
     """
+    require_choice("by", by, Like)
+    if like is None and by != "sample":
+        raise ConfigError("`--by` says how images like those of `--like` are found, which is not given", hint="`--like SEEDS.h5`")
     with opened(store) as found:
         vectors = stored_vectors(found, dataset)
         if not 1 <= budget <= len(vectors):

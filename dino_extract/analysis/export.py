@@ -25,6 +25,7 @@ import h5py  # other tools' HDF5 layouts; our own is the business of the store a
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_extract.analysis.arguments import require_choice
 from dino_extract.analysis.neighbours import nearest
 from dino_extract.analysis.pictures import display_name, file_stem, table_path
 from dino_extract.analysis.vectors import StoreSource, Vectors, opened, require_images, stored_vectors, unit
@@ -129,10 +130,11 @@ def export(
         overwrite: replace what is there.
 
     Raises:
-        ConfigError: an unknown format, tokens that do not fit it, or something is already there.
+        ConfigError: an unknown format or type, tokens that do not fit it, or something is already there.
         StoreError: an unfinished or empty store, or one without these tokens.
     """
     chosen = _choose_format(output, format)
+    require_choice("dtype", dtype, FloatType)
     with opened(store) as file:
         require_images(file)
         path = os.fspath(output) if output is not None else os.path.splitext(file.path)[0] + _SUFFIX_OF[chosen]

@@ -6,7 +6,6 @@ Source: official dinov2/eval/knn.py; InstDisc (arXiv 1805.01978) Sec. 3.4, weigh
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dino_extract.analysis.arguments import at_least_one, require_test_file, several
 from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.neighbours import nearest_blocks
@@ -28,7 +28,6 @@ from dino_extract.analysis.vectors import (
     opened,
     require_same_dim,
     rows_where,
-    several,
     stored_vectors,
 )
 from dino_extract.errors import ConfigError
@@ -50,7 +49,7 @@ class KnnOptions:
         seed: of the first draw; the next ones count on.
 
     Raises:
-        ConfigError: a number below 1, or a temperature that is not above 0.
+        ConfigError: a number below 1, several tries of what is not drawn, or a temperature that is not above 0.
     """
 
     k: Sequence[int] = OFFICIAL_K
@@ -60,14 +59,11 @@ class KnnOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "k", tuple(map(operator.index, several(self.k))))
-        except TypeError:
-            raise ConfigError(f"`--k` takes whole numbers, got `{self.k}`", hint="for example `k=20` or `k=(10, 20)`") from None
-        shots = 1 if self.per_class is None else self.per_class
-        for option, smallest in (("--k", min(self.k, default=0)), ("--per-class", shots), ("--tries", self.tries)):
-            if smallest < 1:
-                raise ConfigError(f"`{option}` must be at least 1, got {smallest}")
+        object.__setattr__(self, "k", tuple(at_least_one("k", k) for k in several(self.k) or (0,)))
+        if self.per_class is not None:
+            object.__setattr__(self, "per_class", at_least_one("per-class", self.per_class))
+        if at_least_one("tries", self.tries) > 1 and self.per_class is None:
+            raise ConfigError("`--tries` averages over draws of `--per-class`, which is not given", hint="for example `--per-class 5`")
         if not self.temperature > 0:
             raise ConfigError(f"`--temperature` must be above 0, got {self.temperature}")
 
@@ -142,6 +138,7 @@ def knn(
     Raises:
         DinoExtractError: unfinished files, files made differently, no labels, a single class, or options that make no sense.
     """
+    require_test_file("test-labels", test_labels, test)
     options = KnnOptions(several(k), temperature, per_class, tries, seed)
     with opened(train) as train_store:
         vectors, names = stored_vectors(train_store, dataset), labels_of(train_store, labels, label_depth)

@@ -10,7 +10,8 @@ from typing import Any, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors import require_images, several
+from dino_extract.analysis.arguments import several
+from dino_extract.analysis.vectors import require_images
 from dino_extract.errors import ConfigError, SourceError, StoreError
 from dino_extract.manifest import printable
 from dino_extract.status import Status

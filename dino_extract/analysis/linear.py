@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_extract.analysis.arguments import at_least_one, require_choice, require_test_file, several
 from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.knn import draw_per_class
 from dino_extract.analysis.labels import LabelSource, classes_of, encode, labels_of, require_known
@@ -21,7 +22,7 @@ from dino_extract.analysis.logistic import HELD_OUT, accuracy, choose_strength, 
 from dino_extract.analysis.probe import Probe
 from dino_extract.analysis.scores import ClassScore, add_to_confusion, class_table, top_accuracy
 from dino_extract.analysis.sgd_heads import ITERATIONS, LEARNING_RATES, fit_heads
-from dino_extract.analysis.vectors import StoreSource, Vectors, opened, rows_where, several, stored_vectors
+from dino_extract.analysis.vectors import StoreSource, Vectors, opened, rows_where, stored_vectors
 from dino_extract.errors import ConfigError
 from dino_extract.store import Store
 
@@ -101,8 +102,12 @@ def linear(
         seed: of everything drawn at random.
 
     Raises:
-        DinoExtractError: unfinished files, files made differently, no labels, a single class, or an input that is not stored.
+        DinoExtractError: unfinished files, files made differently, no labels, a single class, an input that is not stored, or options
+            that make no sense.
     """
+    require_choice("method", method, Method)
+    require_test_file("test-labels", test_labels, test)
+    at_least_one("iterations", iterations)
     with opened(train) as train_store:
         names = labels_of(train_store, labels, label_depth)
         classes = classes_of(names)
@@ -142,9 +147,7 @@ class _Images(NamedTuple):
         """At most `per_class` of each class."""
         if per_class is None:
             return self
-        if per_class < 1:
-            raise ConfigError(f"`--per-class` must be at least 1, got {per_class}")
-        return self._replace(rows=self.rows[draw_per_class(self.codes, per_class, seed)])
+        return self._replace(rows=self.rows[draw_per_class(self.codes, at_least_one("per-class", per_class), seed)])
 
 
 def inputs_in(store: Store) -> dict[str, tuple[str, ...]]:

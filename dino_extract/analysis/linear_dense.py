@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from dino_extract.analysis.arguments import at_least_one, require_choice, require_test_file, several
 from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.dense_targets import IGNORED, Targets, Task
-from dino_extract.analysis.vectors import StoreSource, opened, rows_where, several
+from dino_extract.analysis.vectors import StoreSource, opened, rows_where
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.store import Rows, Store
 
@@ -114,8 +115,11 @@ def linear_dense(
         seed: of everything drawn at random.
 
     Raises:
-        DinoExtractError: no patch tokens, no targets, different models, or unfinished files.
+        DinoExtractError: no patch tokens, no targets, different models, unfinished files, or options that make no sense.
     """
+    require_choice("task", task, Task)
+    require_test_file("test-targets", test_targets, test)
+    at_least_one("iterations", iterations)
     if max_depth <= 0:
         raise ConfigError(f"`--max-depth` must be above 0, got {max_depth}")
     names = several(datasets)

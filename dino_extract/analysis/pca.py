@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dino_extract.analysis.arguments import several
 from dino_extract.analysis.moments import moments, principal_axes
 from dino_extract.analysis.pictures import choose_positions, contact_sheet, display_name, file_stem, fit_within, seen_picture, side_by_side
-from dino_extract.analysis.vectors import StoreSource, several
+from dino_extract.analysis.vectors import StoreSource
 from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.store import Store, open_store

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dino_extract.analysis.arguments import at_least_one
 from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.vectors import StoreSource, Vectors, VectorSource, as_vectors, opened, stored_vectors
 from dino_extract.analysis.writing import writing
@@ -120,7 +121,9 @@ def classify(probe: Probe | str | os.PathLike[str], store: StoreSource, *, top: 
 
     Raises:
         StoreError: a store made differently, an unfinished one, or no probe.
+        ConfigError: no label at all.
     """
+    top = at_least_one("top", top)
     probe = probe if isinstance(probe, Probe) else Probe.load(probe)
     with opened(store) as found:
         return classify_vectors(probe, probe.inputs_of(found), found.paths, top=top)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dino_extract.analysis.arguments import at_least_one, require_choice, several
 from dino_extract.analysis.comparable import require_made_alike
 from dino_extract.analysis.faiss_index import open_index, search_index
 from dino_extract.analysis.neighbours import nearest
@@ -23,7 +24,6 @@ from dino_extract.analysis.vectors import (
     opened,
     require_same_dim,
     rows_where,
-    several,
     stored_vectors,
     unit,
 )
@@ -77,8 +77,8 @@ def search(
         StoreError: a store made differently, unfinished, or without such a dataset.
         ConfigError: no query, another number of names than of vectors, a path that the store does not have, or faiss is needed and missing.
     """
-    if top < 1:
-        raise ConfigError(f"`--top` must be at least 1, got {top}")
+    top = at_least_one("top", top)
+    require_choice("index", index, IndexChoice)
     with opened(store) as bank_store:
         bank = stored_vectors(bank_store, dataset)
         results = []

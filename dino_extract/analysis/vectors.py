@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -162,11 +162,6 @@ def require_same_dim(one: Vectors, other: Vectors) -> None:
     """
     if one.dim != other.dim:
         raise ConfigError(f"{one.name} has vectors of width {one.dim}, {other.name} of width {other.dim}")
-
-
-def several(value: Any) -> list[Any]:
-    """What a list was asked for; a single text or number is one item."""
-    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
 
 
 def rows_where(keep: Sequence[bool] | NDArray[np.bool_]) -> NDArray[np.int64]:

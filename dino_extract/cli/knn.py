@@ -55,7 +55,7 @@ def knn(
         tries=tries,
         seed=seed,
     )
-    for line in notes(result.unlabelled, wanted, [score.k for score in result.scores], result.num_train):
+    for line in notes(result.unlabelled, wanted, [score.k for score in result.scores], result.num_train, per_class):
         say(line)
     if confusion:
         draw_confusion(result.confusion, result.classes, confusion)
@@ -71,11 +71,12 @@ def knn(
     print(f"\nper class, k = {result.table_k}\n{table_text(result.per_class)}")
 
 
-def notes(unlabelled: int, wanted: tuple[int, ...], used: list[int], num_train: int) -> list[str]:
+def notes(unlabelled: int, wanted: tuple[int, ...], used: list[int], num_train: int, per_class: int | None = None) -> list[str]:
     """What the user should know about what was left out or changed."""
     lines = [f"note: {unlabelled:,} images without a label are left out"] if unlabelled else []
     if too_many := [str(k) for k in wanted if k > max(used)]:
-        lines.append(f"note: k = {', '.join(too_many)} became {max(used)}: there are {num_train:,} training images")
+        reason = f"there are {num_train:,} training images" if per_class is None else "`--per-class` draws no more of a class"
+        lines.append(f"note: k = {', '.join(too_many)} became {max(used)}: {reason}")
     return lines
 
 

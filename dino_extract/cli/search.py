@@ -51,6 +51,8 @@ def search(
     """
     from dino_extract.analysis.vectors import opened  # loads torch, which `--help` must not wait for
 
+    if measure and (queries or path or sheet):
+        raise ConfigError("`--map` only measures: it takes no query, `--path` or `--sheet`")
     with opened(file) as store:
         if measure:
             _measure(store, dataset, labels, label_depth, seed, as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dino_extract.analysis.vectors import Vectors, opened, several
+from dino_extract.analysis.vectors import Vectors, opened
 from dino_extract.errors import ConfigError, StoreError
 
 
@@ -24,9 +24,3 @@ def test_vectors_in_memory_are_no_file() -> None:
     """An array where a file of embeddings is wanted is one sentence, with the functions that take arrays."""
     with pytest.raises(ConfigError, match="expected a file of embeddings, opened or by its path, got `ndarray`"), opened(np.eye(3)):  # type: ignore[arg-type]
         pass
-
-
-@pytest.mark.parametrize(("value", "items"), [("cls", ["cls"]), (5, [5]), ((5, 6), [5, 6]), (np.array(["a", "b"]), ["a", "b"]), ((), [])])
-def test_one_item_is_a_list_of_one(value: object, items: list[object]) -> None:
-    """A text is not taken apart, and a number need not be in brackets."""
-    assert several(value) == items

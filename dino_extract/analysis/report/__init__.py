@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dino_extract.analysis.arguments import require_choice
 from dino_extract.analysis.dedup import THRESHOLD
 from dino_extract.analysis.pictures import choose_positions, display_name
 from dino_extract.analysis.report.facts import MAX_FAILURES_SHOWN, failures, how_it_was_made, what_is_in_it
@@ -91,6 +92,7 @@ def report(
         StoreError: an unfinished or empty file, or values that are not finite.
         ConfigError: a library is missing, or the page cannot be written.
     """
+    require_choice("map", map_method, MapMethod)
     if max_images < 2:
         raise ConfigError(f"a map needs at least 2 images, got `--max-images {max_images}`")
     with opened(store) as file:
