@@ -115,7 +115,7 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
             axes.text(column, row, f"{confusion_CC[row, column]}", ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     with writing(path, "picture", also=ValueError):
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, format=os.path.splitext(path)[1][1:] or "png")  # without a format, matplotlib adds a suffix
 
 
 def _shortened(name: str) -> str:

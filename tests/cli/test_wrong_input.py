@@ -49,6 +49,8 @@ TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
         (["knn", "good.h5", "--labels", "other.h5"], "hint: give a CSV file, or a dataset of an HDF5 file as `FILE.h5:DATASET`"),
         (["knn", "good.h5", "--labels", "picture.png"], "labels `picture.png` are not text"),
         (["knn", "good.h5", "--confusion", "none/x.png"], "picture `none/x.png` cannot be written: No such file or directory\n"),
+        (["knn", "good.h5", "--confusion", "taken"], "picture `taken` cannot be written: Is a directory\n"),
+        (["search", "good.h5", "--map", "--sheet", "x.png"], "`--map` only measures: it takes no query, `--path` or `--sheet`\n"),
         (["match", "a.jpg", "b.jpg", "--file", "good.h5", "--model", "tiny"], "`--file` has patch tokens already, so no model is taken"),
         (["export", "good.h5", "-o", "good.xlsx"], "`.xlsx` is no format this writes\n\nhint: `--to` takes npy, parquet,"),
         (["cluster", "good.h5", "50"], "`good.h5` has 30 images: they cannot make 50 clusters\n\nhint: ask for 30 or fewer\n"),
