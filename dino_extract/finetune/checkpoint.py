@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dino_extract.errors import DinoExtractError
-from dino_extract.finetune.distributed import like, whole
+from dino_extract.finetune.distributed import like, rank, whole
 from dino_extract.finetune.step import TrainingStep
 
 State = dict[str, Any]
@@ -102,20 +102,22 @@ class Checkpoints:
 
 
 def training_state(training: TrainingStep) -> State:
-    """Everything that a training step remembers, whole and on the CPU; every rank must call it.
+    """Everything that a training step remembers, whole and on the CPU; every rank must call it, only the first has the tensors.
 
     Random numbers are not part of it: each step seeds them anew.
     """
+    models, objective = training.models, training.objective
     state: State = {
-        "student": network_weights(training.models.student),
-        "average": network_weights(training.models.average),
-        "optimizer": _on_cpu(training.optimizer.state_dict()),
-        "dino_center": training.objective.dino_center.value.cpu(),
-        "ibot_center": training.objective.ibot_center.value.cpu(),
+        "student": models.student.state_dict(),
+        "average": models.average.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "dino_center": objective.dino_center.value,
+        "ibot_center": objective.ibot_center.value,
     }
-    if training.models.teacher is not training.models.average:
-        state["teacher"] = network_weights(training.models.teacher)
-    return state
+    if models.teacher is not models.average:
+        state["teacher"] = models.teacher.state_dict()
+    kept: State = _on_cpu(state, keep=rank() == 0)
+    return kept
 
 
 def load_training_state(training: TrainingStep, state: State) -> None:
@@ -149,8 +151,8 @@ def load_networks(training: TrainingStep, state: State) -> None:
 
 def network_weights(network: nn.Module) -> dict[str, Tensor]:
     """All weights of a network, whole and on the CPU; every rank must call it."""
-    # A copy: on the CPU `state_dict` gives the very tensors that the next step changes.
-    return {name: whole(tensor.detach()).cpu().clone() for name, tensor in network.state_dict().items()}
+    weights: dict[str, Tensor] = _on_cpu(network.state_dict(), keep=True)
+    return weights
 
 
 def sync_folder(folder: Path) -> None:
@@ -169,12 +171,15 @@ def _load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
     network.load_state_dict({name: like(tensor, own[name]) for name, tensor in weights.items()})
 
 
-def _on_cpu(tree: Any) -> Any:
+def _on_cpu(tree: Any, *, keep: bool) -> Any:
+    """The tree with whole tensors on the CPU, or without `keep` with None in their place, once this rank's parts have been given."""
     if isinstance(tree, Tensor):
-        return whole(tree.detach()).cpu().clone()
+        tensor = whole(tree.detach())
+        # A copy: on the CPU `state_dict` gives the very tensors that the next step changes.
+        return tensor.to("cpu", copy=True) if keep else None
     if isinstance(tree, dict):
-        return {key: _on_cpu(value) for key, value in tree.items()}
-    return [_on_cpu(value) for value in tree] if isinstance(tree, list | tuple) else tree
+        return {key: _on_cpu(value, keep=keep) for key, value in tree.items()}
+    return [_on_cpu(value, keep=keep) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:

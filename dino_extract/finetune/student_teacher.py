@@ -50,10 +50,11 @@ class Batch:
         return cls(global_crops, local_crops, masks, masks.flatten().nonzero().squeeze(1), hide)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
-        names = ("global_crops", "local_crops", "masks", "mask_indices")
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return replace(self, **moved)
+        """The same batch on `device`; a GPU reads what the host has from pinned memory, and the host goes on."""
+        tensors = {name: getattr(self, name) for name in ("global_crops", "local_crops", "masks", "mask_indices")}
+        if device.type == "cuda":
+            tensors = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in tensors.items()}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 class StudentOutput(NamedTuple):  # before PyTorch 2.15, FSDP finds tensors in tuples but not in dataclasses
