@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -19,7 +19,7 @@ from dino_extract.store import Store, read_dataset
 
 _HINT = "give labels with `--labels FILE.csv` (columns path,label), or choose the folder with `--label-depth`"
 
-LabelSource = Union[str, "os.PathLike[str]", Sequence[Any], NDArray[Any], None]
+LabelSource = Union[str, "os.PathLike[str]", Mapping[str, Any], Sequence[Any], NDArray[Any], None]
 
 
 def labels_of(store: Store, source: LabelSource = None, depth: int = 1) -> list[str]:
@@ -28,7 +28,7 @@ def labels_of(store: Store, source: LabelSource = None, depth: int = 1) -> list[
     Args:
         store: the embedded images.
         source: None for folder names; a CSV file with a path and a label per line; `FILE.h5:DATASET`, one label per row of the store;
-            or a list or array of such labels, None or NaN for an image without one.
+            a list or array of such labels, None or NaN for an image without one; or a dictionary of labels by path.
         depth: with folder names, how many folders above the image: 1 is the folder it lies in.
 
     Raises:
@@ -40,8 +40,11 @@ def labels_of(store: Store, source: LabelSource = None, depth: int = 1) -> list[
     text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     if source is None:
         labels = folder_labels(store.paths, depth)
+    elif isinstance(source, Mapping):
+        labels = _labels_by_path(store.paths, {str(path): _label(value) for path, value in source.items()}, "the labels")
     elif text is None:
-        labels = _row_labels(store, np.array([*several(source), None], object)[:-1], "the labels")  # None keeps it one-dimensional
+        several_kinds = np.array([*several(source), None], object)[:-1]  # None keeps it one-dimensional
+        labels = _row_labels(store, several_kinds if getattr(source, "ndim", 1) == 1 else np.asarray(source), "the labels")
     elif ".h5:" in text or ".hdf5:" in text:
         path, _, dataset = text.rpartition(":")
         labels = dataset_labels(store, path, dataset)
@@ -103,15 +106,18 @@ def csv_labels(paths: Sequence[str], csv_path: str) -> list[str]:
         path, label = line[columns[0]], line[columns[1]].strip()
         if label_of.setdefault(path, label) != label:
             raise SourceError(f"labels `{csv_path}` give `{path}` two labels, `{label_of[path]}` and `{label}`")
-    # Our own tables have `./` before some paths (`table_path`).
-    labels = [label_of.get(path) or label_of.get(f"./{path}", "") for path in paths]
-    if not any(labels) and label_of:
-        theirs, ours = next(iter(label_of)), next(iter(paths), "")
+    return _labels_by_path(paths, label_of, f"labels `{csv_path}`")
+
+
+def _labels_by_path(paths: Sequence[str], label_of: Mapping[str, str], name: str) -> list[str]:
+    """(n,) the label of each path, "" where there is none."""
+    ours = [path if path in label_of else f"./{path}" for path in paths]  # as our own tables write some paths (`table_path`)
+    if label_of and not any(path in label_of for path in ours):
         raise SourceError(
-            f"labels `{csv_path}` name none of the embedded images: it has `{theirs}`, the file has `{ours}`",
+            f"{name} name none of the embedded images: they have `{next(iter(label_of))}`, the file has `{paths[0]}`",
             hint="write paths as they stand in the dataset `/paths`, relative to the source",
         )
-    return labels
+    return [label_of.get(path, "") for path in ours]
 
 
 def dataset_labels(store: Store, path: str, dataset: str) -> list[str]:
@@ -124,7 +130,8 @@ def dataset_labels(store: Store, path: str, dataset: str) -> list[str]:
     try:
         values = read_dataset(path, dataset)
     except StoreError as error:
-        raise SourceError(f"labels `{path}:{dataset}` cannot be read: {error.message}", hint=error.hint) from error
+        hint = error.hint if os.path.exists(path) else None  # else it is about folders to write to
+        raise SourceError(f"labels `{path}:{dataset}` cannot be read: {error.message}", hint=hint) from error
     return _row_labels(store, values, f"labels `{path}:{dataset}`")
 
 
@@ -141,7 +148,11 @@ def _row_labels(store: Store, values: NDArray[Any], name: str) -> list[str]:
 
 
 def _label(value: Any) -> str:
-    if value is None or value != value:
+    try:
+        is_missing = value is None or bool(value != value)
+    except TypeError:  # pandas' NA, which is neither equal to itself nor not
+        is_missing = True
+    if is_missing:
         return ""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dino_extract.analysis.arguments import at_least_one, require_choice, several
 from dino_extract.analysis.comparable import require_made_alike
@@ -54,7 +53,7 @@ class SearchResult:
 
 def search(
     store: StoreSource,
-    queries: NDArray[np.float32] | Tensor | StoreSource | None = None,
+    queries: VectorSource | StoreSource | None = None,
     *,
     paths: str | Sequence[str] = (),
     top: int = 10,
@@ -66,7 +65,7 @@ def search(
 
     Args:
         store: where to search.
-        queries: (Q, D) vectors, array or tensor, or another store made alike, all of whose images are queries.
+        queries: (Q, D) vectors, or another store made alike, all of whose images are queries.
         paths: images of the store itself, one or several, that are queries too; they are not found themselves.
         top: hits per query; fewer where the store has fewer images.
         dataset: vectors to compare.
@@ -91,7 +90,7 @@ def search(
                 vectors = stored_vectors(query_store, dataset)
                 results += _search(bank_store, bank, vectors, query_store.paths, top, dataset, index)
         elif queries is not None:
-            vectors = _query_vectors(queries)
+            vectors = as_vectors(queries, "the queries")
             called = several(names) or [f"query {row}" for row in range(len(vectors))]
             if len(called) != len(vectors):
                 raise ConfigError(f"{len(vectors):,} queries need as many names, got {len(called):,}")
@@ -99,16 +98,6 @@ def search(
     if not results:
         raise ConfigError("no query given", hint="name images, another `.h5` file, or `--path KEY` of an image in the file")
     return results
-
-
-def _query_vectors(queries: NDArray[np.float32] | Tensor) -> Vectors:
-    found = queries.detach().cpu().float().numpy() if isinstance(queries, Tensor) else np.asarray(queries)
-    if found.dtype.kind not in "fiu":
-        raise ConfigError(
-            f"queries are vectors, or a file of embeddings, got `{found.flat[0]}`",
-            hint="embed images first: `names, vectors = dx.embed_like(store, images)`, then `dx.search(store, vectors, names=names)`",
-        )
-    return as_vectors(found, "the queries")
 
 
 def rows_of(store: Store, paths: Sequence[str]) -> NDArray[np.int64]:

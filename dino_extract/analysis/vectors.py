@@ -18,7 +18,7 @@ from dino_extract.store import RaggedRows, Rows, Store, open_store
 BLOCK_ROWS = 8192  # 12 MB of ViT-S vectors in float32; larger blocks are not faster
 _COSINE_ROUNDING = 1e-6  # of equal vectors up to 6e-7, seen at widths of 8 to 6,144
 
-VectorSource = Union["Vectors", Rows, NDArray[Any]]
+VectorSource = Union["Vectors", Rows, NDArray[Any], Tensor, Sequence[Any]]
 StoreSource = Union[Store, str, "os.PathLike[str]"]
 
 
@@ -96,16 +96,24 @@ def least_cosine(threshold: float) -> float:
 
 
 def as_vectors(source: VectorSource, name: str = "the vectors") -> Vectors:
-    """Rows of a store or an array as `Vectors`.
+    """Rows of a store, an array, a tensor, a list of lists or a table of pandas as `Vectors`.
 
     Raises:
-        ConfigError: not one vector per row.
+        ConfigError: not one vector per row, or no numbers.
     """
     if isinstance(source, Vectors):
         return source
-    if source.ndim != 2:
-        raise ConfigError(f"{name} must have shape (n, D), got {tuple(source.shape)}")
-    return Vectors(source, name=name)
+    if isinstance(source, Tensor):
+        source = source.detach().cpu().float().numpy()
+    rows = source if isinstance(source, Rows) else np.asarray(source)
+    if rows.dtype.kind not in "fiub":
+        raise ConfigError(
+            f"{name} must be vectors, or a file of embeddings, got `{np.asarray(rows).flat[0]}`",
+            hint="embed images first: `names, vectors = dx.embed_like(store, images)`",
+        )
+    if rows.ndim != 2:
+        raise ConfigError(f"{name} must have shape (n, D), got {tuple(rows.shape)}")
+    return Vectors(rows, name=name)
 
 
 def stored_vectors(store: Store, *datasets: str) -> Vectors:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas
 import pytest
+import torch
 
 from dino_extract.analysis.labels import classes_of, encode, folder_labels, labels_of, require_known
 from dino_extract.errors import ConfigError, SourceError
@@ -61,6 +63,47 @@ def test_a_list_that_labels_nothing_is_refused(tmp_path: Path, labels: list[str]
         labels_of(store_of(tmp_path), labels)
 
 
+def test_labels_may_be_a_dictionary(tmp_path: Path) -> None:
+    """Labels by path need no order; an image that is not in it has none, and paths of nothing are refused."""
+    store = store_of(tmp_path)
+
+    assert labels_of(store, {"train/dog/3.jpg": 1, "train/cat/1.jpg": None, "train/cat/2.jpg": 0}) == ["", "0", "1"]
+    with pytest.raises(SourceError, match=r"the labels name none of the embedded images: they have `3\.jpg`, the file has"):
+        labels_of(store, {"3.jpg": "dog"})
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pandas.Series(["lynx", None, "wolf"], dtype="string"),
+        pandas.Series(["lynx", None, "wolf"], dtype="category"),
+        pandas.Series(["lynx", None, "wolf"], index=[5, 3, 1]),
+    ],
+)
+def test_labels_may_be_a_column_of_pandas(tmp_path: Path, labels: pandas.Series) -> None:
+    """Whatever its type calls a missing value, that is no label."""
+    assert labels_of(store_of(tmp_path), labels) == ["lynx", "", "wolf"]
+
+
+def test_numbers_of_a_tensor_are_their_own_names(tmp_path: Path) -> None:
+    """A tensor of classes gives the labels that an array gives."""
+    assert labels_of(store_of(tmp_path), torch.tensor([3, 1, 3])) == ["3", "1", "3"]  # type: ignore[arg-type]
+
+
+def test_a_table_is_no_column(tmp_path: Path) -> None:
+    """One label for each row is asked for, also where each row of a table has one."""
+    with pytest.raises(ConfigError, match=r"the labels have shape \(3, 1\)"):
+        labels_of(store_of(tmp_path), pandas.DataFrame({"label": ["a", "b", "c"]}))  # type: ignore[arg-type]
+
+
+def test_a_csv_without_labels_is_not_one_of_other_images(tmp_path: Path) -> None:
+    """Paths that are right and labels that are empty are two things."""
+    (tmp_path / "labels.csv").write_text("train/cat/1.jpg,\ntrain/dog/3.jpg,\n")
+
+    with pytest.raises(ConfigError, match=r"no labels: the 3 images of .* have no label in `.*labels.csv`"):
+        labels_of(store_of(tmp_path), tmp_path / "labels.csv")
+
+
 def test_csv_labels_take_paths_as_our_tables_write_them(tmp_path: Path) -> None:
     """`./` in front, which keeps spreadsheets from running a path as a formula, is no part of the path, unless the store has it too."""
     (tmp_path / "labels.csv").write_text("./=1.jpg,lynx\n./a.jpg,wolf\na.jpg,fox\n")
@@ -78,7 +121,7 @@ def test_csv_columns_are_found_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("other.jpg,fox\n", "name none of the embedded images: it has `other.jpg`, the file has `train/cat/1.jpg`"),
+        ("other.jpg,fox\n", "name none of the embedded images: they have `other.jpg`, the file has `train/cat/1.jpg`"),
         ("train/cat/1.jpg\n", "must have a path and a label in every line, got `train/cat/1.jpg`"),
         ("train/cat/1.jpg,a\ntrain/cat/1.jpg,b\n", "give `train/cat/1.jpg` two labels, `a` and `b`"),
     ],

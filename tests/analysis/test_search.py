@@ -63,7 +63,7 @@ def test_queries_may_be_tensors_or_lists(path: str) -> None:
 
 def test_names_of_images_are_no_queries(path: str) -> None:
     """A list of files is one sentence that says how images become vectors."""
-    with pytest.raises(ConfigError, match=r"queries are vectors, or a file of embeddings, got `x\.jpg`") as caught:
+    with pytest.raises(ConfigError, match=r"the queries must be vectors, or a file of embeddings, got `x\.jpg`") as caught:
         search(path, ["x.jpg"])  # type: ignore[arg-type]
 
     assert "dx.embed_like(store, images)" in str(caught.value.hint)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+from pathlib import Path
+from typing import Any
 
-from dino_extract.analysis.vectors import Vectors, opened
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from dino_extract.analysis.vectors import Vectors, as_vectors, opened
 from dino_extract.errors import ConfigError, StoreError
 
 
@@ -18,6 +23,26 @@ def test_bad_row_is_named_by_its_place_in_the_file(index: slice | np.ndarray) ->
 
     with pytest.raises(StoreError, match=r"row 7 of x\.h5 has NaN"):
         some[index]
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [[[1, 2], [3, 4]], pandas.DataFrame([[1.0, 2.0], [3.0, 4.0]], index=[7, 5]), torch.tensor([[1, 2], [3, 4]], dtype=torch.bfloat16)],
+)
+def test_vectors_in_memory_may_be_of_any_kind(vectors: Any) -> None:
+    """Lists, tables and tensors are read by the position of a row, as arrays are."""
+    found = as_vectors(vectors)
+
+    assert found.dim == 2
+    assert found.take(np.array([1, 0]))[:].tolist() == [[3, 4], [1, 2]]
+
+
+@pytest.mark.parametrize("names", [["a.jpg"], np.array(["a.jpg"]), [Path("a.jpg")]])
+def test_names_of_images_are_no_vectors(names: Any) -> None:
+    """Who gives images where vectors are wanted is told what makes vectors of them."""
+    with pytest.raises(ConfigError, match=r"the queries must be vectors, or a file of embeddings, got `a\.jpg`") as caught:
+        as_vectors(names, "the queries")
+    assert "dx.embed_like" in str(caught.value.hint)
 
 
 def test_vectors_in_memory_are_no_file() -> None:
