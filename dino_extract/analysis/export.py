@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import itertools
 import json
 import os
@@ -47,6 +48,7 @@ _SUFFIX_OF: dict[ExportFormat, str] = {
     "ann-benchmarks": ".ann.hdf5",
     "bags": "-bags",
 }
+_INDEX_HEADER = "slide_id,path\n"
 _BLOCK_ROWS = 4096  # 6 MB of ViT-S vectors
 ANN_QUERIES = 1000  # held out of `train`, or a tenth of the images where that is less
 ANN_NEIGHBOURS = 100  # as in the published ann-benchmarks files
@@ -300,10 +302,24 @@ def _write_bags(job: _Job) -> list[str]:
             _fill_bag(file, job, rows[row], preprocess, size, name)
         index.append((name, display_name(path)))
     index_path = os.path.join(job.output, "index.csv")
+    _remove_bags_but({name for name, _ in index}, index_path)
     with _written(index_path, overwrite=True) as partial, open(partial, "w", newline="", encoding="utf-8") as text:
-        text.write("slide_id,path\n")
+        text.write(_INDEX_HEADER)
         text.writelines(f"{_quoted(name)},{_quoted(path)}\n" for name, path in index)
     return [job.output]
+
+
+def _remove_bags_but(kept: set[str], index_path: str) -> None:
+    """Remove what an earlier export wrote beside its index, and this one did not: who reads all bags of the folder would mix the two."""
+    if not os.path.isfile(index_path):
+        return
+    with open(index_path, newline="", encoding="utf-8", errors="surrogateescape") as text:
+        earlier = {line[0] for line in csv.reader(text)} if text.readline() == _INDEX_HEADER else set[str]()
+    for name in earlier - kept:
+        path = os.path.join(os.path.dirname(index_path), f"{name}.h5")
+        if os.path.dirname(name) == "" and os.path.lexists(path):
+            with writing(path, "bag"):
+                os.unlink(path)
 
 
 def _fill_bag(file: h5py.File, job: _Job, patches: NDArray[Any], preprocess: Preprocess, size: tuple[int, int], name: str) -> None:

@@ -228,6 +228,17 @@ def test_bags_name_their_images_in_an_index(store: Store, tmp_path: Path) -> Non
     assert all((tmp_path / "bags" / f"{row['slide_id']}.h5").exists() for row in rows)
 
 
+def test_bags_of_an_earlier_export_do_not_stay_among_new_ones(store: Store, tmp_path: Path) -> None:
+    """`--overwrite` leaves the bags of the new index, and what it did not write itself."""
+    export(store, tmp_path / "bags", "bags")
+    (tmp_path / "bags" / "mine.h5").write_bytes(b"")
+    (tmp_path / "other").mkdir()
+    with make_store(tmp_path / "other", ["cats/a.jpg", "new.jpg"], with_photos=False) as other:
+        export(other, tmp_path / "bags", "bags", overwrite=True)
+
+    assert sorted(path.name for path in (tmp_path / "bags").iterdir()) == ["cats__a.h5", "index.csv", "mine.h5", "new.h5"]
+
+
 def test_bags_of_equal_stems_do_not_overwrite_each_other(tmp_path: Path) -> None:
     """`a.jpg` and `a.png` become two bags."""
     with make_store(tmp_path, ["a.jpg", "a.png"], with_photos=False) as store:
