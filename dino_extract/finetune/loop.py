@@ -21,7 +21,7 @@ import torch
 from dino_extract.backbone import DinoVisionTransformer
 from dino_extract.errors import ConfigError, DinoExtractError, ExitCode
 from dino_extract.finetune import distributed, setup
-from dino_extract.finetune.checkpoint import Checkpoints, State, load_networks, load_training_state, training_state
+from dino_extract.finetune.checkpoint import Checkpoints, State, load_networks, load_training_state, network_weights, training_state
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.data import Decoded, Order, Share, TrainingData
 from dino_extract.finetune.distillation import warmed_up_teacher
@@ -285,7 +285,20 @@ class Run:
                 f"`--keep-heads` needs a run with checkpoints, `{self.config.weights}` has none",
                 hint="leave it out to start with new heads",
             )
+        if self.config.distill is not None:
+            self._require_teacher_of(state)
         load_networks(self.training, state)
+
+    def _require_teacher_of(self, state: State) -> None:
+        """Refuse a run that has learnt from another teacher than this one is to learn from."""
+        given, kept = network_weights(self.training.models.teacher), state.get("teacher", {})
+        names = [name for name in given if name.startswith("backbone.")]
+        if not all(name in kept and torch.equal(given[name], kept[name]) for name in names):
+            raise ConfigError(
+                f"`--keep-heads` with `--distill` goes on with the teacher of the run, and `{self.config.weights}` did not learn from "
+                f"`{self.config.distill}`",
+                hint="leave out `--keep-heads`: the heads of this teacher are then trained first",
+            )
 
     def _export(self, average: dict[str, torch.Tensor], done: int) -> None:
         assert self.folder is not None, "the first rank has the folder"
@@ -316,7 +329,9 @@ class Run:
 
     def _models(self) -> StudentTeacher:
         teacher = None
-        if self.config.distill is not None:
+        if self.config.distill is not None and self.config.keep_heads:
+            teacher, _ = setup.load_teacher(self.config, self.say)  # its heads come with the others, in `_restore`
+        elif self.config.distill is not None:
             teacher = warmed_up_teacher(self.config, self.manifest, self.share, self.device, self.say)
         models = setup.build_models(self.config, self.start, teacher)
         models.student.backbone.checkpoint_blocks = self.config.checkpoint_blocks

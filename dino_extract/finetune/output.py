@@ -134,10 +134,11 @@ class RunFolder:
             return
         if changed := deciding_differences(from_json(path.read_text(encoding="utf-8")), self._config):
             listed = ", ".join(f"{name} was {old} and is now {new}" for name, (old, new) in changed.items())
+            teacher = "" if self._config.distill is None else f" --distill {shlex.quote(self._config.distill)}"
             raise ConfigError(
                 f"`{self.path}` holds a run with another configuration: {listed}",
                 hint="repeat the first command unchanged to continue it, or choose another `-o`; for more steps start a new run from it "
-                f"with `--weights {shlex.quote(str(self.path))} --keep-heads`",
+                f"with `--weights {shlex.quote(str(self.path))} --keep-heads{teacher}`",
             )
 
 

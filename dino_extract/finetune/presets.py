@@ -173,11 +173,6 @@ def check(config: FinetuneConfig) -> None:
         raise ConfigError("give either `--weights` or `--from-scratch`, not both")
     if config.keep_heads and config.weights is None:
         raise ConfigError("`--keep-heads` needs the run whose heads are to be kept", hint="`--weights RUN/ --keep-heads`")
-    if config.keep_heads and config.distill is not None:
-        raise ConfigError(
-            "`--keep-heads` keeps the heads of a run, and with `--distill` all heads are new, because the teacher's are",
-            hint="leave out `--keep-heads` to start from the backbone of that run, or `--distill` to go on without a teacher",
-        )
     if config.objective.anchor_loss_weight and config.from_scratch:
         raise ConfigError("a run from scratch has no starting features to keep", hint="`--set objective.anchor_loss_weight=0`")
 

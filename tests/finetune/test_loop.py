@@ -261,6 +261,24 @@ def test_a_phase_after_distillation_keeps_the_average_of_the_student(pictures: P
     assert_equal(start["average"], newest_state(tmp_path / "first")["average"])
 
 
+def test_a_second_phase_of_distillation_goes_on_with_all_heads(pictures: Path, tmp_path: Path) -> None:
+    """With `keep_heads` and the same teacher, student, average and teacher start as the first phase left them; another one is refused."""
+    finetune(runs.small_config(pictures, tmp_path / "teacher", steps=1))
+    finetune(runs.small_config(pictures, tmp_path / "other", steps=1, seed=1))
+    finetune(runs.small_config(pictures, tmp_path / "first", distill=str(tmp_path / "teacher"), head_warmup_steps=1, steps=2))
+    options: dict[str, Any] = {"weights": str(tmp_path / "first"), "keep_heads": True, "from_scratch": False, "steps": 1}
+    with pytest.raises(ConfigError, match="did not learn from"):
+        finetune(runs.small_config(pictures, tmp_path / "second", distill=str(tmp_path / "other"), **options))
+
+    finetune(runs.small_config(pictures, tmp_path / "second", distill=str(tmp_path / "teacher"), crops__global_crops_size=42, **options))
+
+    start = torch.load(tmp_path / "second/checkpoints/step-0000000.pt", weights_only=True)
+    for name in ("student", "average", "teacher"):
+        assert_equal(start[name], newest_state(tmp_path / "first")[name])
+    assert_equal(newest_state(tmp_path / "second")["teacher"], start["teacher"])
+    assert not (tmp_path / "second/teacher").exists()
+
+
 def test_heads_of_another_teacher_are_not_taken_for_this_one(pictures: Path, tmp_path: Path) -> None:
     """Heads kept by a run that failed before its first step serve the same command again, and no other teacher under the same name."""
     finetune(runs.small_config(pictures, tmp_path / "teacher", steps=1))

@@ -113,7 +113,6 @@ def test_the_nearest_setting_is_proposed(name: str, meant: str) -> None:
         (["photos", "-o", "run", "--keep-heads"], "`--keep-heads` needs the run"),
         (["photos", "-o", "run", "--from-scratch", "--weights", "first"], "give either `--weights` or `--from-scratch`"),
         (["photos", "-o", "run", "--preset", "short", "--steps", "2"], "head_warmup_steps must be less than the 2 steps"),
-        (["photos", "-o", "run", "--distill", "vitl14", "--weights", "first", "--keep-heads"], "with `--distill` all heads are new"),
         (["photos", "-o", "run", "--epochs", "nan"], "`epochs` must be a finite number, got nan"),
         (["photos", "-o", "run", "--epochs", "-5"], "`epochs` must be above 0, got -5"),
         (["photos", "-o", "run", "--steps", "0"], "`steps` must be at least 1, got 0"),
