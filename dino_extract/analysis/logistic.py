@@ -188,7 +188,7 @@ class LogisticProbe:
         """Learn from (n, D) vectors and (n,) labels.
 
         Raises:
-            ConfigError: a single class.
+            ConfigError: a single class, another number of labels than of vectors, or a C that is not above 0.
         """
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
         if len(self.classes_) < 2:
@@ -196,7 +196,9 @@ class LogisticProbe:
         vectors = as_vectors(X, "the training vectors")
         if len(vectors) != len(codes):
             raise ConfigError(f"{vectors.name} has {len(vectors):,} images, but {len(codes):,} labels")
-        self.C_ = self.C or choose_strength(vectors, codes, len(self.classes_), seed=self.seed)[0]
+        if self.C is not None and not self.C > 0:
+            raise ConfigError(f"C must be above 0, got {self.C}", hint="None chooses it")
+        self.C_ = choose_strength(vectors, codes, len(self.classes_), seed=self.seed)[0] if self.C is None else self.C
         self.coef_, self.intercept_ = fit_logistic(vectors, codes, len(self.classes_), self.C_, max_iter=self.max_iter)
         return self
 

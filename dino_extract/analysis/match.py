@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from dino_extract.analysis.pca import fit_pca_colours
+from dino_extract.analysis.vectors import as_array
 from dino_extract.errors import ConfigError, StoreError
 
 _GAP_PX = 24
@@ -80,7 +82,7 @@ class Matches:
 
 
 def match_patches(
-    patches_a: NDArray[Any], patches_b: NDArray[Any], *, foreground_only: bool = True, min_similarity: float = 0.0
+    patches_a: NDArray[Any] | Tensor, patches_b: NDArray[Any] | Tensor, *, foreground_only: bool = True, min_similarity: float = 0.0
 ) -> Matches:
     """Patches of two images that are each other's nearest neighbour by cosine, best first.
 
@@ -91,9 +93,13 @@ def match_patches(
         min_similarity: leave out pairs below this cosine.
 
     Raises:
-        ConfigError: tokens of different widths.
+        ConfigError: tokens of different widths, or not on a grid.
         StoreError: values that are not finite, or no foreground in one of the images.
     """
+    patches_a, patches_b = as_array(patches_a), as_array(patches_b)
+    for patches in (patches_a, patches_b):
+        if patches.ndim != 3:
+            raise ConfigError(f"patch tokens must have shape (h, w, D), got {patches.shape}")
     if patches_a.shape[-1] != patches_b.shape[-1]:
         raise ConfigError(f"the images have tokens of width {patches_a.shape[-1]} and {patches_b.shape[-1]}: embed both with one model")
     grids = [(int(each.shape[0]), int(each.shape[1])) for each in (patches_a, patches_b)]

@@ -181,7 +181,7 @@ def pca(
     *,
     limit: int | None = 16,
     layer: int | None = None,
-    components: PcaColours | None = None,
+    components: PcaColours | str | os.PathLike[str] | None = None,
     threshold: float | None = None,
     flip: bool = False,
     keep_background: bool = False,
@@ -191,9 +191,9 @@ def pca(
     Args:
         store: a file with patch tokens, or its path; register tokens are kept apart there and play no part here.
         paths: which images, as one or several paths or shell patterns; none means all.
-        limit: at most this many of them, evenly spread; None for no limit.
+        limit: at most this many of them, evenly spread; None or 0 for no limit.
         layer: the block whose tokens are used; None for the final output.
-        components: directions of an earlier call, instead of fitting new ones: they settle what is foreground.
+        components: directions of an earlier call or the file of them, instead of fitting new ones: they settle what is foreground.
         threshold: of the score along the first component, in standard deviations above its mean; None finds the gap by Otsu's method.
         flip: take the other side of the first component for the foreground.
         keep_background: colour every patch.
@@ -215,6 +215,7 @@ def pca(
     if components is None:
         components = fit_pca_colours(rows, positions, threshold=threshold, flip=flip, keep_background=keep_background, made_with=made_with)
     else:
+        components = components if isinstance(components, PcaColours) else PcaColours.load(components)
         _check_components(components, made_with, rows[positions[0]].shape[-1])
     all_paths = store.paths
     pictures, shares = [], []
@@ -263,7 +264,7 @@ def fit_pca_colours(
     sigma = float(np.sqrt(direction_D @ scatter @ direction_D / count))
     if not sigma > 1e-6 * max(1.0, float(np.linalg.norm(center_D))):
         raise StoreError("all patch tokens are alike, so they have no principal components", hint="give more images, or other ones")
-    first_share = values[0] / float(np.trace(within / count))
+    first_share = values[0] / max(float(np.trace(within / count)), 1e-300)
     if keep_background:
         cut = -np.inf
     else:
@@ -285,7 +286,7 @@ def _colours(foreground: Callable[[], Iterator[NDArray[Any]]]) -> tuple[Floats, 
     num_patches, center_D, scatter = moments(foreground())
     if num_patches < 4:
         message = f"only {num_patches} patches are foreground, too few for three components"
-        raise StoreError(message, hint="lower `--threshold`, or use `--flip` or `--keep-background`")
+        raise StoreError(message, hint="`--keep-background` takes every patch")
     values, colour_3D = principal_axes(scatter / num_patches, 3)
     sigma_3 = np.sqrt(values)
     counts = np.zeros((3, _NUM_BINS), np.int64)

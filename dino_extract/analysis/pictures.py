@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dino_extract.analysis.arguments import at_least_one
 from dino_extract.analysis.vectors import require_images
 from dino_extract.decode import open_upright
 from dino_extract.errors import ConfigError, DinoExtractError, SourceError
@@ -57,10 +58,10 @@ def choose_positions(store: Store, patterns: Sequence[str] = (), limit: int | No
     Args:
         store: the file.
         patterns: paths or shell patterns such as `cats/*`; none means all. What is the path of an image is no pattern: `a[1].jpg`.
-        limit: at most this many, evenly spread.
+        limit: at most this many, evenly spread; None or 0 for no limit.
 
     Raises:
-        ConfigError: a pattern matches nothing.
+        ConfigError: a pattern matches nothing, or a limit below 0.
         StoreError: the file is unfinished, or no image of it was embedded.
     """
     require_images(store)
@@ -74,7 +75,7 @@ def choose_positions(store: Store, patterns: Sequence[str] = (), limit: int | No
             raise ConfigError(message, hint=f"paths look like `{display_name(paths[0])}`, and `*` stands for anything")
         chosen.update(found)
     positions = sorted(chosen)
-    if limit is not None and len(positions) > limit:
+    if limit and len(positions) > at_least_one("limit", limit):
         positions = [positions[i] for i in np.linspace(0, len(positions) - 1, limit).round().astype(int).tolist()]
     return positions
 

@@ -103,9 +103,7 @@ def as_vectors(source: VectorSource, name: str = "the vectors") -> Vectors:
     """
     if isinstance(source, Vectors):
         return source
-    if isinstance(source, Tensor):
-        source = source.detach().cpu().float().numpy()
-    rows = source if isinstance(source, Rows) else np.asarray(source)
+    rows = source if isinstance(source, Rows) else as_array(source)
     if rows.dtype.kind not in "fiub":
         raise ConfigError(
             f"{name} must be vectors, or a file of embeddings, got `{np.asarray(rows).flat[0]}`",
@@ -114,6 +112,11 @@ def as_vectors(source: VectorSource, name: str = "the vectors") -> Vectors:
     if rows.ndim != 2:
         raise ConfigError(f"{name} must have shape (n, D), got {tuple(rows.shape)}")
     return Vectors(rows, name=name)
+
+
+def as_array(values: Any) -> NDArray[Any]:
+    """Numbers as an array, wherever they are: of a tensor float32."""
+    return values.detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def stored_vectors(store: Store, *datasets: str) -> Vectors:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dino_extract.cli.options import AsJson, print_json, say
+from dino_extract.cli.options import AsJson, end_with_failures, print_json, say
+from dino_extract.errors import SourceError
 
 
 def attention(
@@ -27,11 +28,21 @@ def attention(
 
     backbone = load(model, weights=weights, random_seed=random_weights, offline=offline).module
     results = []
+    failed: list[str] = []
     for number, image in enumerate(images):
-        maps = analysis.attention_maps(backbone, see(image, backbone, size=size), layer=layer)
+        try:
+            seen = see(image, backbone, size=size)
+        except SourceError as error:
+            if len(images) == 1:
+                raise
+            failed.append(error.message)
+            continue
+        maps = analysis.attention_maps(backbone, seen, layer=layer)
         results.append({"image": image, "picture": maps.save(output, number), "layer": maps.layer, "elsewhere": maps.elsewhere})
         say(f"{image}: {1 - maps.elsewhere.mean():.0%} of the attention of block {maps.layer} goes to patches")
     if as_json:
         print_json(results)
     else:
-        print("\n".join(str(result["picture"]) for result in results))
+        for result in results:
+            print(result["picture"])
+    end_with_failures(failed)

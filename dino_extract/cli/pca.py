@@ -30,9 +30,9 @@ def pca(
         pictures = analysis.pca(
             store,
             paths or (),
-            limit=limit or None,
+            limit=limit,
             layer=layer,
-            components=analysis.PcaColours.load(components) if components else None,
+            components=components,
             threshold=threshold,
             flip=flip,
             keep_background=keep_background,

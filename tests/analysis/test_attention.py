@@ -17,7 +17,7 @@ from dino_extract.analysis.attention import AttentionMaps, attention_maps, cls_a
 from dino_extract.analysis.sight import SeenImage, see
 from dino_extract.backbone import Backbone, BackboneConfig, DinoVisionTransformer
 from dino_extract.cli.attention import attention as attention_command
-from dino_extract.errors import ConfigError, SourceError
+from dino_extract.errors import ConfigError, ExitCode, SourceError
 from tests.analysis.picture_store import write_photo
 
 CONFIG = BackboneConfig(embed_dim=48, depth=3, num_heads=4, image_size=56, layer_scale_init=1.0)
@@ -163,3 +163,19 @@ def test_the_command_writes_one_picture_for_each_image(tmp_path: Path) -> None:
     assert plain.stdout == f"{tmp_path / 'out' / '0_a.jpg.png'}\n"
     assert (tmp_path / "out" / "0_a.jpg.png").exists()
     assert len(json.loads(as_json.stdout)[0]["elsewhere"]) == 6
+
+
+def test_an_image_that_cannot_be_read_costs_its_own_picture(tmp_path: Path) -> None:
+    """The others are drawn under their own numbers, it is named, and the exit code says that something is missing."""
+    path = photo(tmp_path)
+    (tmp_path / "bad.jpg").write_text("not an image")
+    app = Typer()
+    app.command()(attention_command)
+
+    ran = CliRunner().invoke(
+        app, [str(tmp_path / "bad.jpg"), str(path), "-o", str(tmp_path / "out"), "--model", "tiny", "--size", "56", "--offline"]
+    )
+
+    assert ran.exit_code == ExitCode.FAILURES
+    assert ran.stdout == f"{tmp_path / 'out' / '1_a.jpg.png'}\n"
+    assert f"left out: `{tmp_path / 'bad.jpg'}` cannot be used: decode" in ran.stderr

@@ -169,6 +169,14 @@ def test_a_single_class_is_refused() -> None:
         LogisticProbe().fit(np.eye(3, dtype=np.float32), ["a", "a", "a"])
 
 
+def test_a_strength_is_above_zero() -> None:
+    """C=0 is not C=None, which chooses."""
+    vectors, labels = blobs(2, 5, 4)
+
+    with pytest.raises(ConfigError, match="C must be above 0, got 0"):
+        LogisticProbe(C=0).fit(vectors, labels)
+
+
 def test_an_unknown_parameter_is_named() -> None:
     """A wrong parameter name is an error, as in scikit-learn."""
     with pytest.raises(ValueError, match="no parameter `alpha`"):

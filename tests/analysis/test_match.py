@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer import Typer
 from typer.testing import CliRunner
@@ -91,6 +92,27 @@ def test_lines_join_the_middles_of_the_patches() -> None:
     assert sheet[7, 7].max() == 255
     assert sheet[21, 52 + 21].max() == 255
     assert sheet[21, 7].max() == 0
+
+
+def test_tokens_may_be_tensors_and_must_be_grids() -> None:
+    """Tokens fresh from a backbone match as those of a file do; without their grid they are refused."""
+    field = random_field(4, 4)
+
+    found = match_patches(torch.from_numpy(field).requires_grad_(), field[:, :, ::1], foreground_only=False)
+
+    assert len(found) == 16
+    with pytest.raises(ConfigError, match=r"patch tokens must have shape \(h, w, D\), got \(16, 16\)"):
+        match_patches(field.reshape(16, 16), field)
+
+
+def test_images_of_one_patch_have_no_foreground_but_a_match() -> None:
+    """Too few patches for components is one sentence, and the way out that it names works."""
+    one, other = random_field(1, 1), random_field(1, 1, seed=1)
+
+    with pytest.raises(StoreError, match="too few for three components") as caught:
+        match_patches(one, other)
+    assert "`--keep-background`" in str(caught.value.hint)
+    assert len(match_patches(one, other, foreground_only=False, min_similarity=-1)) == 1
 
 
 def test_tokens_of_different_models_are_refused() -> None:

@@ -100,6 +100,20 @@ def test_saved_components_give_new_images_the_same_colours(tmp_path: Path) -> No
     assert again.made_with == {"model": "vits14"}
 
 
+def test_components_may_be_given_by_their_file(store: Store, tmp_path: Path) -> None:
+    """As any other file, by its path."""
+    written = pca(store).save(tmp_path / "out")
+
+    np.testing.assert_array_equal(pca(store, components=Path(written[-1])).patches, pca(store).patches)
+
+
+def test_no_limit_is_none_or_zero(store: Store) -> None:
+    """As on the command line; a limit below zero is refused."""
+    assert len(pca(store, limit=0).paths) == len(pca(store, limit=None).paths) == 5
+    with pytest.raises(ConfigError, match="`--limit` must be at least 1, got -1"):
+        pca(store, limit=-1)
+
+
 def test_a_threshold_is_in_standard_deviations_above_the_mean() -> None:
     """Threshold 0 keeps the patches above the mean of the first component, as the paper does."""
     field = patch_field(16, 16, 0)
