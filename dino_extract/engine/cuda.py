@@ -6,6 +6,7 @@ The order of work on the three streams is kept by events alone, so the host only
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from dino_extract.engine.network import Network
 from dino_extract.engine.resize import to_device
 from dino_extract.preprocess import Pictures
 
-MAX_GRAPHS = 8  # image sizes with a graph of their own, each holds its buffers; further sizes run without
+MAX_GRAPHS = 8  # image sizes with a graph of their own, each holds its pixels and results; further sizes run without
 WARM_UP_RUNS = 3  # before a capture, so that libraries have made their plans
 
 
@@ -38,6 +39,7 @@ class CudaPipeline:
         self._batch_size = batch_size
         self._programs: dict[tuple[int, ...], Network] = {}
         with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
             self._copy_in, self._compute, self._copy_out = (torch.cuda.Stream() for _ in range(3))
             self._compute.wait_stream(torch.cuda.current_stream())  # on which the network was made
 
@@ -74,7 +76,7 @@ class CudaPipeline:
             if not self._is_captured or len(self._programs) >= MAX_GRAPHS:
                 return self._network
             with torch.cuda.device(self._device):
-                self._programs[shape] = CapturedNetwork(self._network, shape, self._compute)
+                self._programs[shape] = CapturedNetwork(self._network, shape, self._compute, self._pool)
         return self._programs[shape]
 
 
@@ -93,9 +95,11 @@ class CapturedNetwork:
         network: what to capture.
         shape: of the pixels, (B, H, W, 3).
         stream: on which it is captured and will run.
+        pool: handle of the memory that it shares with other graphs of this stream. Their runs follow each other, and what they give is
+            copied at once: none disturbs another.
     """
 
-    def __init__(self, network: Network, shape: tuple[int, ...], stream: torch.cuda.Stream) -> None:
+    def __init__(self, network: Network, shape: tuple[int, ...], stream: torch.cuda.Stream, pool: Any) -> None:
         with torch.inference_mode(), torch.cuda.stream(stream):
             self._pixels = torch.zeros(shape, dtype=torch.uint8, device=stream.device)
             for _ in range(WARM_UP_RUNS):
@@ -103,7 +107,7 @@ class CapturedNetwork:
             stream.synchronize()
             self._graph = torch.cuda.CUDAGraph()
             # Other threads may allocate pinned memory meanwhile, which the default mode forbids.
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 self._outputs = network(self._pixels)
 
     @torch.inference_mode()

@@ -161,6 +161,10 @@ class LeanTransformer:
                 self._positions[grid] = found
         return found
 
+    def forget_positions(self) -> None:
+        """Let go of the positions that are kept, to make room for those of other grids."""
+        self._positions.clear()
+
 
 class LeanBlock:
     """One transformer block over tokens (B, S, D) float32, with LayerScale, norm weights and query scale folded.

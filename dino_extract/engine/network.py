@@ -102,6 +102,10 @@ class LeanTokens:
         """Make the positions of a patch grid, on the host, so that neither a compiler nor a CUDA graph meets that."""
         self._transformer.positions(grid)
 
+    def forget_positions(self) -> None:
+        """Let go of all positions; no CUDA graph that has taken them in may run any more."""
+        self._transformer.forget_positions()
+
 
 class AnyTokens:
     """Tokens from any backbone, as it is, in mixed precision where `dtype` is not float32.

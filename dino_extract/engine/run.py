@@ -22,6 +22,9 @@ from dino_extract.tokens import TokenSpec
 
 Arrays = dict[str, np.ndarray]
 
+# What those say of it who take memory beside torch's own: the driver and pinned memory, cuBLAS and cuDNN; and torch on a CPU.
+OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "can't allocate memory")
+
 
 class Runner(Protocol):
     """Carries out batches on a device, several at a time."""
@@ -73,14 +76,14 @@ class Engine:
         layer_tokens = fast_tokens(
             backbone, spec, device=device, dtype=getattr(torch, dtype), attend=attend, release=release, compiled=compiled
         )
-        self._is_captured = isinstance(layer_tokens, LeanTokens)  # others may make tensors on the host in every forward
+        self._lean = layer_tokens if isinstance(layer_tokens, LeanTokens) else None
         self._network = TokenNetwork(
             torch.compile(layer_tokens) if compiled else layer_tokens,
             spec,
             depth=backbone.depth,
             patch_size=backbone.patch_size,
             store_dtype=getattr(torch, store_dtype),
-            prepare=layer_tokens.prepare if isinstance(layer_tokens, LeanTokens) else None,
+            prepare=None if self._lean is None else self._lean.prepare,
         )
         self._num_threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._runner = self._make_runner()
@@ -105,7 +108,7 @@ class Engine:
         starts = range(0, len(pixels), self.batch_size)
         return [self._runner.submit(pixels[start : start + self.batch_size]) for start in starts]
 
-    def _shrink(self, failed_size: int, error: torch.cuda.OutOfMemoryError) -> None:
+    def _shrink(self, failed_size: int, error: RuntimeError) -> None:
         """Halve the batch, unless another batch under way has done so already; `error` must not hold what is to be freed."""
         if self.batch_size != failed_size:
             return
@@ -113,12 +116,15 @@ class Engine:
             raise error
         self.batch_size //= 2
         del self._runner  # before the next one, so that its memory is free
+        if self._lean is not None:
+            self._lean.forget_positions()  # the next runner's graphs need some that may not be among those kept
         torch.cuda.empty_cache()
         self._runner = self._make_runner()
 
     def _make_runner(self) -> Runner:
         if self.device.type == "cuda":
-            return CudaPipeline(self._network, device=self.device, batch_size=self.batch_size, is_captured=self._is_captured)
+            is_captured = self._lean is not None  # others may make tensors on the host in every forward
+            return CudaPipeline(self._network, device=self.device, batch_size=self.batch_size, is_captured=is_captured)
         return Streams(self._network, device=self.device, batch_size=self.batch_size, num_threads=self._num_threads)
 
 
@@ -142,8 +148,8 @@ class Batch:
             try:
                 parts = [part() for part in self._parts]
                 break
-            except torch.cuda.OutOfMemoryError as error:
-                failure = error.with_traceback(None)  # whose frames hold the memory
+            except RuntimeError as error:
+                failure = memory_failure(error)
             self._engine._shrink(self._size, failure)
             self._begin()
         return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -154,9 +160,27 @@ class Batch:
             try:
                 self._parts = self._engine._start(self._pixels)
                 return
-            except torch.cuda.OutOfMemoryError as error:
-                failure = error.with_traceback(None)
+            except RuntimeError as error:
+                failure = memory_failure(error)
             self._engine._shrink(self._size, failure)
+
+
+def memory_failure(error: RuntimeError) -> RuntimeError:
+    """The error without its frames, which hold memory, if it says that memory has run out, or came while one that says so was handled.
+
+    The second is how a CUDA graph's capture ends.
+
+    Raises:
+        RuntimeError: the error itself, if it is another one.
+    """
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__context__) is not None:
+        chain.append(before)
+    if not any(isinstance(one, torch.cuda.OutOfMemoryError) or any(words in str(one) for words in OUT_OF_MEMORY) for one in chain):
+        raise error
+    for one in chain:
+        one.__traceback__ = None
+    return error
 
 
 def choose_attention(

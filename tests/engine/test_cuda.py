@@ -76,6 +76,24 @@ def test_batches_under_way_do_not_mix() -> None:
         np.testing.assert_array_equal(got, want)
 
 
+def test_graphs_of_several_sizes_share_their_memory_and_nothing_else() -> None:
+    """Two sizes of images in turn give, whichever is captured first, what each gives in an engine of its own."""
+    sizes = {side: np.ascontiguousarray(make_pixels(4, side)[:, :side]) for side in (28, 56)}
+
+    def make_engine() -> Engine:
+        return Engine(make_backbone(), TokenSpec(("cls", "patch")), device=CUDA, dtype="bfloat16", batch_size=4)
+
+    want = {side: make_engine()(pixels) for side, pixels in sizes.items()}
+    engine = make_engine()
+
+    under_way = [(side, engine.submit(sizes[side])) for side in (28, 56, 56, 28, 28, 56)]
+
+    for side, batch in under_way:
+        got = batch.result()
+        for name in want[side]:
+            np.testing.assert_array_equal(got[name], want[side][name])
+
+
 def test_pictures_are_resized_to_the_bits_of_the_cpu() -> None:
     """Pictures of different sizes, more than one batch of them, give what those resized by Pillow give."""
     options = Preprocess(height=56, width=70)

@@ -307,6 +307,56 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
     np.testing.assert_allclose(got, (pixels / 255).mean(axis=(1, 2)), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the documentation",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+    ],
+)
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_memory_that_runs_out_outside_of_the_cache_of_torch_halves_too(said: str, is_hidden: bool) -> None:
+    """Errors of the driver and of libraries that have no memory count, also behind one that came while they were handled."""
+
+    class Backbone(ColourBackbone):
+        def forward(self, images: Tensor) -> Tokens:
+            try:
+                if len(images) > 3:
+                    raise RuntimeError(said)
+            finally:
+                if len(images) > 3 and is_hidden:
+                    raise RuntimeError("Invalid capture.")
+            return super().forward(images)
+
+    engine = Engine(Backbone(), TokenSpec(("cls",)), device=CPU, dtype="float32", batch_size=16 * torch.get_num_threads())
+    pixels = make_pixels(20)
+
+    got = engine(pixels)["features"]
+
+    assert engine.batch_size == 2 * torch.get_num_threads()
+    np.testing.assert_allclose(got, (pixels / 255).mean(axis=(1, 2)), atol=1e-3)
+
+
+def test_another_error_of_the_device_is_not_taken_for_one_of_memory() -> None:
+    """An illegal access comes out as it is, with the place where it came from, and the batch stays as it was."""
+
+    class Backbone(ColourBackbone):
+        def forward(self, images: Tensor) -> Tokens:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    engine = make_engine(Backbone(), TokenSpec(("cls",)))
+    size = engine.batch_size
+
+    with pytest.raises(RuntimeError, match="illegal memory access") as raised:
+        engine(make_pixels(2))
+
+    assert raised.traceback[-1].name == "forward"
+    assert engine.batch_size == size
+
+
 def test_batches_under_way_are_halved_once_together() -> None:
     """Two batches that both fail for lack of memory halve the batch size once, not once each."""
     backbone = ColourBackbone()

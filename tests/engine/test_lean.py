@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
+from dino_extract.engine import lean
 from dino_extract.engine.lean import LeanTransformer, PlainLinear, attend_fused
 
 
@@ -32,3 +33,19 @@ def test_a_compiled_network_gives_the_same_tokens(prefix_only: bool) -> None:
 
     for got, want in zip(compiled, plain, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+def test_positions_that_were_forgotten_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the grids that are kept each call makes its positions anew; forgetting the others lets them stay, with the same values."""
+    monkeypatch.setattr(lean, "MAX_GRIDS", 1)
+    backbone = DinoVisionTransformer(BackboneConfig(64, 1, 2, image_size=70)).eval()
+    with torch.inference_mode():
+        network = LeanTransformer(backbone, device=torch.device("cpu"), dtype=torch.float32, make_linear=PlainLinear, attend=attend_fused)
+        network.positions((3, 4))
+        before = network.positions((4, 4))
+        assert network.positions((4, 4)) is not before
+
+        network.forget_positions()
+
+        assert network.positions((4, 4)) is network.positions((4, 4))
+        torch.testing.assert_close(network.positions((4, 4)), before, rtol=0, atol=0)
