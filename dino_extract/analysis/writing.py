@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 
@@ -31,6 +32,20 @@ def writing(path: str | os.PathLike[str], what: str, *, also: type[Exception] = 
     except (OSError, also) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ConfigError(f"{what} `{name}` cannot be written: {reason}") from error
+
+
+def require_place(path: str | os.PathLike[str] | None, what: str) -> None:
+    """Check before the work, which may take hours, that its result can go where it is asked to; None asks for nothing.
+
+    Raises:
+        ConfigError: as `writing`.
+    """
+    if path is None:
+        return
+    with writing(path, what):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        os.stat(os.path.join(os.path.dirname(path), "") or ".")  # with a slash at the end, which a file must not have
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dino_extract.cli.options import AsJson, Dataset, LabelDepth, Labels, Seed, print_json, say
+from dino_extract.cli.options import AsJson, Dataset, LabelDepth, Labels, Seed, print_json, say, warn_of_line_breaks, write_list
 from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def cluster(
     """
     from dino_extract.analysis import cluster as analysis  # loads torch, which `--help` must not wait for
     from dino_extract.analysis.vectors import opened
+    from dino_extract.analysis.writing import require_place
 
+    require_place(output, "table")
     with opened(file) as store:
         levels = analysis.cluster(store, num_clusters, coarser=parse_levels(coarser, "--coarser"), dataset=dataset, seed=seed)
         codes = _codes(store, labels, label_depth)
@@ -109,20 +111,19 @@ def curate(
     Prints their paths, one a line, relative to the folder that FILE.h5 was made from.
     """
     from dino_extract.analysis import cluster as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.writing import writing
+    from dino_extract.analysis.writing import require_place
 
+    require_place(output, "list")
     sizes = parse_levels(levels, "--levels")
     paths = analysis.curate(file, budget, levels=sizes, like=like, by=by, dataset=dataset, seed=seed)
     if len(paths) < budget:
         say(f"note: only {len(paths):,} images lie in clusters with enough seeds")
-    text = "".join(f"{path}\n" for path in paths).encode("utf-8", "surrogateescape")
     if output is None:
         sys.stdout.flush()
-        sys.stdout.buffer.write(text)
-        return
-    with writing(output, "list"), open(output, "wb") as file_out:
-        file_out.write(text)
-    say(f"{len(paths):,} paths: {output}")
+        sys.stdout.buffer.write("".join(f"{path}\n" for path in paths).encode("utf-8", "surrogateescape"))
+        warn_of_line_breaks(paths)
+    else:
+        write_list(output, paths)
 
 
 def parse_levels(text: str | None, option: str) -> list[int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dino_extract.cli.options import AsJson, Dataset, Seed, Sheet, print_json, say
+from dino_extract.cli.options import AsJson, Dataset, Seed, Sheet, print_json, say, write_list
 from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,10 +53,13 @@ def dedup(
     """
     from dino_extract.analysis import dedup as analysis  # loads torch, which `--help` must not wait for
     from dino_extract.analysis.vectors import opened
+    from dino_extract.analysis.writing import require_place
 
     options = {"threshold": threshold, "dataset": dataset, "seed": seed}
     if calibrate is not None and (against or keep_list or drop_list or sheet):
         raise ConfigError("`--calibrate` only measures: it takes no `--against`, `--keep`, `--drop` or `--sheet`")
+    for path, what in ((keep_list, "list"), (drop_list, "list"), (sheet, "contact sheet")):
+        require_place(path, what)
     with opened(file) as store:
         if calibrate is not None:
             _print_calibration(_calibrate(store, calibrate, dataset, seed), file, as_json)
@@ -75,10 +78,10 @@ def dedup(
             drop = result.drop
             _print_groups(result, as_json)
         if drop_list:
-            _write_list(drop_list, drop)
+            write_list(drop_list, drop)
         if keep_list:
             dropped = set(drop)
-            _write_list(keep_list, [path for path in store.paths if path not in dropped])
+            write_list(keep_list, [path for path in store.paths if path not in dropped])
 
 
 def _print_groups(result: DedupResult, as_json: bool) -> None:
@@ -116,14 +119,6 @@ def _print_leaks(found: Sequence[Leak], num_images: int, against: str, as_json: 
         print(f"{leak.similarity:.4f}  {leak.path}  =  {leak.other}")
     if len(found) > MAX_LISTED:
         say(f"note: {len(found) - MAX_LISTED:,} more; `--json` or `--drop FILE.txt` has them all")
-
-
-def _write_list(list_path: str, paths: Sequence[str]) -> None:
-    from dino_extract.analysis.writing import writing
-
-    with writing(list_path, "list"), open(list_path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.writelines(f"{path}\n" for path in paths)
-    say(f"{len(paths):,} paths: {list_path}")
 
 
 def _draw_groups(store: Store, result: DedupResult, sheet: str) -> None:

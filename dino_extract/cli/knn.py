@@ -40,7 +40,9 @@ def knn(
     """
     from dino_extract.analysis import knn as analysis  # loads torch, which `--help` must not wait for
     from dino_extract.analysis.scores import draw_confusion, table_text
+    from dino_extract.analysis.writing import require_place
 
+    require_place(confusion, "picture")
     wanted = _parse_k(k)
     result = analysis.knn(
         train,

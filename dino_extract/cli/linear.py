@@ -44,7 +44,10 @@ def linear(
     """
     from dino_extract.analysis import linear as analysis  # loads torch, which `--help` must not wait for
     from dino_extract.analysis.scores import draw_confusion, table_text
+    from dino_extract.analysis.writing import require_place
 
+    require_place(save, "classifier")
+    require_place(confusion, "picture")
     result = analysis.linear(
         train,
         test,

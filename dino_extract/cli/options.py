@@ -42,6 +42,22 @@ def end_with_failures(failed: Sequence[str]) -> None:
         raise typer.Exit(ExitCode.FAILURES)
 
 
+def write_list(list_path: str, paths: Sequence[str]) -> None:
+    """Write paths one a line, in their own bytes."""
+    from dino_extract.analysis.writing import writing  # loads h5py, which `--help` must not wait for
+
+    with writing(list_path, "list"), open(list_path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        file.writelines(f"{path}\n" for path in paths)
+    say(f"{len(paths):,} paths: {list_path}")
+    warn_of_line_breaks(paths)
+
+
+def warn_of_line_breaks(paths: Sequence[str]) -> None:
+    """Say so where a list with a path in each line names files that are none of its paths."""
+    if broken := sum("\n" in path for path in paths):
+        say(f"warning: {broken:,} of the paths have a line break in them and take several lines: do not delete by this list")
+
+
 def print_json(value: Any) -> None:
     """A result for machines, on stdout; NaN, which JSON does not have, becomes null."""
     print(json.dumps(_plain(value), indent=2, ensure_ascii=True))

@@ -83,6 +83,16 @@ def test_a_list_that_cannot_be_written_is_named(path: str, tmp_path: Path) -> No
         run_command(dedup, path, "--drop", str(tmp_path / "none" / "drop.txt"))
 
 
+def test_a_list_of_paths_with_line_breaks_says_that_it_is_not_safe(tmp_path: Path) -> None:
+    """`xargs rm` would delete another file by such a list, so the command warns."""
+    path = write_store(tmp_path / "x.h5", ["a.png", "a.png\nb.png", "b.png"], {"features": VECTORS[[0, 0, 2]]})
+
+    _, err = run_command(dedup, path, "--drop", str(tmp_path / "drop.txt"), "--keep", str(tmp_path / "keep.txt"))
+
+    assert (tmp_path / "drop.txt").read_text() == "a.png\nb.png\n"
+    assert err.count("warning: 1 of the paths have a line break in them") == 1
+
+
 def test_leaks_into_another_file_are_listed(path: str, tmp_path: Path) -> None:
     """With `--against` the shared image and its counterpart are data for machines too."""
     other = write_store(tmp_path / "y.h5", ["z.png"], {"features": VECTORS[2:]})

@@ -111,6 +111,31 @@ def test_numbers_below_their_range_are_wrong_usage(cli: Cli, words: list[str]) -
 @pytest.mark.parametrize(
     "words",
     [
+        ["cluster", "missing.h5", "3", "-o"],
+        ["curate", "missing.h5", "--budget", "3", "-o"],
+        ["dedup", "missing.h5", "--keep"],
+        ["dedup", "missing.h5", "--sheet"],
+        ["knn", "missing.h5", "--confusion"],
+        ["linear", "missing.h5", "--save"],
+        ["linear", "missing.h5", "--confusion"],
+        ["search", "missing.h5", "--path", "a.jpg", "--sheet"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [("none/x.png", "No such file or directory"), ("text.txt/x.png", "Not a directory"), ("taken", "Is a directory")],
+)
+def test_a_place_that_cannot_be_is_told_before_the_work(cli: Cli, words: list[str], target: str, reason: str) -> None:
+    """Hours are not spent on a result that has nowhere to go: the input file is not even looked for."""
+    ran = cli(*words, target)
+
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.endswith(f"`{target}` cannot be written: {reason}\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
         ["export", "good.h5", "--to", "csv", "--overwrite", "-o"],
         ["export", "good.h5", "--to", "hloc", "--overwrite", "-o"],
         ["report", "good.h5", "-o"],

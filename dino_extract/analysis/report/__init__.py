@@ -30,7 +30,7 @@ from dino_extract.analysis.report.page import (
 )
 from dino_extract.analysis.report.thumbnails import Thumbnails, thumbnails_of
 from dino_extract.analysis.vectors import StoreSource, opened, stored_vectors, unit
-from dino_extract.analysis.writing import replacing
+from dino_extract.analysis.writing import replacing, require_place
 from dino_extract.errors import ConfigError
 from dino_extract.store import Store
 
@@ -96,6 +96,8 @@ def report(
     if max_images < 2:
         raise ConfigError(f"a map needs at least 2 images, got `--max-images {max_images}`")
     with opened(store) as file:
+        path = os.fspath(output) if output is not None else os.path.splitext(file.path)[0] + ".html"
+        require_place(path, "page")
         vectors = stored_vectors(file, dataset)
         figures_of_all = survey(vectors)
         positions = choose_positions(file, limit=max_images)
@@ -118,8 +120,8 @@ def report(
                 "norms": base64_array(figures_of_all.norms[positions], "f4"),
             },
         )
-        path = os.fspath(output) if output is not None else os.path.splitext(file.path)[0] + ".html"
-        _write(path, page)
+        with replacing(path, "page") as partial, open(partial, "w", encoding="utf-8", newline="\n") as text:
+            text.write(page)
         failed = len(file.all_paths) - len(file)
         rank, groups = figures_of_all.effective_rank, len(near.duplicates)
         return ReportResult(path, len(file), len(positions), failed, rank, groups, len(page.encode()))
@@ -235,8 +237,3 @@ def _spectrum_section(figures_of_all: Survey) -> str:
         ),
         curve_svg(cumulative, "share of the variance in the first axes"),
     )
-
-
-def _write(path: str, page: str) -> None:
-    with replacing(path, "page") as partial, open(partial, "w", encoding="utf-8", newline="\n") as file:
-        file.write(page)
