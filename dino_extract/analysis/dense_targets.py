@@ -58,7 +58,7 @@ class Targets:
             image_size: (height, width) of the upright image; the target may have another resolution but not another shape.
 
         Raises:
-            SourceError: missing, unreadable, in colour, or of another shape than the image.
+            SourceError: missing, unreadable, in colour, of fractions instead of classes, or of another shape than the image.
         """
         path = self.path_of(key)
         if path is None:
@@ -70,6 +70,8 @@ class Targets:
                 f"target `{path}` is {height} x {width} pixels, its image {image_size[0]} x {image_size[1]}: not the same shape"
             )
         if self.task == "segmentation":
+            if values.dtype.kind == "f" and not (values == np.floor(values)).all():  # which NaN is not either
+                raise SourceError(f"mask `{path}` must have class numbers, got fractions", hint="`--task depth` is for depths")
             return self._as_seen(values.astype(np.int64), image_size, IGNORED)
         depth = values.astype(np.float32) / self.depth_scale
         return self._as_seen(np.where(np.isfinite(depth), depth, np.float32(0)), image_size, 0.0)  # the sky is often infinitely far

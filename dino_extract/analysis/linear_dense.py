@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-4
 DEPTH_BINS = 256
 TRAIN_UPSAMPLING = 4
+MAX_CLASSES = 1500  # more than any data set has (LVIS 1,203): ids of instances and depths would take all memory
 TEST_SHARE = 0.2
 _TEST_SCORES = 32 << 20  # held at a time: 128 MB
 _VARIANCE_WEIGHT = 0.85  # of the scale-invariant loss, Eigen et al. 2014 as in AdaBins
@@ -130,8 +131,7 @@ def linear_dense(
             cut = max(1, round(len(order) * TEST_SHARE))
             if cut == len(order):
                 raise ConfigError("a single image with a target cannot both train and test")
-            judge = _Images(learn.store, learn.targets, learn.parts, np.sort(order[:cut]), learn.keys, learn.sizes)
-            learn = _Images(learn.store, learn.targets, learn.parts, np.sort(order[cut:]), learn.keys, learn.sizes)
+            judge, learn = (replace(learn, rows=np.sort(some)) for some in (order[:cut], order[cut:]))
             return _run(learn, judge, task, max_depth, iterations, seed, without)
         with opened(test) as test_store:
             require_made_alike(train_store, test_store)
@@ -160,13 +160,14 @@ def _images(store: Store, datasets: Sequence[str], targets: Targets) -> tuple[_I
 
 def _run(learn: _Images, judge: _Images, task: Task, max_depth: float, iterations: int, seed: int, without: int) -> DenseResult:
     num_outputs = DEPTH_BINS if task == "depth" else _count_classes(learn)
+    # As mmsegmentation, the mean is over the classes of the data set: also those that only test masks have, always answered wrongly.
+    num_classes = 0 if task == "depth" else max(num_outputs, _largest_class(judge) + 1)
     head = _Head(learn, num_outputs, seed)
     bins_K = torch.linspace(max_depth / DEPTH_BINS, max_depth, DEPTH_BINS)
     _train(head, learn, task, bins_K, iterations, seed)
     if task == "depth":
         return DenseResult(task, _test_depth(head, judge, bins_K), (), len(learn.rows), len(judge.rows), without)
-    # As mmsegmentation, the mean is over the classes of the data set: also those that only test masks have, always answered wrongly.
-    metrics, class_iou = _test_segmentation(head, judge, max(num_outputs, _largest_class(judge) + 1))
+    metrics, class_iou = _test_segmentation(head, judge, num_classes)
     return DenseResult(task, metrics, class_iou, len(learn.rows), len(judge.rows), without)
 
 
@@ -210,6 +211,11 @@ def _largest_class(images: _Images) -> int:
             if int(target.min()) < 0:
                 raise ConfigError(f"masks in `{images.targets.folder}` have negative class numbers")
             largest = max(largest, int(target.max()))
+    if largest >= MAX_CLASSES:
+        raise ConfigError(
+            f"masks in `{images.targets.folder}` have class numbers up to {largest:,}, expected at most {MAX_CLASSES - 1:,}",
+            hint="number the classes from 0; `--task depth` is for depths",
+        )
     return largest
 
 

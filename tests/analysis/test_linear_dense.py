@@ -165,6 +165,20 @@ def test_a_mask_that_does_not_fit_is_named(tmp_path: Path, pixels: np.ndarray, m
         linear_dense(path, folder, iterations=1)
 
 
+def test_depths_are_not_taken_for_masks(tmp_path: Path) -> None:
+    """Numbers with fractions are no classes, and so many classes that they would fill the memory are none either."""
+    path, folder = scene(tmp_path)
+    (folder / "a" / "000.png").unlink()
+
+    np.save(folder / "a" / "000.npy", np.full((56, 56), 1.5))
+    with pytest.raises(SourceError, match=r"000\.npy` must have class numbers, got fractions") as caught:
+        linear_dense(path, folder, iterations=1)
+    assert "`--task depth`" in str(caught.value.hint)
+    np.save(folder / "a" / "000.npy", np.full((56, 56), 26_001.0))
+    with pytest.raises(ConfigError, match=r"have class numbers up to 26,001, expected at most 1,499"):
+        linear_dense(path, folder, iterations=1)
+
+
 def test_a_folder_of_other_masks_is_refused(tmp_path: Path) -> None:
     """Where no key has a mask, the error says how they are looked for."""
     path, _ = scene(tmp_path)
