@@ -1,4 +1,4 @@
-"""What a GPU machine reaches, in one command: the model alone in every form, its exactness, resizing, and whole runs from JPEGs.
+"""What a GPU machine reaches, in one command: the model alone in every form, its exactness, decoding, resizing, and whole runs from JPEGs.
 
     python benchmarks/gpu.py                                       S, B, L and g at 224 and 518 pixels; some 15 minutes
     python benchmarks/gpu.py --models vits14 --sizes 224 --forms eager,graph
@@ -11,12 +11,14 @@ hard links to them, so they measure decoding and not the disk. Tables are in Mar
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,17 +31,31 @@ from PIL import Image
 from dino_extract.backbone import Backbone
 from dino_extract.benchmark import make_images, measure_model, measure_peak, measure_resize
 from dino_extract.config import EmbedConfig
+from dino_extract.decode import decode_image
 from dino_extract.embedding import run
-from dino_extract.engine import ComputeDtype, Engine, choose_batch_size, choose_device, choose_dtype, cuda, forward_flops
+from dino_extract.engine import (
+    ComputeDtype,
+    Engine,
+    choose_batch_size,
+    choose_device,
+    choose_dtype,
+    cuda,
+    forward_flops,
+    require_decoder,
+)
+from dino_extract.engine.jpeg import decode_jpegs
 from dino_extract.engine.plan import compiler_problem
+from dino_extract.errors import ConfigError
 from dino_extract.job import prepare
-from dino_extract.preprocess import Pictures, Preprocess, preprocess
+from dino_extract.preprocess import Jpeg, Preprocess, preprocess
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import load_backbone
 
 SPEC = TokenSpec(("cls", "patch"))  # what is computed and stored of each image; all of the last block is needed
 FORMS = ("eager", "graph", "compiled")  # kernel by kernel; as one CUDA graph, the default; compiled and as a graph
 SMALL_FLOPS = 12e9  # of ViT-S at 224 pixels
+DECODED_SIZES = ((500, 375), (3000, 2000))  # width and height of the JPEGs that decoders are compared on
+DECODED = (256, 32)  # how many of each at a time
 WITNESSES = 8  # images whose tokens are compared with those of the readable backbone in float32
 
 
@@ -128,16 +144,54 @@ def distance(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[st
     return {"least_cosine": float(min(cosines)), "largest_difference": float(max(differences))}
 
 
-def measure_run(name: str, folder: Path, count: int, where: str, settings: Settings) -> dict[str, Any]:
-    """A whole run over the JPEGs of a folder, at 224 pixels (28 for `tiny`), with CLS alone."""
+def measure_decoders(images: list[np.ndarray], seconds: float, device: torch.device) -> list[dict[str, Any]]:
+    """One row for each size of JPEG: the rate of Pillow on one core and of the device, and how far the pictures of the two are apart."""
+    rows = []
+    for (width, height), count in zip(DECODED_SIZES, DECODED, strict=True):
+        files = []
+        for image in images[:count]:
+            file = io.BytesIO()
+            Image.fromarray(image).resize((width, height)).save(file, "JPEG", quality=90)
+            files.append(file.getvalue())
+        jpegs = [Jpeg(np.frombuffer(content, np.uint8).copy(), (height, width)) for content in files]
+        pictures = decode_jpegs(jpegs, device)
+        errors = [picture.cpu().numpy().astype(int) - decode_image(content) for picture, content in zip(pictures, files, strict=True)]
+        rows.append(
+            {
+                "width": width,
+                "height": height,
+                "bytes": sum(map(len, files)) // len(files),
+                "pillow_per_core": rate(lambda files=files: [decode_image(content) for content in files], len(files), seconds),
+                "device": rate(lambda jpegs=jpegs: decode_jpegs(jpegs, device), len(jpegs), seconds),
+                "mean_difference": float(np.mean([np.abs(error).mean() for error in errors])),
+                "largest_difference": max(int(np.abs(error).max()) for error in errors),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def rate(work: Callable[[], object], count: int, seconds: float) -> float:
+    """How many things per second, when `work` does `count` at a time."""
+    start, done = time.perf_counter(), 0
+    while not done or time.perf_counter() - start < seconds:
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        done += count
+    return done / (time.perf_counter() - start)
+
+
+def measure_run(name: str, folder: Path, count: int, where: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """A whole run over the JPEGs of a folder, at 224 pixels (28 for `tiny`), with CLS alone; `where` they are decoded and resized."""
     size = "28" if name == "tiny" else "224"
-    config = EmbedConfig(model=name, random_weights=0, size=size, device=str(settings.device), resize=where)  # type: ignore[arg-type]
+    config = EmbedConfig(model=name, random_weights=0, size=size, device=str(settings.device), **where)
     with tempfile.TemporaryDirectory(prefix="dino-extract-gpu-") as scratch:
         result = run(prepare([str(folder)], os.path.join(scratch, "whole.h5"), config))
     assert (result.embedded, result.failed) == (count, 0), f"expected {count} images embedded, got {result}"
     row = {
         "model": name,
-        "resize": where,
+        **where,
         "images": count,
         "seconds": result.seconds,
         "images_per_s": count / result.seconds,
@@ -170,7 +224,7 @@ def machine(device: torch.device) -> str:
 
 def measure(models: list[str], sides: list[int], forms: list[str], num_images: int, seconds: float, device: torch.device) -> dict[str, Any]:
     """Everything, as it stands in the JSON file."""
-    report: dict[str, Any] = {"machine": machine(device), "forms": [], "resize": [], "runs": []}
+    report: dict[str, Any] = {"machine": machine(device), "forms": [], "resize": [], "decoders": [], "runs": []}
     with tempfile.TemporaryDirectory(prefix="dino-extract-gpu-") as scratch:
         make_images(os.path.join(scratch, "images"), max(1, min(num_images // 2, 512)))
         images = [np.asarray(Image.open(path)) for path in sorted(Path(scratch, "images").iterdir())[:256]]
@@ -179,8 +233,12 @@ def measure(models: list[str], sides: list[int], forms: list[str], num_images: i
         settings = Settings(device, dtype, images, seconds, peak)
         report["peak_tflops"], report["dtype"] = peak / 1e12, dtype
         for side in sides:
-            pictures = Pictures(images, np.zeros(len(images), bool), Preprocess(height=side, width=side))
-            report["resize"].append({"side": side, "images_per_s": measure_resize(pictures, device).images_per_s})
+            stage = measure_resize(images, Preprocess(height=side, width=side), device)
+            report["resize"].append({"side": side, "images_per_s": stage.images_per_s})
+        places: list[dict[str, Any]] = [{"decode": "host", "resize": "host"}, {"decode": "host", "resize": "device"}]
+        if decodes_on_device():
+            report["decoders"] = measure_decoders(images, min(seconds, 2.0), device)
+            places.append({"decode": "device", "resize": "device"})
         for name in models:
             backbone = load_backbone(name, random_seed=0)
             for side in sides:
@@ -190,8 +248,18 @@ def measure(models: list[str], sides: list[int], forms: list[str], num_images: i
             del backbone
             folder = Path(scratch, name)
             link_images(folder, Path(scratch, "images"), count)
-            report["runs"] += [measure_run(name, folder, count, where, settings) for where in ("host", "device")]
+            report["runs"] += [measure_run(name, folder, count, where, settings) for where in places]
     return report
+
+
+def decodes_on_device() -> bool:
+    """Whether torchcodec is there; says why not."""
+    try:
+        require_decoder()
+    except ConfigError as error:
+        print(f"left out: {error.message}", file=sys.stderr)
+        return False
+    return True
 
 
 def print_tables(report: dict[str, Any]) -> None:
@@ -211,7 +279,18 @@ def print_tables(report: dict[str, Any]) -> None:
     }
     print(table(report["forms"], forms))
     print("\n" + table(report["resize"], {"side": ("pixels", ""), "images_per_s": ("resized images/s", ",.0f")}))
-    columns = {"model": ("model", ""), "resize": ("resized by", ""), "images": ("images", ","), "images_per_s": ("images/s", ",.0f")}
+    decoders = {
+        "width": ("width", ",d"),
+        "height": ("height", ",d"),
+        "bytes": ("bytes", ",d"),
+        "pillow_per_core": ("Pillow on a core, images/s", ",.0f"),
+        "device": ("torchcodec on the device, images/s", ",.0f"),
+        "mean_difference": ("mean difference in grey levels", ".2f"),
+        "largest_difference": ("largest", "d"),
+    }
+    print("\n" + table(report["decoders"], decoders))
+    where = {"decode": ("decoded by", ""), "resize": ("resized by", "")}
+    columns = {"model": ("model", ""), **where, "images": ("images", ","), "images_per_s": ("images/s", ",.0f")}
     waited = {f"waited_for_{stage}_s": (f"s waiting for {stage}", ".1f") for stage in ("decode", "model", "write")}
     print("\n" + table(report["runs"], {**columns, "seconds": ("seconds", ".1f"), **waited}))
 

@@ -22,7 +22,7 @@ from dino_extract.engine.streams import start_pool
 from dino_extract.errors import ConfigError
 from dino_extract.job import Job, prepare
 from dino_extract.manifest import ImageError, manifest_of, read_image_bytes
-from dino_extract.preprocess import Pictures, preprocess_picture
+from dino_extract.preprocess import Pictures, Preprocess, preprocess_picture
 from dino_extract.store import RowTable, open_writer
 
 MODEL_SECONDS = 3.0  # long enough for a few batches of a small model on a slow machine
@@ -135,7 +135,7 @@ def benchmark(sources: Sequence[str], config: EmbedConfig, *, num_images: int = 
         stages, pixels, decoded = _measure_input(job)
         resizes_on_device = job.resizes_on_device and bool(decoded)  # large images the decoders resize all the same
         if resizes_on_device:
-            stages["resize"] = measure_resize(Pictures(decoded, np.zeros(len(decoded), bool), job.preprocess), job.device)
+            stages["resize"] = measure_resize(decoded, job.preprocess, job.device)
         engine = job.engine()
         stages["model"], arrays = measure_model(engine, pixels)
         stages["write"] = _measure_write(job, arrays, os.path.join(folder, "write.h5"))
@@ -250,12 +250,12 @@ def _measure_input(job: Job) -> tuple[dict[str, Stage], np.ndarray, list[np.ndar
     return {name: Stage(count, value, count / max(value, 1e-9)) for name, value in seconds.items()}, batch, decoded_pictures
 
 
-def measure_resize(pictures: Pictures, device: torch.device) -> Stage:
-    """Resizing pictures on the device, from their way there to the end."""
-    images = [allocator_for(device)(image.shape) for image in pictures.images]
-    for memory, image in zip(images, pictures.images, strict=True):
+def measure_resize(images: Sequence[np.ndarray], options: Preprocess, device: torch.device) -> Stage:
+    """Resizing pictures (H, W, 3) uint8 on the device, from their way there to the end."""
+    pinned = [allocator_for(device)(image.shape) for image in images]
+    for memory, image in zip(pinned, images, strict=True):
         memory[:] = image
-    ready = Pictures(images, pictures.is_resized, pictures.options)
+    ready = Pictures(pinned, np.zeros(len(pinned), bool), options)
 
     def resize() -> None:
         to_device(ready, device)
@@ -267,7 +267,7 @@ def measure_resize(pictures: Pictures, device: torch.device) -> Stage:
     done = 0
     while done == 0 or time.perf_counter() - start < RESIZE_SECONDS:
         resize()
-        done += len(pictures)
+        done += len(images)
     seconds = time.perf_counter() - start
     return Stage(done, seconds, done / seconds)
 

@@ -16,6 +16,7 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 StoreDtype = Literal["float16", "float32"]
 Compile = Literal["auto", "on", "off"]
 Resize = Literal["auto", "host", "device"]
+Decode = Literal["host", "device"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, 0..1
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -53,6 +54,8 @@ class EmbedConfig:
         store_dtype: of the embeddings in the file.
         compile: let torch.compile fuse the steps between the matrix products; auto does on a GPU when it pays, for very many images.
         resize: where small images are resized: by the decoder processes, or beside the model, which auto does on a GPU; the same bits.
+        decode: where plain JPEGs are decoded: by the decoder processes, or beside the model, by torchcodec: for a GPU that waits for the
+            decoders. Not quite the same pixels there, and not isolated.
         batch: images per batch; 0 finds a good size.
         workers: decoder processes; 0 is one for each free CPU.
         decode_timeout_s: seconds after which the decoding of one image is given up.
@@ -79,6 +82,7 @@ class EmbedConfig:
     store_dtype: StoreDtype = "float16"
     compile: Compile = "auto"
     resize: Resize = "auto"
+    decode: Decode = "host"
     batch: int = 0
     workers: int = 0
     decode_timeout_s: float = 30.0

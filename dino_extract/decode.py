@@ -99,6 +99,22 @@ def read_image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
         return (image.width, image.height) if _orientation(image) in _SIDEWAYS else (image.height, image.width)
 
 
+def plain_jpeg_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int] | None:
+    """The (height, width) of an image that every JPEG decoder reads alike: whole, baseline, upright, YCbCr or grey. None for any other.
+
+    Raises:
+        ImageError: not an image, or more than `max_pixels`.
+    """
+    if not (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")):
+        return None
+    with _pillow_limits(data, max_pixels):
+        image: Any = _open(data, max_pixels)
+        components = [layer[0] for layer in image.layer] if image.format == "JPEG" else []
+        is_ycc = components == [1, 2, 3] and image.info.get("adobe_transform", 1) == 1
+        is_plain = (is_ycc or len(components) == 1) and "progressive" not in image.info and _orientation(image) == 1
+        return (image.height, image.width) if is_plain else None
+
+
 @contextmanager
 def _pillow_limits(data: bytes, max_pixels: int) -> Iterator[None]:
     """Pillow with our pixel limit and without warnings; whatever it raises becomes an ImageError."""

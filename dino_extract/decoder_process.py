@@ -26,10 +26,10 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.decode import MAX_ERROR_CHARS, open_upright, read_image_size
+from dino_extract.decode import MAX_ERROR_CHARS, open_upright, plain_jpeg_size, read_image_size
 from dino_extract.errors import DecodeError
 from dino_extract.manifest import ImageError, ImageRef, read_image_bytes
-from dino_extract.preprocess import MAX_ASPECT, Preprocess, preprocess_picture
+from dino_extract.preprocess import MAX_ASPECT, Jpeg, Picture, Preprocess, preprocess_picture
 from dino_extract.status import Status
 
 MEMORY_BYTES = 2 * 2**30  # what one image may take; 100 megapixels need about 1 GB
@@ -41,8 +41,10 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # offset, size, size and time of the archive, bytes of the path and of the key that follow; 1 to ask for the size only
 _REQUEST = struct.Struct("<qqqqIIB")
-# Status, 1 if resized, bytes of the error that follows, (h, w) of the pixels that follow or (0, 0), (h, w) of the image, seconds
+# Status, form of the pixels, bytes of the error that follows, (h, w) of the pixels that follow, (1, bytes) of a JPEG, or (0, 0),
+# (h, w) of the image, seconds
 _REPLY = struct.Struct("<BBHiiiidd")
+_AS_DECODED, _RESIZED, _JPEG = range(3)  # forms
 
 # -I keeps the working directory (it may be the image folder) and PYTHON* variables out; the module path is the parent's, word for word.
 _COMMAND = "import sys; sys.path[:] = sys.argv[2:]; from dino_extract.decoder_process import main; main(sys.argv[1])"
@@ -73,13 +75,13 @@ class DecoderDiedError(Exception):
 class Reply:
     """What became of one image.
 
-    `pixels` is (h, w, 3) uint8 where the status is OK, else None; `is_resized` whether they are what the model sees, or as decoded.
+    `pixels` is (h, w, 3) uint8, or a JPEG as it is, where the status is OK, else None; `is_resized` whether they are what the model sees.
     `image_size` is the upright (height, width) of the original in pixels, (0, 0) where it is not known.
     """
 
     status: Status
     error: str
-    pixels: NDArray[np.uint8] | None
+    pixels: Picture | None
     is_resized: bool
     image_size: tuple[int, int]
     read_s: float
@@ -160,7 +162,7 @@ class DecoderProcess:
         header = bytearray(_REPLY.size)
         self._read_exactly(memoryview(header), deadline)
         has_pixels = not self._size_only.popleft()
-        number, is_resized, error_bytes, height, width, *image_size_and_seconds = _REPLY.unpack(header)
+        number, form, error_bytes, height, width, *image_size_and_seconds = _REPLY.unpack(header)
         image_height, image_width, read_s, decode_s = image_size_and_seconds
         try:
             status = Status(number)
@@ -175,11 +177,12 @@ class DecoderProcess:
             if height or width:
                 raise DecoderDiedError("decoder answered nonsense")
             return Reply(status, error, None, True, (image_height, image_width), read_s, decode_s)
-        if min(height, width) < 1 or not (self._is_result if is_resized else self._is_picture)(height, width):
+        image_size = image_height, image_width
+        if min(height, width) < 1 or not self._is_expected(form, (height, width), image_size):
             raise DecoderDiedError("decoder answered nonsense")
-        pixels = allocate((height, width, 3))
+        pixels = allocate_pixels((width,)) if form == _JPEG else allocate((height, width, 3))
         self._read_exactly(pixels.data.cast("B"), deadline)
-        return Reply(status, error, pixels, bool(is_resized), (image_height, image_width), read_s, decode_s)
+        return Reply(status, error, Jpeg(pixels, image_size) if form == _JPEG else pixels, form == _RESIZED, image_size, read_s, decode_s)
 
     def kill(self) -> None:
         """End the child at once; may be called from another thread, and twice."""
@@ -201,8 +204,13 @@ class DecoderProcess:
         self._process.stderr.close()
         return f"decoder crashed (signal {-code})" if code < 0 else f"decoder ended with code {code}"
 
-    def _is_picture(self, height: int, width: int) -> bool:
-        return not self._resizes and self._options.may_wait(height, width)
+    def _is_expected(self, form: int, size: tuple[int, int], image_size: tuple[int, int]) -> bool:
+        if form == _RESIZED:
+            return self._is_result(*size)
+        if form == _AS_DECODED:
+            return not self._resizes and self._options.may_wait(*size)
+        is_asked = form == _JPEG and self._options.decode == "device" and min(image_size) > 0
+        return is_asked and size[0] == 1 and size[1] <= self._options.max_bytes and self._options.may_wait(*image_size, is_jpeg=True)
 
     def _is_result(self, height: int, width: int) -> bool:
         if self._options.output_shape is not None:
@@ -262,17 +270,19 @@ def main(settings_json: str) -> None:
 def _answer(ref: ImageRef, options: Preprocess, *, resizes: bool, is_size_only: bool) -> tuple[bytes, bytes]:
     """The reply to a request: numbers with the error text, and pixels."""
     start = middle = time.perf_counter()
-    status, error, size, image_size, pixels, is_resized = Status.OK, "", (0, 0), (0, 0), b"", True
+    status, error, size, image_size, pixels, form = Status.OK, "", (0, 0), (0, 0), b"", _RESIZED
     try:
         content = read_image_bytes(ref, max_bytes=options.max_bytes)
         middle = time.perf_counter()
         if is_size_only:
             image_size = read_image_size(content, max_pixels=options.max_pixels)
+        elif jpeg_size := _size_to_decode_later(content, options):
+            form, pixels, size, image_size = _JPEG, content, (1, len(content)), jpeg_size
         else:
             reduce_to = (options.height, options.width) if options.fast_decode else None
             picture, image_size = open_upright(content, max_pixels=options.max_pixels, alpha=options.alpha, reduce_to=reduce_to)
-            is_resized = resizes or not options.may_wait(picture.height, picture.width)
-            if is_resized:
+            form = _RESIZED if resizes or not options.may_wait(picture.height, picture.width) else _AS_DECODED
+            if form == _RESIZED:
                 picture = preprocess_picture(picture, options)
             pixels, size = picture.tobytes(), (picture.height, picture.width)
     except MemoryError:
@@ -281,7 +291,13 @@ def _answer(ref: ImageRef, options: Preprocess, *, resizes: bool, is_size_only: 
         status, error = problem.status, problem.message[:MAX_ERROR_CHARS]
     text = error.encode(errors="replace")
     seconds = middle - start, time.perf_counter() - middle
-    return _REPLY.pack(status, is_resized, len(text), *size, *image_size, *seconds) + text, pixels
+    return _REPLY.pack(status, form, len(text), *size, *image_size, *seconds) + text, pixels
+
+
+def _size_to_decode_later(content: bytes, options: Preprocess) -> tuple[int, int] | None:
+    """The (height, width) of an image that is to be decoded beside the model; None for any other."""
+    size = plain_jpeg_size(content, max_pixels=options.max_pixels) if options.decode == "device" else None
+    return size if size and options.may_wait(*size, is_jpeg=True) else None
 
 
 def _take_over_pipes() -> tuple[BinaryIO, int]:

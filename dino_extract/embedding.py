@@ -203,6 +203,7 @@ def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Ge
         clock = time.monotonic()
         arrays = result()
         waited["model"] += time.monotonic() - clock
+        batch.settle()
         return batch, arrays
 
     with job.loader(rows) as loader:
@@ -228,6 +229,7 @@ def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Ge
 def _submit_native(job: Job, engine: Engine, batch: Batch) -> Callable[[], dict[str, Any]]:
     """Start on a batch of one image in its own shape, for the arrays; patches are flat, (N, D), because each image has another grid."""
     (image,) = batch.pixels
+    assert isinstance(image, np.ndarray), "`--decode device` is refused for `native`"
     row = int(batch.rows[0])
     patch = job.preprocess.patch
     if (

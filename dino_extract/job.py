@@ -27,6 +27,7 @@ from dino_extract.engine import (
     choose_dtype,
     forward_flops,
     needs_patches,
+    require_decoder,
 )
 from dino_extract.errors import ConfigError, SourceError, StoreError
 from dino_extract.loader import Loader, scan_image_sizes
@@ -82,7 +83,8 @@ class Job:
     @property
     def resizes_on_device(self) -> bool:
         """Whether small images are resized beside the model; `native` images never are, as each has a shape of its own."""
-        is_wanted = self.config.resize == "device" or (self.config.resize == "auto" and self.device.type == "cuda")
+        config = self.config
+        is_wanted = "device" in (config.resize, config.decode) or (config.resize == "auto" and self.device.type == "cuda")
         return is_wanted and self.preprocess.policy != "native"
 
     @property
@@ -273,6 +275,11 @@ def _job(manifest: Manifest, path: str, config: EmbedConfig) -> Job:
     is_native = preprocess.policy == "native"
     if is_native and config.resize == "device":
         raise ConfigError("`--resize device` needs images of one size, `--preprocess native` gives each its own", hint="leave it out")
+    if config.decode == "device":
+        if is_native or config.resize == "host" or config.fast_decode:
+            other = "--preprocess native" if is_native else "--fast-decode" if config.fast_decode else "--resize host"
+            raise ConfigError(f"`--decode device` does not go with `{other}`", hint="leave one of them out")
+        require_decoder()
     batch_size = choose_batch_size(model.module, (preprocess.height, preprocess.width), device, len(manifest))
     return Job(
         config=config,
@@ -332,6 +339,7 @@ def _preprocess(config: EmbedConfig, model: LoadedBackbone) -> Preprocess:
         patch=model.module.patch_size,
         alpha=config.alpha,
         fast_decode=config.fast_decode,
+        decode=config.decode,
         max_pixels=config.max_pixels,
         mean=model.module.mean,
         std=model.module.std,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dino_extract.decoder_process import MEMORY_BYTES, TIMEOUT_S, Allocate, DecoderDiedError, DecoderProcess, Reply, allocate_pixels
 from dino_extract.manifest import ImageRef, Manifest
-from dino_extract.preprocess import Preprocess
+from dino_extract.preprocess import Jpeg, Picture, Preprocess
 from dino_extract.status import Status
 
 MAX_WORKERS = 16  # beyond this the parent's share of the work, not decoding, sets the pace
@@ -34,12 +34,18 @@ class Batch:
     """B images in row order; those that failed have zero pixels and say why."""
 
     rows: NDArray[np.int64]  # (B,)
-    # (B, h, w, 3) RGB; for `native`, and where the decoders do not resize, a list of (h, w, 3), (0, 0, 3) where failed
-    pixels: NDArray[np.uint8] | list[NDArray[np.uint8]]
+    # (B, h, w, 3) RGB; for `native`, and where the decoders do not resize, a list of (h, w, 3), (0, 0, 3) where failed, or JPEGs
+    pixels: NDArray[np.uint8] | list[Picture]
     is_resized: NDArray[np.bool_]  # (B,) whether they are what the model sees, or as decoded
     status: NDArray[np.uint8]  # (B,) Status
     errors: list[str]  # empty where OK
     image_size: NDArray[np.int32]  # (B, 2) upright (height, width) of the originals in pixels, 0 where not known
+
+    def settle(self) -> None:
+        """Take over what became of JPEGs that were decoded beside the model."""
+        for place, image in enumerate(self.pixels):
+            if isinstance(image, Jpeg) and image.error:
+                self.status[place], self.errors[place] = Status.UNREADABLE, image.error
 
 
 @dataclass
@@ -206,7 +212,7 @@ class Loader:
     def _new_slot(self, index: int) -> _Slot:
         rows = self._rows[index : index + self._batch_size]
         count, shape = len(rows), self._preprocess.output_shape
-        pixels: NDArray[np.uint8] | list[NDArray[np.uint8]]
+        pixels: NDArray[np.uint8] | list[Picture]
         if shape is None or self._sizes_only or not self._resizes:
             pixels = [np.zeros((0, 0, 3), np.uint8)] * count
         else:

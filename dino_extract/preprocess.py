@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, AlphaPolicy, SizePolicy
+from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, AlphaPolicy, Decode, SizePolicy
 from dino_extract.errors import ConfigError
 from dino_extract.manifest import MAX_FILE_BYTES
 
 RESIZE_OF_CROP = (256, 224)  # the official evaluation resizes the shorter side to 256 and crops 224
 EXACT_ASPECT = 16  # a longer picture is not resized as a whole: it could fill the memory, to be cropped away
 EXACT_PIXELS = 2**20  # nor is a larger one: what is cropped away takes as long as decoding
+MAX_JPEG_PIXELS = 2**25  # of a JPEG that is decoded beside the model, where it takes 100 MB
 MAX_DEVICE_PIXELS = EXACT_PIXELS  # of a picture that is resized beside the model: up to 3 MB, of which whole batches wait in memory
 MAX_ASPECT = 8  # `native`: at most this many times longer than wide, else one scan line would fill the memory with patches
 
@@ -51,6 +52,7 @@ class Preprocess:
         patch: side of the model's patches in pixels.
         alpha: what shows through transparency (see `decode_image`).
         fast_decode: decode large JPEGs at 1/2, 1/4 or 1/8 before resizing, never below twice the size: faster, not exact.
+        decode: where plain JPEGs are decoded: by the `host`, or beside the model, on its `device`.
         max_pixels: images with more are refused.
         max_bytes: files with more are refused.
         mean: of the RGB channels, 0..1, subtracted by the model.
@@ -66,6 +68,7 @@ class Preprocess:
     patch: int = 14
     alpha: AlphaPolicy = "drop"
     fast_decode: bool = False
+    decode: Decode = "host"
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_FILE_BYTES
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -109,12 +112,15 @@ class Preprocess:
         """Everything that decides the pixels, as JSON for the file; `from_record` reads it back."""
         options: dict[str, Any] = asdict(self)
         options["mean"], options["std"] = list(self.mean), list(self.std)
+        if self.decode == "host":  # as it was before there was a choice
+            del options["decode"]
         return {**options, "resize": _RULES[self.policy], "interpolation": "bicubic, Pillow", "orientation": "exif applied"}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Preprocess:
         """The preprocessing that a file was made with."""
-        options = {field.name: record[field.name] for field in fields(cls)}
+        options = {"decode": "host", **record}
+        options = {field.name: options[field.name] for field in fields(cls)}
         return cls(**{**options, "mean": tuple(options["mean"]), "std": tuple(options["std"])})
 
     def native_grid(self, height: int, width: int) -> tuple[int, int]:
@@ -150,28 +156,47 @@ class Preprocess:
             return Placement(*shape, -((self.height - shape[0]) // 2), -((self.width - shape[1]) // 2))
         return Placement(*shape, 0, 0)
 
-    def may_wait(self, height: int, width: int) -> bool:
+    def may_wait(self, height: int, width: int, *, is_jpeg: bool = False) -> bool:
         """Whether a decoded picture of this size is small and compact enough to be resized beside the model, with others at once.
 
+        A JPEG that is decoded there may be larger, as only its bytes wait in memory.
         Not where Pillow resizes down before across: the rounding is another.
         """
         shape = self.resized_shape(height, width)
         is_compact = all(max(sides) <= EXACT_ASPECT * min(sides) for sides in ((height, width), shape))
         is_simple = self.policy != "native" and is_compact and _is_across_first((height, width), shape)
-        return is_simple and height * width <= MAX_DEVICE_PIXELS
+        return is_simple and height * width <= (MAX_JPEG_PIXELS if is_jpeg else MAX_DEVICE_PIXELS)
+
+
+@dataclass(eq=False)
+class Jpeg:
+    """A JPEG that is decoded beside the model.
+
+    Args:
+        content: (n,) uint8, the whole file.
+        size: (height, width) of the picture in pixels.
+        error: why it could not be decoded, set by who has tried.
+    """
+
+    content: NDArray[np.uint8]
+    size: tuple[int, int]
+    error: str = ""
+
+
+Picture = NDArray[np.uint8] | Jpeg
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Decoded pictures of different sizes, in the order of their rows, that are resized beside the model.
+    """Pictures of different sizes, in the order of their rows, that are resized beside the model.
 
     Args:
-        images: (H, W, 3) uint8 each, RGB, upright; (0, 0, 3) where there is none.
+        images: (H, W, 3) uint8 each, RGB, upright; (0, 0, 3) where there is none; or JPEGs that are to be decoded.
         is_resized: (B,) bool, those that are already what the model sees.
         options: what is made of the others; not `native`.
     """
 
-    images: Sequence[NDArray[np.uint8]]
+    images: Sequence[Picture]
     is_resized: NDArray[np.bool_]
     options: Preprocess
 
@@ -181,11 +206,14 @@ class Pictures:
     def __getitem__(self, part: slice) -> Pictures:
         return Pictures(self.images[part], self.is_resized[part], self.options)
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each picture in pixels, before it is resized."""
+        return [image.size if isinstance(image, Jpeg) else (image.shape[0], image.shape[1]) for image in self.images]
+
     def frames(self) -> NDArray[np.int64]:
         """Length of each picture, length it is resized to, and place of the first result in that, down and across: (B, 2, 3) pixels."""
         frames = np.zeros((len(self), 2, 3), np.int64)
-        for frame, image, is_resized in zip(frames, self.images, self.is_resized.tolist(), strict=True):
-            height, width, _ = image.shape
+        for frame, (height, width), is_resized in zip(frames, self.sizes(), self.is_resized.tolist(), strict=True):
             if is_resized or not height:
                 frame[:, 0] = frame[:, 1] = height, width
             else:

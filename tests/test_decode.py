@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dino_extract.decode import decode_image, read_image_size, to_rgb
+from dino_extract.decode import decode_image, plain_jpeg_size, read_image_size, to_rgb
 from dino_extract.manifest import ImageError
 from dino_extract.status import Status
 
@@ -267,3 +267,34 @@ def test_reduced_decoding_stays_above_twice_the_size() -> None:
 
     assert decode_image(data, reduce_to=(100, 60)).shape == (300, 200, 3)
     assert decode_image(data, reduce_to=(700, 500)).shape == (1200, 800, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (encode(gradient(), "JPEG"), (40, 60)),
+        (encode(gradient(), "JPEG", subsampling=0), (40, 60)),
+        (encode(gradient().convert("L"), "JPEG"), (40, 60)),
+        (with_orientation(1), (40, 60)),
+        (with_orientation(6), None),
+        (encode(gradient(), "JPEG", progressive=True), None),
+        (encode(gradient(), "JPEG", keep_rgb=True), None),
+        (encode(gradient().convert("CMYK"), "JPEG"), None),
+        (encode(gradient(), "JPEG")[:-2], None),
+        (encode(gradient(), "JPEG") + b"more", None),
+        (encode(gradient(), "PNG"), None),
+        (b"\xff\xd8\xff\xd9"[:3], None),
+    ],
+    ids=["colour", "full-chroma", "grey", "upright", "turned", "progressive", "rgb", "cmyk", "cut", "longer", "png", "none"],
+)
+def test_plain_jpegs_are_told_from_others(data: bytes, size: tuple[int, int] | None) -> None:
+    """Only a whole, baseline, upright JPEG in YCbCr or grey is left to another decoder."""
+    assert plain_jpeg_size(data) == size
+
+
+def test_a_plain_jpeg_has_the_same_limits_and_errors() -> None:
+    """Too many pixels, and what only looks like a JPEG, fail as they do when they are decoded."""
+    with pytest.raises(ImageError, match="60 x 40 is more than 2,399 pixels"):
+        plain_jpeg_size(encode(gradient(), "JPEG"), max_pixels=2399)
+    with pytest.raises(ImageError, match="not an image in a known format"):
+        plain_jpeg_size(b"\xff\xd8 and \xff\xd9")

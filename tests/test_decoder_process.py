@@ -270,9 +270,9 @@ def test_child_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> No
     decoder.close()
 
 
-def answer_of(shape: tuple[int, int] = (0, 0), *, status: int = 1, is_resized: int = 1, error_bytes: int = 0) -> bytes:
+def answer_of(shape: tuple[int, int] = (0, 0), *, status: int = 1, form: int = 1, error_bytes: int = 0) -> bytes:
     """The numbers of a reply about an image of 1 x 1 pixels."""
-    return decoder_process._REPLY.pack(status, is_resized, error_bytes, *shape, 1, 1, 0.0, 0.0)
+    return decoder_process._REPLY.pack(status, form, error_bytes, *shape, 1, 1, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -286,11 +286,13 @@ def answer_of(shape: tuple[int, int] = (0, 0), *, status: int = 1, is_resized: i
         (answer_of((9999, 9999)), True),
         (answer_of((42, 28)), True),
         (answer_of((-28, -42)), True),
-        (answer_of((50, 60), is_resized=0), True),  # decoded pixels, for which nobody asked
-        (answer_of((0, 60), is_resized=0), False),
-        (answer_of((-50, -60), is_resized=0), False),
-        (answer_of((5000, 5000), is_resized=0), False),
-        (answer_of((50, 60), is_resized=1), False),
+        (answer_of((50, 60), form=0), True),  # decoded pixels, for which nobody asked
+        (answer_of((0, 60), form=0), False),
+        (answer_of((-50, -60), form=0), False),
+        (answer_of((5000, 5000), form=0), False),
+        (answer_of((50, 60), form=1), False),
+        (answer_of((1, 5000), form=2), False),  # a JPEG as it is, for which nobody asked
+        (answer_of((50, 60), form=3), False),
     ],
 )
 def test_nonsense_from_the_child_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: bytes, resizes: bool) -> None:

@@ -19,6 +19,7 @@ from dino_extract.config import EmbedConfig
 from dino_extract.embedding import EmbedResult, embed, embed_like, run
 from dino_extract.errors import ConfigError, DinoExtractError, StoreError
 from dino_extract.job import prepare
+from dino_extract.preprocess import Jpeg
 from dino_extract.status import Status
 from dino_extract.store import open_store
 from dino_extract.weights.checkpoint import save_checkpoint
@@ -382,3 +383,57 @@ def test_the_size_is_that_of_the_model_unless_given(photos: Path, tmp_path: Path
     assert width(weights=str(of_table)) == 112
     assert width(weights=str(weights)) == 56
     assert width(weights=str(weights), size="28") == width(weights=str(weights), size=28) == 28
+
+
+def test_jpegs_decoded_beside_the_model_give_the_same_rows(tmp_path: Path) -> None:
+    """On a CPU `decode="device"` has the rows and failures of `host`: small and large JPEGs, other kinds, damaged ones."""
+    pytest.importorskip("torchcodec.decoders", reason="the extra `gpu-decode` is not installed")
+    rng = np.random.default_rng(0)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    kinds = {"a.jpg": {}, "b.png": {}, "c.jpg": {"progressive": True}, "d.jpg": {"subsampling": 0}, "e.jpg": {}, "f.jpg": {}, "g.jpg": {}}
+    for name, options in kinds.items():
+        picture = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((200, 150))
+        picture.save(photos / name, **options)  # type: ignore[arg-type]
+    (photos / "e.jpg").write_bytes((photos / "e.jpg").read_bytes()[:-500])  # cut: the decoders find it
+    start = (photos / "f.jpg").read_bytes()[:300]
+    (photos / "f.jpg").write_bytes(start + b"\xff\xd9")  # a good beginning and end, and no picture between them: found beside the model
+    results = [embed(photos, tmp_path / f"{where}.h5", **{**asdict(CONFIG), "decode": where, "batch": 3}) for where in ("host", "device")]
+
+    with open_store(tmp_path / "host.h5") as host, open_store(tmp_path / "device.h5") as device:
+        assert host.paths == device.paths == ["a.jpg", "b.png", "c.jpg", "d.jpg", "g.jpg"]
+        np.testing.assert_array_equal(host.features[:], device.features[:])
+        np.testing.assert_array_equal(host.image_size, device.image_size)
+        assert [(path, status) for path, status, _ in host.failures] == [(path, status) for path, status, _ in device.failures]
+        assert all(error.startswith("decode: ") for _, _, error in device.failures)
+    assert [(result.total, result.failed) for result in results] == [(7, 2), (7, 2)]
+
+
+def test_the_loader_leaves_plain_jpegs_as_they_are(tmp_path: Path) -> None:
+    """With `decode="device"` the bytes of plain JPEGs come, large ones too, and other kinds decoded."""
+    pytest.importorskip("torchcodec.decoders", reason="the extra `gpu-decode` is not installed")
+    for name, size in (("a.jpg", (60, 40)), ("b.png", (60, 40)), ("c.jpg", (2000, 1500)), ("d.png", (2000, 1500))):
+        Image.new("RGB", size, (200, 30, 90)).save(tmp_path / name)
+    job = prepare([str(tmp_path)], tmp_path / "x.h5", replace(CONFIG, decode="device"))
+
+    with job.loader(np.arange(4)) as loader:
+        (batch,) = loader
+
+    assert [isinstance(image, Jpeg) for image in batch.pixels] == [True, False, True, False]
+    assert all(
+        image.content.tobytes() == (tmp_path / name).read_bytes() for image, name in zip(batch.pixels[::2], ("a.jpg", "c.jpg"), strict=True)
+    )
+    assert batch.is_resized.tolist() == [False, False, False, True]
+    assert batch.image_size.tolist() == [[40, 60], [40, 60], [1500, 2000], [1500, 2000]]
+
+
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [({"resize": "host"}, "--resize host"), ({"preprocess": "native"}, "--preprocess native"), ({"fast_decode": True}, "--fast-decode")],
+)
+def test_decoding_beside_the_model_goes_with_resizing_there_alone(
+    photos: Path, tmp_path: Path, options: dict[str, Any], other: str
+) -> None:
+    """What contradicts it is refused by name."""
+    with pytest.raises(ConfigError, match=f"`--decode device` does not go with `{other}`"):
+        prepare([str(photos)], tmp_path / "x.h5", replace(CONFIG, decode="device", **options))

@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu.py"
 
 
 def test_everything_is_measured_and_kept(tmp_path: Path) -> None:
-    """With the smallest model on a CPU: a rate and the distance from float32 for the model, both places of resizing, tables and JSON."""
+    """With the smallest model on a CPU: rate and distance from float32, each place of decoding and resizing, tables and JSON."""
     small = ["--device", "cpu", "--models", "tiny", "--sizes", "28", "--images", "8", "--seconds", "0", "--forms", "eager"]
 
     ran = subprocess.run(
@@ -24,6 +24,8 @@ def test_everything_is_measured_and_kept(tmp_path: Path) -> None:
     assert form["images_per_s"] > 0
     assert form["least_cosine"] > 0.999
     assert form["largest_difference"] < 0.01
-    assert [(row["resize"], row["images"]) for row in report["runs"]] == [("host", 8), ("device", 8)]
+    places = [("host", "host"), ("host", "device"), ("device", "device")][: 3 if report["decoders"] else 2]
+    assert [(row["decode"], row["resize"], row["images"]) for row in report["runs"]] == [(*place, 8) for place in places]
+    assert all(row["device"] > 0 and row["largest_difference"] == 0 for row in report["decoders"])  # on a CPU both are libjpeg
     assert report["resize"][0]["images_per_s"] > 0
     assert f"| tiny | 28 | eager | {form['batch']} |" in ran.stdout

@@ -12,7 +12,7 @@ import typer
 
 from dino_extract.cli.progress import choose_progress
 from dino_extract.cli.weights import download_progress
-from dino_extract.config import LEAST, AlphaPolicy, Compile, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype, most_failures
+from dino_extract.config import LEAST, AlphaPolicy, Compile, Decode, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype, most_failures
 from dino_extract.errors import ExitCode
 from dino_extract.weights import ensure_available
 
@@ -91,6 +91,9 @@ def embed(
     resize: Annotated[
         Resize, typer.Option(help="host: decoder processes; device: beside the model; auto: device on a GPU.", rich_help_panel=MACHINE)
     ] = EmbedConfig.resize,
+    decode: Annotated[
+        Decode, typer.Option(help="device: JPEGs beside the model, by torchcodec, for a GPU that waits.", rich_help_panel=MACHINE)
+    ] = EmbedConfig.decode,
     batch: Annotated[
         int, typer.Option(min=LEAST["batch"], help="Images per batch; 0 finds a good size.", rich_help_panel=MACHINE)
     ] = EmbedConfig.batch,
@@ -137,6 +140,7 @@ def embed(
         store_dtype=store_dtype,
         compile=compile,
         resize=resize,
+        decode=decode,
         batch=batch,
         workers=workers,
         decode_timeout_s=decode_timeout_s,

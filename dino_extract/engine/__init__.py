@@ -1,6 +1,7 @@
 """The inference engine: a backbone made fast and proven equal to backbone.py."""
 
 from dino_extract.engine.cuda import allocator_for
+from dino_extract.engine.jpeg import require_decoder
 from dino_extract.engine.network import needs_patches
 from dino_extract.engine.plan import ComputeDtype, choose_batch_size, choose_compiled, choose_device, choose_dtype, forward_flops
 from dino_extract.engine.resize import to_device
@@ -17,5 +18,6 @@ __all__ = [
     "choose_dtype",
     "forward_flops",
     "needs_patches",
+    "require_decoder",
     "to_device",
 ]

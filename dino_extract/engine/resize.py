@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dino_extract.preprocess import Pictures
+from dino_extract.engine.jpeg import decode_jpegs
+from dino_extract.preprocess import Jpeg, Pictures
 
 MAX_SUMS = 1 << 24  # of one axis computed together, three channels each: enough to fill a GPU, and about 1 GB with what they need
+MAX_SOURCE_PIXELS = 1 << 27  # of pictures resized together: 400 MB, twice that where they are decoded here
 _FRACTION_BITS = 22  # Pillow's PRECISION_BITS: 32 less 8 of the pixels less 2 for overshoot
 _REACH = 2.0  # of the bicubic filter, in pixels
 
@@ -38,13 +40,14 @@ def to_device(pixels: np.ndarray | Pictures, device: torch.device) -> Tensor:
 
 def groups(pictures: Pictures) -> Iterator[slice]:
     """Pictures that are resized together, as many as memory should hold, at least one."""
-    first = rows = 0
-    for place, image in enumerate(pictures.images):
-        more = max(image.shape[0], pictures.options.height)
-        if place > first and (rows + more) * pictures.options.width > MAX_SUMS:
+    first = rows = pixels = 0
+    for place, (height, width) in enumerate(pictures.sizes()):
+        more = max(height, pictures.options.height)
+        is_full = (rows + more) * pictures.options.width > MAX_SUMS or pixels + height * width > MAX_SOURCE_PIXELS
+        if place > first and is_full:
             yield slice(first, place)
-            first, rows = place, 0
-        rows += more
+            first, rows, pixels = place, 0, 0
+        rows, pixels = rows + more, pixels + height * width
     yield slice(first, len(pictures))
 
 
@@ -79,10 +82,12 @@ def resize(pictures: Pictures, device: torch.device) -> Tensor:
 
 def upload(pictures: Pictures, device: torch.device, *, spare: int) -> Tensor:
     """The pixels of all pictures behind each other on the device, (P + spare, 3) uint8; the spare ones may hold anything."""
-    sizes = [image.shape[0] * image.shape[1] for image in pictures.images]
+    sizes = [height * width for height, width in pictures.sizes()]
+    decoded = iter(decode_jpegs([image for image in pictures.images if isinstance(image, Jpeg)], device))
     pixels_P3 = torch.empty(sum(sizes) + spare, 3, dtype=torch.uint8, device=device)
     for place, image in zip(pixels_P3.split([*sizes, spare]), pictures.images, strict=False):
-        place.copy_(torch.from_numpy(image).view(len(place), 3), non_blocking=True)
+        source = next(decoded) if isinstance(image, Jpeg) else torch.from_numpy(image)
+        place.view(source.shape).copy_(source, non_blocking=True)
     return pixels_P3
 
 
