@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
+from dino_extract.decode import decode_image
 from dino_extract.engine import ComputeDtype, Engine, allocator_for
 from dino_extract.engine.resize import to_device
-from dino_extract.preprocess import Pictures, Preprocess, preprocess
+from dino_extract.preprocess import Jpeg, Pictures, Preprocess, preprocess
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import load_backbone
 
@@ -107,6 +111,26 @@ def test_pictures_are_resized_to_the_bits_of_the_cpu() -> None:
     np.testing.assert_array_equal(pixels, [preprocess(image, options) for image in images])
     engine = Engine(make_backbone(), TokenSpec(("cls",)), device=CUDA, dtype="bfloat16", batch_size=4)
     np.testing.assert_array_equal(engine(pictures)["features"], engine(pixels)["features"])
+
+
+def test_jpegs_decoded_there_are_close_to_those_of_pillow() -> None:
+    """Smooth pictures differ by the chroma's interpolation alone, and a damaged one costs its own row."""
+    pytest.importorskip("torchcodec.decoders", reason="the extra `gpu-decode` is not installed")
+    options = Preprocess(height=224, width=224)
+    jpegs, want = [], []
+    for number in range(8):
+        noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(noise).resize((500 + number, 375)).save(file, "JPEG", quality=90)
+        jpegs.append(Jpeg(np.frombuffer(file.getvalue(), np.uint8).copy(), (375, 500 + number)))
+        want.append(preprocess(decode_image(file.getvalue()), options).astype(int))
+    jpegs[3] = Jpeg(jpegs[3].content[:300], jpegs[3].size)
+
+    pixels = to_device(Pictures(jpegs, np.zeros(8, bool), options), CUDA).cpu().numpy()
+
+    assert [bool(jpeg.error) for jpeg in jpegs] == [number == 3 for number in range(8)]
+    for number in (0, 1, 2, 4, 5, 6, 7):
+        assert np.abs(pixels[number] - want[number]).mean() < 2
 
 
 def test_pinned_pixels_are_those_of_any_memory() -> None:
