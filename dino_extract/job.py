@@ -122,6 +122,8 @@ class Job:
             f"{self.config.preprocess} {height}x{width}, batch {self.batch_size} -> {self.output}"
         )
         lines.extend(f"note: {note}" for note in self.model.notes)
+        if self.device.type == "cuda" and self.config.shard is None and (num_gpus := torch.cuda.device_count()) > 1:
+            lines.append(f"note: one of {num_gpus} GPUs is used; `--shard K/{num_gpus}` on each and `join` use all")
         if self.config.random_weights is not None:
             lines.append(f"warning: {RANDOM_WEIGHTS_WARNING}")
         return lines

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from dino_extract.config import EmbedConfig
 from dino_extract.errors import SourceError
@@ -40,3 +42,17 @@ def test_output_in_its_own_folder_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "feats").write_bytes(b"an earlier result")
 
     assert len(prepare([str(tmp_path)], tmp_path / "feats", CONFIG).manifest) == 2
+
+
+def test_gpus_that_would_be_idle_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a run takes one of several GPUs it says how to use them all; a shard, or a run on a CPU, does not."""
+    save_pictures(tmp_path / "photos", range(2))
+    job = prepare([str(tmp_path / "photos")], tmp_path / "x.h5", CONFIG)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    note = "note: one of 4 GPUs is used; `--shard K/4` on each and `join` use all"
+
+    on_gpu = replace(job, device=torch.device("cuda"))
+
+    assert note in on_gpu.describe()
+    assert note not in job.describe()
+    assert note not in replace(on_gpu, config=replace(CONFIG, shard="1/4")).describe()
