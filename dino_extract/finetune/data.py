@@ -219,10 +219,8 @@ class TrainingData:
         micro: int,
         failures: dict[int, str],
     ) -> Decoded:
-        drawn = [
-            draw_crops(np.random.default_rng((self._order.seed, _CROPS, place)), int(height), int(width), self._crops)
-            for place, (height, width) in zip(places, sizes, strict=True)
-        ]
+        rngs = [np.random.default_rng((self._order.seed, _CROPS, place)) for place in places]
+        global_params, local_params = draw_crops(rngs, sizes, self._crops)
         share, total = self._share, self._share.micro_batch
         mine = [
             crop * total + share.rank * share.batch_size + image for crop in range(NUM_GLOBAL_CROPS) for image in range(share.batch_size)
@@ -235,7 +233,6 @@ class TrainingData:
             mask_probability=self._crops.mask_sample_probability,
             mask_ratio_min_max=self._crops.mask_ratio_min_max,
         )
-        global_params, local_params = (CropParams.stack(list(params)) for params in zip(*drawn, strict=True))
         return Decoded(pixels, global_params, local_params, masks, failures)
 
     def _substitute(self, place: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:

@@ -86,14 +86,15 @@ def _add_block(mask: np.ndarray, max_patches: float, rng: np.random.Generator) -
     height, width = mask.shape
     for _ in range(TRIES_PER_BLOCK):
         # With fewer than MIN_BLOCK patches left the range is reversed; the draw still lies between the two.
-        area = MIN_BLOCK + rng.random() * (max_patches - MIN_BLOCK)
-        aspect = math.exp(rng.uniform(-ASPECT_LOG, ASPECT_LOG))
+        for_area, for_aspect, for_top, for_left = rng.random(4).tolist()
+        area = MIN_BLOCK + for_area * (max_patches - MIN_BLOCK)
+        aspect = math.exp((2 * for_aspect - 1) * ASPECT_LOG)
         block_h, block_w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if block_h >= height or block_w >= width:
             continue
-        top, left = rng.integers(0, height - block_h + 1), rng.integers(0, width - block_w + 1)
+        top, left = int(for_top * (height - block_h + 1)), int(for_left * (width - block_w + 1))
         block = mask[top : top + block_h, left : left + block_w]
-        added = block.size - int(block.sum())
+        added = block.size - np.count_nonzero(block)
         if 0 < added <= max_patches:
             block[:] = True
             return added

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -44,6 +44,11 @@ def unchanged(count: int) -> CropParams:
     )
 
 
+def of_batch(*images: CropParams) -> CropParams:
+    """The parameters (n, ...) of some images as those of a batch."""
+    return CropParams(*(np.stack([getattr(image, entry.name) for image in images]) for entry in fields(CropParams)))
+
+
 @pytest.mark.parametrize("side_px", [42, 98])
 def test_cut_and_flip_equal_pillow(side_px: int) -> None:
     """A box cut, resized and mirrored is within rounding of Pillow's crop, bicubic resize and mirror."""
@@ -51,7 +56,7 @@ def test_cut_and_flip_equal_pillow(side_px: int) -> None:
     boxes = [(3, 10, 80, 60), (0, 0, 96, 96), (50, 60, 30, 31)]  # top, left, height, width
     params = replace(unchanged(3), box=np.float32(boxes) / SIDE, flip=np.array([True, False, True]))
 
-    got = cut_crops(batch_of(image), CropParams.stack([params]), side_px)
+    got = cut_crops(batch_of(image), of_batch(params), side_px)
 
     for crop, (top, left, height, width), flip in zip(got, boxes, params.flip, strict=True):
         want = Image.fromarray(image).crop((left, top, left + width, top + height)).resize((side_px, side_px), Image.Resampling.BICUBIC)
@@ -117,7 +122,7 @@ def test_grayscale_solarize_and_normalisation_are_the_official_ones() -> None:
     image = picture(6)
     params = replace(unchanged(1), grayscale=np.array([True]), solarize=np.array([True]))
 
-    got = make_crops(batch_of(image), CropParams.stack([params]), SIDE)
+    got = make_crops(batch_of(image), of_batch(params), SIDE)
 
     gray = np.asarray(Image.fromarray(image).convert("L"), np.float32)
     want = np.where(gray >= 128, 255 - gray, gray)[..., None] / 255
@@ -130,7 +135,7 @@ def test_crops_of_a_batch_lie_crop_by_crop() -> None:
     """Row k * B + b of the result is crop k of image b."""
     dark, light = np.zeros((SIDE, SIDE, 3), np.uint8), np.full((SIDE, SIDE, 3), 255, np.uint8)
 
-    got = make_crops(batch_of(dark, light), CropParams.stack([unchanged(3), unchanged(3)]), 14)
+    got = make_crops(batch_of(dark, light), of_batch(unchanged(3), unchanged(3)), 14)
 
     assert (got.mean(dim=(1, 2, 3)) > 0).tolist() == [False, True] * 3
 
@@ -138,10 +143,9 @@ def test_crops_of_a_batch_lie_crop_by_crop() -> None:
 def test_all_crops_of_a_real_draw_are_finite() -> None:
     """Random crops of narrow images have finite pixels in the range that normalisation gives."""
     config = CropConfig(global_crops_size=28, local_crops_size=14)
-    rng = np.random.default_rng(0)
-    drawn = [draw_crops(rng, *size, config) for size in [(20, 900), (900, 20), (3, 3)]]
+    _, local = draw_crops([np.random.default_rng(0)] * 3, np.array([(20, 900), (900, 20), (3, 3)], np.int32), config)
 
-    got = make_crops(batch_of(picture(), picture(), picture()), CropParams.stack([local for _, local in drawn]), 14)
+    got = make_crops(batch_of(picture(), picture(), picture()), local, 14)
 
     assert got.isfinite().all()
     assert got.abs().max() < 3
@@ -163,6 +167,5 @@ def test_crops_of_a_line_of_pixels_are_finite(size: tuple[int, int]) -> None:
     config, rng = CropConfig(global_crops_size=28, local_crops_size=14), np.random.default_rng(0)
 
     for _ in range(20):
-        whole, local = draw_crops(rng, *size, config)
-        for params in (whole, local):
-            assert make_crops(batch_of(picture()), CropParams.stack([params]), 14).isfinite().all()
+        for params in draw_crops([rng], np.array([size], np.int32), config):
+            assert make_crops(batch_of(picture()), params, 14).isfinite().all()

@@ -15,14 +15,22 @@ from dino_extract.finetune.crops import CropParams, draw_crops
 DRAWS = 3000
 
 
+def rngs(count: int) -> list[np.random.Generator]:
+    """A generator for each of some images."""
+    return [np.random.default_rng((0, image)) for image in range(count)]
+
+
+def sizes(size: tuple[int, int], count: int) -> NDArray[np.int32]:
+    """The size of some images that are all alike."""
+    return np.tile(np.array(size, np.int32), (count, 1))
+
+
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, tuple[CropParams, CropParams]]:
     """Many draws with each blur setting for images of 200 x 300 pixels."""
     result = {}
     for setting in ("nominal", "released", "off"):
-        rng = np.random.default_rng(0)
-        images = [draw_crops(rng, 200, 300, CropConfig(blur=setting)) for _ in range(DRAWS)]  # type: ignore[arg-type]
-        result[setting] = CropParams.stack([one for one, _ in images]), CropParams.stack([other for _, other in images])
+        result[setting] = draw_crops(rngs(DRAWS), sizes((200, 300), DRAWS), CropConfig(blur=setting))  # type: ignore[arg-type]
     return result
 
 
@@ -88,13 +96,18 @@ def test_boxes_lie_within_the_image(drawn: Drawn) -> None:
 
 def test_an_image_too_narrow_for_any_box_gives_the_largest_centred_one() -> None:
     """A strip of 20 x 900 pixels gives boxes 20 high and 27 wide in its middle."""
-    params, _ = draw_crops(np.random.default_rng(0), 20, 900, CropConfig())
+    params, _ = draw_crops(rngs(1), sizes((20, 900), 1), CropConfig())
 
-    assert params.box[0] * (20, 900, 20, 900) == pytest.approx([0, 436, 20, 27], abs=1)
+    assert params.box[0, 0] * (20, 900, 20, 900) == pytest.approx([0, 436, 20, 27], abs=1)
 
 
-def test_the_same_seed_gives_the_same_crops() -> None:
-    """Crops depend on the seed alone."""
-    one, other = (draw_crops(np.random.default_rng((1, 2, 3)), 50, 60, CropConfig())[1] for _ in range(2))
+def test_crops_of_an_image_do_not_depend_on_the_others() -> None:
+    """An image alone has the crops that it has among images of other sizes."""
+    several = np.array([(50, 60), (900, 20), (7, 7)], np.int32)
+    together = draw_crops(rngs(3), several, CropConfig())
 
-    assert all(np.array_equal(getattr(one, entry.name), getattr(other, entry.name)) for entry in fields(CropParams))
+    for image in range(3):
+        alone = draw_crops([rngs(3)[image]], several[image : image + 1], CropConfig())
+        for one, all_of_them in zip(alone, together, strict=True):
+            for entry in fields(CropParams):
+                np.testing.assert_array_equal(getattr(one, entry.name)[0], getattr(all_of_them, entry.name)[image])
