@@ -157,6 +157,19 @@ def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
     assert (back["a"].tolist(), back["b"].tolist(), back["c"].tolist()) == ([0, 1, 2], [3, 4, 5], [0, 1, 2, 3, 4, 5])
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_written_files_are_as_open_to_others_as_any(umask: int, tmp_path: Path) -> None:
+    """Weights have the permissions of any other new file, so that a shared folder is one, whatever the format."""
+    before = os.umask(umask)
+    try:
+        write_safetensors(tmp_path / "a.safetensors", {"a": torch.zeros(3)})
+        write_pickle(tmp_path / "a.pth", {"a": torch.zeros(3)})
+    finally:
+        os.umask(before)
+
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o666 & ~umask] * 2
+
+
 @pytest.mark.parametrize("write", [write_safetensors, write_pickle])
 def test_failed_write_keeps_the_old_file(write: Any, tmp_path: Path) -> None:
     """Where the disk refuses more bytes, the error names the file, the old one stays and no rest is left."""
