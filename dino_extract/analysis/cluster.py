@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dino_extract.analysis.arguments import require_choice, several
 from dino_extract.analysis.comparable import require_made_alike
-from dino_extract.analysis.kmeans import Clusters, assign, kmeans
+from dino_extract.analysis.kmeans import Clusters, assign, kmeans, largest_first
 from dino_extract.analysis.neighbours import nearest
 from dino_extract.analysis.vectors import (
     StoreSource,
@@ -89,11 +89,8 @@ def hierarchy(vectors: VectorSource, sizes: Sequence[int], *, seed: int = 0) -> 
     for size in sizes[1:]:
         below = levels[-1]
         above = kmeans(below.centres, size, seed=seed)
-        codes = above.codes[below.codes]
-        order = np.argsort(-np.bincount(codes, minlength=size), kind="stable")  # by images now, not by clusters below
-        rank = np.empty(size, np.int64)
-        rank[order] = np.arange(size)
-        centres, codes = above.centres[order], rank[codes]
+        order, codes = largest_first(above.codes[below.codes], size)  # by images now, not by clusters below
+        centres = above.centres[order]
         levels.append(Clusters(centres, codes, _similarity(vectors, centres, codes)))
     return levels
 

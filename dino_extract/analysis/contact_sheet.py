@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -50,21 +50,21 @@ class Strip(NamedTuple):
 
 def stored_tile(store: Store, path: str, note: str, *, is_framed: bool = False) -> Tile:
     """The image behind a row, small; without a picture if it is no longer where it was embedded from."""
-    try:
-        picture = source_picture(store, path, reduce_to=(TILE_PX, TILE_PX))
-    except DinoExtractError:  # the sheet shows what there is; the result it accompanies does not need the picture
-        return Tile(None, note, display_name(path), is_framed)
-    return Tile(fit_within(picture, TILE_PX), note, display_name(path), is_framed)
+    return _tile(lambda: source_picture(store, path, reduce_to=(TILE_PX, TILE_PX)), path, note, is_framed)
 
 
 def file_tile(path: str, note: str, *, is_framed: bool = False) -> Tile:
     """An image file that is in no store, small; without a picture if it cannot be read."""
+    file = ImageRef(os.fsencode(path), -1, 0, b"")
+    return _tile(lambda: open_upright(read_image_bytes(file), reduce_to=(TILE_PX, TILE_PX))[0], path, note, is_framed)
+
+
+def _tile(read: Callable[[], Image.Image], path: str, note: str, is_framed: bool) -> Tile:
     try:
-        data = read_image_bytes(ImageRef(os.fsencode(path), -1, 0, b""))
-        picture = open_upright(data, reduce_to=(TILE_PX, TILE_PX))[0]
-    except DinoExtractError:  # as in `stored_tile`
-        return Tile(None, note, display_name(path), is_framed)
-    return Tile(fit_within(picture, TILE_PX), note, display_name(path), is_framed)
+        picture = fit_within(read(), TILE_PX)
+    except DinoExtractError:  # the sheet shows what there is; the result it accompanies does not need the picture
+        picture = None
+    return Tile(picture, note, display_name(path), is_framed)
 
 
 def draw_strips(strips: Iterable[Strip], path: str | os.PathLike[str], *, columns: int = COLUMNS) -> None:

@@ -53,11 +53,17 @@ def kmeans(vectors: VectorSource, num_clusters: int, *, seed: int = 0, iteration
     vectors = as_vectors(vectors)
     centres_KD = learn_centres(vectors, num_clusters, seed=seed, iterations=iterations)
     codes, similarity = assign(vectors, centres_KD)
-    counts = np.bincount(codes, minlength=num_clusters)
-    order = np.argsort(-counts, kind="stable")
-    rank = np.empty(num_clusters, np.int64)
-    rank[order] = np.arange(num_clusters)
-    return Clusters(centres_KD.numpy()[order], rank[codes], similarity)
+    order, codes = largest_first(codes, num_clusters)
+    return Clusters(centres_KD.numpy()[order], codes, similarity)
+
+
+def largest_first(codes: NDArray[np.int64], num_clusters: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(K,) numbers of the clusters by size, and (n,) the place of each code among them.
+
+    `largest_first([0, 1, 1, 2], 3)` is `[1, 0, 2], [1, 0, 0, 2]`.
+    """
+    order = np.argsort(-np.bincount(codes, minlength=num_clusters), kind="stable")
+    return order, np.argsort(order)[codes]
 
 
 def learn_centres(
@@ -70,7 +76,7 @@ def learn_centres(
     """
     if not 1 <= num_clusters <= len(vectors):
         raise ConfigError(
-            f"{vectors.name} has {len(vectors):,} images: they cannot make {num_clusters:,} clusters",
+            f"{len(vectors):,} images of {vectors.name} cannot make {num_clusters:,} clusters",
             hint=f"ask for {len(vectors):,} or fewer",
         )
     rng = np.random.default_rng(seed)

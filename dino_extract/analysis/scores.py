@@ -57,17 +57,18 @@ def add_to_confusion(confusion_CC: NDArray[np.int64], true: NDArray[np.int64], p
 def class_table(confusion_CC: NDArray[np.int64], classes: Sequence[str]) -> list[ClassScore]:
     """Recall, precision and the commonest mistake of each class, in the order of the classes."""
     right, images, taken = np.diag(confusion_CC), confusion_CC.sum(axis=1), confusion_CC.sum(axis=0)
-    mistakes = confusion_CC - np.diag(right)
     table = []
     for code, name in enumerate(classes):
-        worst = int(mistakes[code].argmax())
+        mistakes = confusion_CC[code].copy()
+        mistakes[code] = 0
+        worst = int(mistakes.argmax())
         table.append(
             ClassScore(
                 name,
                 int(images[code]),
                 float(right[code] / images[code]) if images[code] else float("nan"),
                 float(right[code] / taken[code]) if taken[code] else float("nan"),
-                classes[worst] if mistakes[code, worst] else "",
+                classes[worst] if mistakes[worst] else "",
             )
         )
     return table

@@ -127,11 +127,13 @@ def stored_vectors(store: Store, *datasets: str) -> Vectors:
         ConfigError: the dataset does not hold one vector per image.
     """
     require_images(store)
-    parts = [store[dataset] for dataset in datasets or ("features",)]
-    for dataset, part in zip(datasets, parts, strict=False):
+    parts = []
+    for dataset in datasets or ("features",):
+        part = store[dataset]
         if isinstance(part, RaggedRows) or part.ndim != 2:
             raise ConfigError(f"`{dataset}` of `{store.path}` has many vectors per image, expected one", hint="use `features`")
-    return Vectors(*[part for part in parts if isinstance(part, Rows)], name=f"`{store.path}`")
+        parts.append(part)
+    return Vectors(*parts, name=f"`{store.path}`")
 
 
 def require_images(store: Store) -> None:
@@ -172,7 +174,7 @@ def require_same_dim(one: Vectors, other: Vectors) -> None:
         ConfigError: they do not.
     """
     if one.dim != other.dim:
-        raise ConfigError(f"{one.name} has vectors of width {one.dim}, {other.name} of width {other.dim}")
+        raise ConfigError(f"vectors of {one.name} have width {one.dim}, those of {other.name} {other.dim}")
 
 
 def rows_where(keep: Sequence[bool] | NDArray[np.bool_]) -> NDArray[np.int64]:

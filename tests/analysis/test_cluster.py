@@ -95,7 +95,7 @@ def test_copies_do_not_break_the_first_centres() -> None:
 
 def test_more_clusters_than_images_are_refused() -> None:
     """The message gives both numbers."""
-    with pytest.raises(ConfigError, match="has 3 images: they cannot make 5 clusters"):
+    with pytest.raises(ConfigError, match="3 images of the vectors cannot make 5 clusters"):
         kmeans(np.eye(3, dtype=np.float32), 5)
 
 

@@ -120,7 +120,7 @@ def test_a_nan_row_is_named() -> None:
 
 def test_different_widths_are_refused() -> None:
     """Vectors of different width cannot be compared, and the message gives both."""
-    with pytest.raises(ConfigError, match="the queries has vectors of width 8, the bank of width 16"):
+    with pytest.raises(ConfigError, match="vectors of the queries have width 8, those of the bank 16"):
         nearest(random_vectors(3)[:, :8], random_vectors(10), 2)
 
 

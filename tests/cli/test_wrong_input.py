@@ -53,7 +53,7 @@ TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
         (["search", "good.h5", "--map", "--sheet", "x.png"], "`--map` only measures: it takes no query, `--path` or `--sheet`\n"),
         (["match", "a.jpg", "b.jpg", "--file", "good.h5", "--model", "tiny"], "`--file` has patch tokens already, so no model is taken"),
         (["export", "good.h5", "-o", "good.xlsx"], "`.xlsx` is no format this writes\n\nhint: `--to` takes npy, parquet,"),
-        (["cluster", "good.h5", "50"], "`good.h5` has 30 images: they cannot make 50 clusters\n\nhint: ask for 30 or fewer\n"),
+        (["cluster", "good.h5", "50"], "30 images of `good.h5` cannot make 50 clusters\n\nhint: ask for 30 or fewer\n"),
         (["curate", "good.h5", "--budget", "500"], "got 500\n\nhint: for example `--budget 15`\n"),
         (["attention", "picture.png", *TINY, "--layer", "12"], "blocks 0..11\n\nhint: leave it out for the last\n"),
         (["cluster", "good.h5", "3", "--coarser", "5"], "must be at least 1 and fall from level to level, got 3, 5"),

@@ -14,10 +14,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_extract.analysis.dedup import DisjointSet
 from dino_extract.analysis.kmeans import kmeans
-from dino_extract.analysis.moments import moments
+from dino_extract.analysis.moments import moments, principal_axes
+from dino_extract.analysis.near_pairs import near_pairs
 from dino_extract.analysis.neighbours import nearest
-from dino_extract.analysis.vectors import Vectors, least_cosine, unit
+from dino_extract.analysis.vectors import Vectors, as_vectors, unit
 from dino_extract.errors import ConfigError
 
 MapMethod = Literal["auto", "pca", "tsne", "umap"]
@@ -75,29 +77,21 @@ def maps_of(unit_nD: NDArray[np.float32], method: MapMethod) -> dict[str, NDArra
     Raises:
         ConfigError: the library asked for is not installed.
     """
-    centred = unit_nD - unit_nD.mean(axis=0)
-    left, singular, _ = np.linalg.svd(centred, full_matrices=False) if len(centred) <= 2000 else _thin_svd(centred)
-    principal = left[:, :50] * singular[:50]
+    count, mean_D, scatter_DD = moments([unit_nD])
+    _, axes = principal_axes(scatter_DD / count, 50)
+    principal = ((unit_nD - mean_D) @ axes.T).astype(np.float32)
     if principal.shape[1] < 2:
-        principal = np.pad(principal, ((0, 0), (0, 2 - principal.shape[1])))
-    maps = {"PCA": principal[:, :2].astype(np.float32)}
+        principal = np.pad(principal, ((0, 0), (0, 1)))
+    maps = {"PCA": principal[:, :2]}
     if method == "auto":
         method = _best_installed(len(unit_nD))
     if len(unit_nD) < 5 or principal[:, 0].std() < _SAME:  # nothing has a neighbourhood; on a single point t-SNE ends the process
         return maps
     if method == "tsne":
-        maps["t-SNE"] = _tsne(principal.astype(np.float32))
+        maps["t-SNE"] = _tsne(principal)
     elif method == "umap":
-        maps["UMAP"] = _umap(principal.astype(np.float32))
+        maps["UMAP"] = _umap(principal)
     return maps
-
-
-def _thin_svd(centred: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32], None]:
-    """Left vectors and singular values by the eigenvectors of (D, D), much faster where n is large."""
-    values, axes = np.linalg.eigh(centred.T.astype(np.float64) @ centred)
-    values, axes = np.maximum(values[::-1], 1e-20), axes[:, ::-1]
-    singular = np.sqrt(values)
-    return (centred @ axes / singular).astype(np.float32), singular.astype(np.float32), None
 
 
 def _best_installed(num_images: int) -> MapMethod:
@@ -161,26 +155,10 @@ def neighbourhood(unit_nD: NDArray[np.float32], *, num_neighbours: int, threshol
     """
     similarity, index = nearest(unit_nD, unit_nD, min(num_neighbours, len(unit_nD) - 1), leave_one_out=True)
     isolation = 1 - similarity[:, :_ISOLATION_NEIGHBOURS].mean(axis=1)
-    groups = _linked_groups(index, similarity >= least_cosine(threshold))
+    linked = DisjointSet(len(unit_nD))
+    for one, other, _ in near_pairs(as_vectors(unit_nD), threshold):
+        linked.join(one, other)
+    groups = [group.tolist() for group in linked.groups()]
     count = num_clusters or min(30, max(2, round((len(unit_nD) / 2) ** 0.5)))
     clusters = kmeans(unit_nD, min(count, len(unit_nD)))
     return Neighbourhood(index, similarity, isolation, groups, clusters.codes, clusters.similarity)
-
-
-def _linked_groups(index: NDArray[np.int64], is_link: NDArray[np.bool_]) -> list[list[int]]:
-    """Groups of two and more that links connect, by union-find; largest first, then in the order of their first member."""
-    parent = list(range(len(index)))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for one, column in np.argwhere(is_link).tolist():
-        a, b = root(one), root(int(index[one, column]))
-        parent[max(a, b)] = min(a, b)
-    members: dict[int, list[int]] = {}
-    for node in range(len(parent)):
-        members.setdefault(root(node), []).append(node)
-    return sorted((group for group in members.values() if len(group) > 1), key=lambda group: (-len(group), group[0]))
