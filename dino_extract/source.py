@@ -131,9 +131,9 @@ class _Finder:
         num_listed = num_missing = 0
         for path in paths:
             num_listed += 1
-            if os.path.isdir(path) or os.path.isfile(path):
+            try:
                 self.add_path(path, clean_key(path))
-            else:
+            except SourceError:  # as what it is: reading it will say
                 num_missing += not os.path.lexists(path)
                 self.add(clean_key(path), 0, 0)
         if num_listed and num_missing == num_listed:

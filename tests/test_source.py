@@ -230,6 +230,16 @@ def test_listed_file_of_no_use_gets_a_row(tmp_path: Path, monkeypatch: pytest.Mo
         assert caught.value.status == status
 
 
+def test_listed_archive_that_cannot_be_read_gets_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compressed archive and a tar that is none cost a row each, which fails, and not the rest of the list."""
+    monkeypatch.chdir(fill(tmp_path, "a.jpg", "b.tar.gz", "c.tar"))
+
+    manifest = find_images(["-"], stdin=io.BytesIO(b"b.tar.gz\nc.tar\na.jpg\n"))
+
+    assert manifest.keys == [b"a.jpg", b"b.tar.gz", b"c.tar"]
+    assert manifest.container.tolist() == [-1, -1, -1]
+
+
 def test_nul_list_without_its_option_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The output of `find -print0` read as lines is one sentence that says what to give."""
     monkeypatch.chdir(fill(tmp_path, "a.jpg", "b.jpg"))
