@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated, Literal
 
 import typer
+
+from dino_extract.cli.options import AsJson, print_json, say
 
 
 def export(
@@ -19,14 +20,17 @@ def export(
     dataset: Annotated[str | None, typer.Option(help="Which tokens, such as mean_features or layers/9/features.")] = None,
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the numbers written.")] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write embeddings as npy, Parquet, CSV, AnnData, hloc, ann-benchmarks or MIL bags; failed images are left out."""
     from dino_extract.analysis import export as analysis  # loads h5py, which `--help` must not wait for
 
     result = analysis.export(file, output, to, dataset=dataset, dtype=dtype, overwrite=overwrite)
     left_out = f", {result.left_out:,} failed images left out" if result.left_out else ""
-    typer.echo(f"{result.rows:,} images{left_out}", err=True)
+    say(f"{result.rows:,} images{left_out}")
     if result.prefixed:
-        typer.echo(f"note: {result.prefixed:,} paths that a spreadsheet would run as formulas have `./` in front", err=True)
-    typer.echo(json.dumps(asdict(result), indent=2) if as_json else "\n".join(result.paths))
+        say(f"note: {result.prefixed:,} paths that a spreadsheet would run as formulas have `./` in front")
+    if as_json:
+        print_json(asdict(result))
+    else:
+        print("\n".join(result.paths))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
+
+from dino_extract.cli.options import AsJson, print_json, say
 
 
 def pca(
@@ -20,7 +21,7 @@ def pca(
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Take the other side for the foreground.")] = False,
     keep_background: Annotated[bool, typer.Option("--keep-background", help="Colour every patch.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw patch tokens of several images as colours: the same part of an object has the same colour in all of them."""
     from dino_extract.analysis import pca as analysis  # loads h5py, which `--help` must not wait for
@@ -39,10 +40,12 @@ def pca(
         )
         written = pictures.save(output)
     explained = pictures.colours.explained
-    typer.echo(
+    say(
         f"{len(pictures.paths):,} images, {sum(pictures.foreground) / len(pictures.foreground):.0%} foreground, "
-        f"three colours show {explained[1:].sum():.0%} of its variance",
-        err=True,
+        f"three colours show {explained[1:].sum():.0%} of its variance"
     )
-    result = {"grid": written[0], "pictures": written[1:-1], "components": written[-1], "foreground": pictures.foreground}
-    typer.echo(json.dumps({**result, "explained": explained.tolist()}, indent=2) if as_json else written[0])
+    if as_json:
+        files = {"grid": written[0], "pictures": written[1:-1], "components": written[-1]}
+        print_json({**files, "foreground": pictures.foreground, "explained": explained})
+    else:
+        print(written[0])

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated, Literal
 
 import typer
 
+from dino_extract.cli.options import AsJson, Dataset, print_json, say
 from dino_extract.cli.progress import choose_progress
 
 
 def report(
     file: Annotated[str, typer.Argument(metavar="FILE.h5", help="A file made by `dino-extract embed`.")],
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE.html", help="By default beside FILE.h5.")] = None,
-    dataset: Annotated[str, typer.Option(help="Which vectors, such as mean_features.")] = "features",
+    dataset: Dataset = "features",
     max_images: Annotated[int, typer.Option(help="At most this many on the map, evenly spread.")] = 10_000,
     map_method: Annotated[Literal["auto", "pca", "tsne", "umap"], typer.Option("--map", help="How vectors become places.")] = "auto",
     clusters: Annotated[int, typer.Option(min=0, help="Number of clusters; 0 chooses.")] = 0,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Cosine from which on two images are duplicates.")] = 0.95,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the page's path.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write one HTML page that works offline: how the file was made, failures, outliers, duplicates, clusters, and a map of the images."""
     from dino_extract.analysis import report as analysis  # loads h5py and torch, which `--help` must not wait for
@@ -40,5 +40,8 @@ def report(
     finally:
         progress.close()
     if not quiet:
-        typer.echo(f"{result.shown:,} of {result.images:,} images on the map, page of {result.nbytes / 1e6:.1f} MB", err=True)
-    typer.echo(json.dumps(asdict(result), indent=2) if as_json else result.path)
+        say(f"{result.shown:,} of {result.images:,} images on the map, page of {result.nbytes / 1e6:.1f} MB")
+    if as_json:
+        print_json(asdict(result))
+    else:
+        print(result.path)
