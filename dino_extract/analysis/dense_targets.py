@@ -78,19 +78,12 @@ class Targets:
 
     def _as_seen(self, values: NDArray[Any], image_size: tuple[int, int], fill: float) -> NDArray[Any]:
         """Resized, cropped or padded as the image was, by nearest neighbours: classes cannot be mixed."""
-        options = self.preprocess
-        full = options.resized_shape(*image_size)
-        lines = (((np.arange(full[0]) + 0.5) * values.shape[0] / full[0]).astype(np.int64)).clip(0, values.shape[0] - 1)
-        columns = (((np.arange(full[1]) + 0.5) * values.shape[1] / full[1]).astype(np.int64)).clip(0, values.shape[1] - 1)
-        if options.policy == "crop":
-            top, left = round((full[0] - options.height) / 2.0), round((full[1] - options.width) / 2.0)
-            lines, columns = lines[top : top + options.height], columns[left : left + options.width]
-        seen: NDArray[Any] = values[lines][:, columns]
-        if options.policy == "pad":
-            canvas = np.full((options.height, options.width), fill, values.dtype)
-            top, left = (options.height - full[0]) // 2, (options.width - full[1]) // 2
-            canvas[top : top + full[0], left : left + full[1]] = seen
-            return canvas
+        place = self.preprocess.placement(*image_size)
+        y, x = np.arange(self.preprocess.height) + place.top, np.arange(self.preprocess.width) + place.left  # in the resized image
+        lines = ((y + 0.5) * values.shape[0] / place.height).astype(np.int64).clip(0, values.shape[0] - 1)
+        columns = ((x + 0.5) * values.shape[1] / place.width).astype(np.int64).clip(0, values.shape[1] - 1)
+        is_inside = np.logical_and.outer((y >= 0) & (y < place.height), (x >= 0) & (x < place.width))
+        seen: NDArray[Any] = np.where(is_inside, values[lines][:, columns], values.dtype.type(fill))
         return seen
 
 

@@ -325,14 +325,14 @@ def _remove_bags_but(kept: set[str], index_path: str) -> None:
 def _fill_bag(file: h5py.File, job: _Job, patches: NDArray[Any], preprocess: Preprocess, size: tuple[int, int], name: str) -> None:
     """One bag as TRIDENT writes it: names, types and attributes; `coords` are pixels (x, y) of the image as it is on disk."""
     height, width = patches.shape[:2]
-    resized = preprocess.resized_shape(*size)
-    y = _starts(height, preprocess, resized[0], preprocess.height) * size[0] / resized[0]
-    x = _starts(width, preprocess, resized[1], preprocess.width) * size[1] / resized[1]
+    place = preprocess.placement(*size)
+    y = (np.arange(height) * preprocess.patch + place.top) * size[0] / place.height
+    x = (np.arange(width) * preprocess.patch + place.left) * size[1] / place.width
     coords = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     features = file.create_dataset("features", data=job.cast(patches.reshape(-1, patches.shape[-1])))
     features.attrs.update({"name": name, "encoder": str(job.store.attrs.get("model", ""))})
     places = file.create_dataset("coords", data=np.round(coords).astype(np.int64))
-    patch_px = round(preprocess.patch * size[1] / resized[1])
+    patch_px = round(preprocess.patch * size[1] / place.width)
     places.attrs.update(
         {
             "name": name,
@@ -343,13 +343,6 @@ def _fill_bag(file: h5py.File, job: _Job, patches: NDArray[Any], preprocess: Pre
             "level0_height": size[0],
         }
     )
-
-
-def _starts(num_patches: int, preprocess: Preprocess, resized_px: int, side_px: int) -> NDArray[np.float64]:
-    """(num_patches,) where the patches along one side begin, in pixels of the resized image, before it was cropped or padded."""
-    cropped = round((resized_px - side_px) / 2.0) if preprocess.policy == "crop" else 0
-    padded = (side_px - resized_px) // 2 if preprocess.policy == "pad" else 0
-    return np.arange(num_patches, dtype=np.float64) * preprocess.patch + float(cropped - padded)
 
 
 def _unused(stem: str, row: int, used: set[str]) -> str:
