@@ -6,10 +6,12 @@ because the time goes into the resize: not worth a second decoder with a mind of
 
 from __future__ import annotations
 
+import importlib
 import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -131,8 +133,8 @@ def _pillow_limits(data: bytes, max_pixels: int) -> Iterator[None]:
     except MemoryError as error:
         raise ImageError(Status.CRASHED, "decode: out of memory") from error
     except UnidentifiedImageError as error:
-        is_heic = data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
-        text = "a HEIC photograph, which Pillow cannot read" if is_heic else "not an image in a known format"
+        is_unread = _is_heic(data) and not _reads_heic()
+        text = "a HEIC photograph, which `pip install pi-heif` makes readable" if is_unread else "not an image in a known format"
         raise ImageError(Status.UNREADABLE, f"decode: {text}") from error
     except Exception as error:  # damaged files make Pillow's decoders raise whatever their code runs into
         text = " ".join(f"decode: {type(error).__name__}: {error}".split())
@@ -142,10 +144,26 @@ def _pillow_limits(data: bytes, max_pixels: int) -> Iterator[None]:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    formats = (*FORMATS, "HEIF") if _is_heic(data) and _reads_heic() else FORMATS
+    image = Image.open(io.BytesIO(data), formats=formats)
     if image.width * image.height > max_pixels:
         raise ImageError(Status.TOO_LARGE, f"decode: {image.width} x {image.height} is more than {max_pixels:,} pixels")
     return image
+
+
+def _is_heic(data: bytes) -> bool:
+    """Whether it begins as HEIC, of which some kinds begin as AVIF does."""
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
+
+
+@cache
+def _reads_heic() -> bool:
+    """Whether Pillow can be taught to read HEIC, which it then can."""
+    try:
+        importlib.import_module("pi_heif").register_heif_opener()  # an extra, loaded for the first such image alone
+    except ImportError:
+        return False
+    return True
 
 
 def _orientation(image: Image.Image) -> int:

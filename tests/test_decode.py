@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from dino_extract import decode
 from dino_extract.decode import decode_image, plain_jpeg_size, read_image_size, to_rgb
 from dino_extract.manifest import ImageError
 from dino_extract.status import Status
@@ -119,10 +121,55 @@ def test_what_is_no_image_is_refused_with_the_same_words_every_time(data: bytes)
     assert str(caught.value) == "decode: not an image in a known format"
 
 
-def test_heic_is_named() -> None:
-    """A HEIC photograph is refused by its name, because people wonder what is wrong with it."""
-    with pytest.raises(ImageError, match="HEIC"):
-        decode_image(b"\0\0\0\x18ftypheic" + bytes(100))
+def heic(**options: object) -> bytes:
+    """The gradient as a HEIC photograph, almost without loss."""
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif, which writes HEIC, is not installed")
+    pytest.importorskip("pi_heif", reason="the extra `heic` is not installed")
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(gradient()).save(buffer, quality=100, chroma=444, **options)
+    return buffer.getvalue()
+
+
+def test_heic_is_read() -> None:
+    """A HEIC photograph gives the picture it was made of, but for what its compression loses."""
+    pixels = decode_image(heic())
+
+    assert pixels.shape == (40, 60, 3)
+    assert np.abs(pixels.astype(int) - np.asarray(gradient())).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_is_upright(orientation: int) -> None:
+    """However the camera was held: turned once, by the header's transform or by EXIF, and not twice."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = heic(exif=exif.tobytes())
+    want = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(with_orientation(orientation)))).convert("RGB"))
+
+    pixels = decode_image(data)
+
+    assert pixels.shape[:2] == want.shape[:2] == read_image_size(data)
+    assert np.abs(pixels.astype(int) - want).mean() < 6
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_cut_heic_is_refused(share: float) -> None:
+    """No part of a HEIC photograph is taken for the whole."""
+    data = heic()
+    with pytest.raises(ImageError) as caught:
+        decode_image(data[: int(share * len(data))])
+    assert caught.value.status == Status.UNREADABLE
+
+
+def test_heic_without_its_reader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing reads it, the error says what it is and what to install, because people wonder what is wrong with it."""
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    decode._reads_heic.cache_clear()
+    try:
+        with pytest.raises(ImageError, match="a HEIC photograph, which `pip install pi-heif` makes readable"):
+            decode_image(b"\0\0\0\x18ftypheic" + bytes(100))
+    finally:
+        decode._reads_heic.cache_clear()
 
 
 def test_16_bit_png_is_scaled_and_not_clipped() -> None:
