@@ -13,7 +13,7 @@ import typer
 
 from dino_extract.errors import ConfigError
 from dino_extract.finetune.config import FinetuneConfig
-from dino_extract.finetune.presets import Preset, check, from_json, parse_settings, preset, to_json, with_open_lengths, with_values
+from dino_extract.finetune.presets import Preset, check, parse_settings, preset, read_config, to_json, with_open_lengths, with_values
 
 START = "Start"
 LENGTH = "Length and batch"
@@ -119,7 +119,7 @@ def finetune(
     """
     if config_path is not None and _is_given(context, "preset_name"):
         raise ConfigError("`--preset` sets the values that the file of `--config` has already", hint="leave out one of them")
-    base = from_json(config_path.read_text(encoding="utf-8")) if config_path is not None else preset(preset_name, from_scratch=from_scratch)
+    base = read_config(config_path) if config_path is not None else preset(preset_name, from_scratch=from_scratch)
     given: dict[str, Any] = {
         "sources": tuple(sources) if sources else None,
         "output": output,

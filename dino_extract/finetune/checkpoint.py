@@ -47,15 +47,25 @@ class Checkpoints:
         Args:
             step: optimizer steps done.
             state: tensors and plain values.
+
+        Raises:
+            CheckpointError: the folder cannot be written or the disk is full; the checkpoints before are still there.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:07d}.pt"
         temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # torch's own one hides the disk's
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"checkpoint `{path}` cannot be written: {error.__context__ or error}",
+                hint="free some space, and run the same command again: it continues after the checkpoint before",
+            ) from error
         sync_folder(self.folder)
         for old in self._paths()[: -self.keep]:
             old.unlink()

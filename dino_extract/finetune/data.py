@@ -252,7 +252,7 @@ class TrainingData:
                 self._substitutes.kill()
                 self._substitutes = None
                 continue
-            if reply.pixels is not None:
+            if isinstance(reply.pixels, np.ndarray):
                 return reply.pixels, reply.image_size
             self._failures[int(row)] = reply.error
         raise SourceError(

@@ -125,6 +125,7 @@ class Run:
         self.config, self.manifest, self.order, self.share = config, manifest, order, share
         self.folder, self.device, self.say = folder, device, say
         self.start = setup.load_start(self.config, say)
+        setup.check_crops(self.config.crops, self.start.config.patch_size)
         models = self._models()
         starting_backbone = self._backbone(models.average.state_dict())
         is_watched = self.share.rank == 0 and self.config.monitor.images > 0

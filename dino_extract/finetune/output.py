@@ -19,7 +19,7 @@ from dino_extract.errors import ConfigError, DinoExtractError, ExitCode
 from dino_extract.finetune.checkpoint import Checkpoints, sync_folder
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.plot import plot_run
-from dino_extract.finetune.presets import differences, from_json, to_json
+from dino_extract.finetune.presets import differences, read_config, to_json
 from dino_extract.weights import save_checkpoint
 
 # What may differ between a run and its continuation: it changes neither the images nor the mathematics.
@@ -55,7 +55,7 @@ class RunFolder:
         config: complete; an earlier run in the folder must have the same.
 
     Raises:
-        ConfigError: on entering, the folder holds a run with another configuration.
+        ConfigError: on entering, the folder holds a run with another configuration, or cannot be written.
         RunBusyError: on entering, another process is training into it.
     """
 
@@ -68,8 +68,11 @@ class RunFolder:
         self._tensorboard: Any = None
 
     def __enter__(self) -> RunFolder:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = self._take_lock()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_lock()
+        except OSError as error:
+            raise ConfigError(f"`{self.path}` cannot be the folder of a run: {error.strerror}", hint="choose another `-o`") from error
         try:
             self._refuse_another_run()
         except BaseException:
@@ -132,7 +135,7 @@ class RunFolder:
         path = self.path / "config.json"
         if not path.exists():
             return
-        if changed := deciding_differences(from_json(path.read_text(encoding="utf-8")), self._config):
+        if changed := deciding_differences(read_config(path), self._config):
             listed = ", ".join(f"{name} was {old} and is now {new}" for name, (old, new) in changed.items())
             teacher = "" if self._config.distill is None else f" --distill {shlex.quote(self._config.distill)}"
             raise ConfigError(

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -199,8 +200,21 @@ def to_json(config: FinetuneConfig) -> str:
     return json.dumps(asdict(config), indent=2) + "\n"
 
 
-def from_json(text: str) -> FinetuneConfig:
+def read_config(path: Path) -> FinetuneConfig:
     """The configuration in a run's `config.json`.
+
+    Raises:
+        ConfigError: it cannot be read, or is not such a file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"`{path}` cannot be read as the configuration of a run: {error}") from error
+    return from_json(text)
+
+
+def from_json(text: str) -> FinetuneConfig:
+    """The configuration in the text of a `config.json`.
 
     Raises:
         ConfigError: the text is not such a file.

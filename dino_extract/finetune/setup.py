@@ -13,7 +13,7 @@ from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
 from dino_extract.engine import plan
 from dino_extract.errors import ConfigError
 from dino_extract.finetune import distributed
-from dino_extract.finetune.config import FinetuneConfig
+from dino_extract.finetune.config import CropConfig, FinetuneConfig
 from dino_extract.finetune.data import Order, Share
 from dino_extract.finetune.monitor import Labelled, Monitor, rows_to_watch, split_labelled
 from dino_extract.finetune.presets import check, with_lengths
@@ -96,6 +96,20 @@ def load_start(config: FinetuneConfig, say: Say) -> Start:
         return Start(shape, None, config.model, "as you choose", "")
     backbone, name, licence, sha256 = _load_backbone(config.model if config.weights is None else None, config, say, config.weights)
     return Start(replace(backbone.config, drop_path=config.drop_path_rate), backbone.state_dict(), name, licence, sha256)
+
+
+def check_crops(crops: CropConfig, patch_size: int) -> None:
+    """Refuse crops that are not made of whole patches.
+
+    Raises:
+        ConfigError: with the nearest sizes.
+    """
+    sides = {"--global-size": crops.global_crops_size} | ({"--local-size": crops.local_crops_size} if crops.local_crops_number else {})
+    for option, side in sides.items():
+        if side % patch_size:
+            below, above = side // patch_size * patch_size, -(-side // patch_size) * patch_size
+            nearest = " or ".join(f"`{option} {near}`" for near in (below, above) if near)
+            raise ConfigError(f"`{option}` must be a multiple of the patch size {patch_size}, got {side}", hint=f"for example {nearest}")
 
 
 def load_teacher(config: FinetuneConfig, say: Say) -> tuple[Network, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,23 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         Checkpoints(tmp_path).newest()
 
     assert damaged.value.hint == "remove it to continue from the one before"
+
+
+def test_a_disk_that_is_full_is_named_and_costs_nothing(tmp_path: Path) -> None:
+    """A state larger than a file may be is an error with its path; the one before stays, and nothing half written does."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"step-0000002\.pt` cannot be written: .*File too large"):
+            checkpoints.save(2, {"step": 2, "weight": torch.zeros(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000001.pt"]

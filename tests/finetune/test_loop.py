@@ -370,6 +370,25 @@ def test_another_configuration_is_refused_with_the_differences(pictures: Path, t
     assert f"`--weights {tmp_path / 'run'} --keep-heads`" in str(refused.value.hint)
 
 
+@pytest.mark.parametrize(("option", "name"), [("--global-size", "global_crops_size"), ("--local-size", "local_crops_size")])
+def test_crops_of_parts_of_patches_are_refused(pictures: Path, tmp_path: Path, option: str, name: str) -> None:
+    """A side that is no multiple of the patch ends with the nearest ones, also when nothing watches the run."""
+    config = runs.small_config(pictures, tmp_path / "run", monitor__images=0, **{f"crops__{name}": 50})
+
+    with pytest.raises(ConfigError, match=f"`{option}` must be a multiple of the patch size 14, got 50") as refused:
+        finetune(config)
+
+    assert refused.value.hint == f"for example `{option} 42` or `{option} 56`"
+
+
+def test_a_place_that_cannot_be_a_folder_is_refused(pictures: Path, tmp_path: Path) -> None:
+    """A file where the folder of the run should be is an error with its path."""
+    (tmp_path / "run").write_text("notes")
+
+    with pytest.raises(ConfigError, match="run` cannot be the folder of a run: File exists"):
+        finetune(runs.small_config(pictures, tmp_path / "run"))
+
+
 def test_two_runs_do_not_share_a_folder(pictures: Path, tmp_path: Path) -> None:
     """While a run holds its folder a second one is told to come back later."""
     config = runs.small_config(pictures, tmp_path / "run")

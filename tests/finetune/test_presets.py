@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from dino_extract.cli.finetune import finetune
 from dino_extract.errors import ConfigError
 from dino_extract.finetune.config import FinetuneConfig
-from dino_extract.finetune.presets import differences, from_json, parse_settings, preset, to_json, with_lengths, with_values
+from dino_extract.finetune.presets import differences, from_json, parse_settings, preset, read_config, to_json, with_lengths, with_values
 
 ALL = [(name, from_scratch) for name in ("small", "short", "long") for from_scratch in (True, False)]
 
@@ -212,3 +212,11 @@ def test_every_field_is_explained() -> None:
             for entry in fields(cls):
                 named = f"        {entry.name}:" in (cls.__doc__ or "")
                 assert named or entry.name in ("crops", "objective", "optim", "schedule", "monitor"), f"{cls.__name__}.{entry.name}"
+
+
+def test_a_picture_is_no_configuration(tmp_path: Path) -> None:
+    """A file that is not text ends with its path."""
+    (tmp_path / "config.json").write_bytes(b"\xff\xd8\xff")
+
+    with pytest.raises(ConfigError, match=r"config\.json` cannot be read as the configuration of a run"):
+        read_config(tmp_path / "config.json")
