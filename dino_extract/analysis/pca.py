@@ -11,6 +11,7 @@ images than inside the foreground.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +23,20 @@ from PIL import Image
 
 from dino_extract.analysis.arguments import several
 from dino_extract.analysis.moments import moments, principal_axes
-from dino_extract.analysis.pictures import choose_positions, contact_sheet, display_name, file_stem, fit_within, seen_picture, side_by_side
+from dino_extract.analysis.pictures import (
+    choose_positions,
+    contact_sheet,
+    display_name,
+    file_stem,
+    fit_within,
+    patches_of_picture,
+    seen_picture,
+    side_by_side,
+)
 from dino_extract.analysis.vectors import StoreSource
 from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError
+from dino_extract.preprocess import Preprocess
 from dino_extract.store import Store, open_store
 
 Floats = NDArray[np.float64]
@@ -44,6 +55,20 @@ class PatchRows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _OfPictures:
+    """Patch tokens of images without those of padding, which is no part of any scene."""
+
+    rows: PatchRows
+    parts: list[tuple[slice, slice]]  # of each grid, where the image is
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int, /) -> NDArray[Any]:
+        return self.rows[index][self.parts[index]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +156,8 @@ class PcaPictures:
         store: the file the images are from; their photographs are looked up there when a picture is drawn.
         colours: the directions.
         paths: of the images.
-        patches: for each a (h, w, 3) uint8 RGB picture with one pixel for each patch.
-        foreground: for each the share of its patches in the foreground.
+        patches: for each a (h, w, 3) uint8 RGB picture with one pixel for each patch; padding is black.
+        foreground: for each the share of its patches in the foreground, padding apart.
     """
 
     store: Store
@@ -206,6 +231,8 @@ def pca(
     store.require_complete()
     name = "patch_features" if layer is None else f"layers/{layer}/patch_features"
     rows, positions = store[name], choose_positions(store, [str(path) for path in several(paths)], limit)
+    preprocess = Preprocess.from_record(json.loads(str(store.attrs["preprocessing"])))
+    parts = [patches_of_picture(preprocess, size) for size in store.image_size.tolist()]
     made_with = {"model": str(store.attrs.get("model", "")), "weights_sha256": str(store.attrs.get("weights_sha256", "")), "dataset": name}
     if components is not None and (threshold is not None or flip or keep_background):
         raise ConfigError(
@@ -213,15 +240,20 @@ def pca(
             hint="give them to the run that makes the components",
         )
     if components is None:
-        components = fit_pca_colours(rows, positions, threshold=threshold, flip=flip, keep_background=keep_background, made_with=made_with)
+        components = fit_pca_colours(
+            _OfPictures(rows, parts), positions, threshold=threshold, flip=flip, keep_background=keep_background, made_with=made_with
+        )
     else:
         components = components if isinstance(components, PcaColours) else PcaColours.load(components)
         _check_components(components, made_with, rows[positions[0]].shape[-1])
     all_paths = store.paths
     pictures, shares = [], []
     for position in positions:
-        patches = _finite(rows[position], f"`{name}` of `{display_name(all_paths[position])}`")
-        pictures.append(components.rgb(patches))
+        grid, part = rows[position], parts[position]
+        patches = _finite(grid[part], f"`{name}` of `{display_name(all_paths[position])}`")
+        picture = np.zeros((*grid.shape[:2], 3), np.uint8)
+        picture[part] = components.rgb(patches)
+        pictures.append(picture)
         shares.append(float(components.foreground(patches).mean()))
     return PcaPictures(store, components, [all_paths[position] for position in positions], pictures, shares)
 

@@ -107,6 +107,16 @@ def seen_picture(store: Store, path: str) -> Image.Image | None:
     return preprocess_picture(picture, Preprocess.from_record(json.loads(str(store.attrs["preprocessing"]))))
 
 
+def patches_of_picture(preprocess: Preprocess, size: Sequence[int]) -> tuple[slice, slice]:
+    """Rows and columns of the patch grid that show an image of this (height, width), and not what `--preprocess pad` put around it."""
+    if preprocess.policy != "pad":
+        return slice(0, None), slice(0, None)
+    place = preprocess.placement(*size)
+    ends = ((-place.top, place.height - place.top), (-place.left, place.width - place.left))  # pixels
+    rows, columns = (slice(first := round(start / preprocess.patch), max(first + 1, round(end / preprocess.patch))) for start, end in ends)
+    return rows, columns
+
+
 def fit_within(picture: Image.Image, side_px: int) -> Image.Image:
     """The picture scaled so that its longer side is `side_px`."""
     scale = side_px / max(picture.size)

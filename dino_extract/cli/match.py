@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,18 +59,21 @@ def match(
 def _stored(file: str, *paths: str) -> list[Seen]:
     from PIL import Image
 
-    from dino_extract.analysis.pictures import seen_picture
+    from dino_extract.analysis.pictures import patches_of_picture, seen_picture
     from dino_extract.analysis.search import rows_of
+    from dino_extract.preprocess import Preprocess
     from dino_extract.store import open_store
 
     pairs: list[Seen] = []
     with open_store(file) as store:
         store.require_complete()
+        preprocess, sizes = Preprocess.from_record(json.loads(str(store.attrs["preprocessing"]))), store.image_size.tolist()
         for path, row in zip(paths, rows_of(store, paths).tolist(), strict=True):
-            patches = store.patch_features[row]
-            side = int(store.attrs.get("patch_size", 14))
-            blank = Image.new("RGB", (patches.shape[1] * side, patches.shape[0] * side), "grey")
-            pairs.append((seen_picture(store, path) or blank, patches))
+            grid, side = store.patch_features[row], preprocess.patch
+            picture = seen_picture(store, path) or Image.new("RGB", (grid.shape[1] * side, grid.shape[0] * side), "grey")
+            part = patches_of_picture(preprocess, sizes[row])
+            top, left, patches = part[0].start * side, part[1].start * side, grid[part]
+            pairs.append((picture.crop((left, top, left + patches.shape[1] * side, top + patches.shape[0] * side)), patches))
     return pairs
 
 

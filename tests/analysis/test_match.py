@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from dino_extract.analysis.match import Matches, match_patches
 from dino_extract.cli.match import match as match_command
 from dino_extract.errors import ConfigError, StoreError
+from dino_extract.preprocess import Preprocess
 from tests.analysis.picture_store import disc, make_store, patch_field, write_photo
 from tests.cli.analysis_app import run_command
 
@@ -143,6 +144,20 @@ def test_the_command_matches_two_stored_images(tmp_path: Path) -> None:
     assert result.stdout == f"{tmp_path / 'm.png'}\n"
     with Image.open(tmp_path / "m.png") as sheet:
         assert sheet.size == (112 + 24 + 112, 112)
+
+
+def test_padding_matches_nothing(tmp_path: Path) -> None:
+    """What `--preprocess pad` put around two images is the same, but no part of them."""
+    options = Preprocess(policy="pad", height=112, width=112)
+    attrs = {"preprocessing": json.dumps(options.as_record())}
+    with make_store(tmp_path, ("a.jpg", "b.jpg"), patches=[random_field(8, 8)] * 2, size=(128, 64), attrs=attrs) as store:
+        path = store.path
+
+    out, _ = run_command(match_command, "a.jpg", "b.jpg", "--file", path, "-o", str(tmp_path / "m.png"), "--keep-background", "--json")
+
+    assert len(json.loads(out)["a"]) == 8 * 4
+    with Image.open(tmp_path / "m.png") as sheet:
+        assert sheet.size == (56 + 24 + 56, 112)
 
 
 def test_the_path_of_a_stored_image_is_no_pattern(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from dino_extract.analysis.pca import PcaColours, fit_pca_colours, pca
 from dino_extract.analysis.pictures import contact_sheet, file_stem
 from dino_extract.cli.pca import pca as pca_command
 from dino_extract.errors import ConfigError, StoreError
+from dino_extract.preprocess import Preprocess
 from dino_extract.store import Store
 from tests.analysis.picture_store import disc, make_store, patch_field
 
@@ -158,6 +159,25 @@ def test_patterns_and_limit_choose_images_evenly(store: Store) -> None:
     result = pca(store, "dogs/*", limit=2)
 
     assert result.paths == ["dogs/c.jpg", "dogs/e.jpg"]
+
+
+def test_padding_is_no_part_of_the_picture(tmp_path: Path) -> None:
+    """Images padded above and below have the colours that their own patches alone would have, and black beside them."""
+    fields = [patch_field(8, 8, seed) for seed in range(3)]
+    padded = [field.copy() for field in fields]
+    for field in padded:
+        field[:2], field[6:] = 50.0, -50.0
+    options = Preprocess(policy="pad", height=112, width=112)
+    attrs = {"preprocessing": json.dumps(options.as_record())}
+
+    with make_store(tmp_path, ("a.jpg", "b.jpg", "c.jpg"), patches=padded, size=(64, 128), attrs=attrs) as store:
+        found = pca(store)
+
+    alone = [field[2:6] for field in fields]
+    want = fit_pca_colours(alone)
+    for picture, patches in zip(found.patches, alone, strict=True):
+        np.testing.assert_array_equal(picture[2:6], want.rgb(patches))
+        assert picture[[0, 1, 6, 7]].max() == 0
 
 
 def test_the_path_of_an_image_is_no_pattern(tmp_path: Path) -> None:
