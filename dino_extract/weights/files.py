@@ -140,13 +140,25 @@ def _replacing(path: Path) -> Iterator[Path]:
 def _read_safetensors(path: Path) -> TensorFile:
     check_safetensors_header(path)
     try:
-        with safe_open(path, "pt") as file:
+        with _utf8_path(path) as name, safe_open(name, "pt") as file:
             said = (file.metadata() or {}).get(METADATA_KEY)
             # Cloned, because the library maps the file into memory: a file that shrinks later would kill the process.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"`{path}` is a damaged safetensors file: {error}") from error
     return TensorFile(tensors, None if said is None else _read_metadata(path, said))
+
+
+@contextmanager
+def _utf8_path(path: Path) -> Iterator[str]:
+    """A name of the file that is UTF-8, which the libraries insist on: its own, or that of the open file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield str(path)
 
 
 def check_safetensors_header(path: Path) -> None:
@@ -185,7 +197,8 @@ def _read_metadata(path: Path, said: str) -> dict[str, Any]:
 def _read_pickle(path: Path) -> TensorFile:
     mapped = zipfile.is_zipfile(path)  # bare pickles, from torch before 1.6, cannot be mapped
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with _utf8_path(path) as name:
+            loaded = torch.load(name, map_location="cpu", weights_only=True, mmap=mapped)
     # A hostile pickle makes the restricted unpickler fail in any way it likes; every one of them means the same to the user.
     except Exception as error:
         if RANK_SHARD.search(path.name) or "ShardedTensor" in str(error):

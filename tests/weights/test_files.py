@@ -157,6 +157,17 @@ def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
     assert (back["a"].tolist(), back["b"].tolist(), back["c"].tolist()) == ([0, 1, 2], [3, 4, 5], [0, 1, 2, 3, 4, 5])
 
 
+def test_folders_need_not_be_utf8(tmp_path: Path) -> None:
+    """A file in a folder whose name is no UTF-8 is written and read, in both formats."""
+    folder, tensors = tmp_path / os.fsdecode(b"caf\xe9 1"), {"a": torch.arange(3.0)}
+
+    write_safetensors(folder / "a.safetensors", tensors)
+    write_pickle(folder / "a.pth", tensors)
+
+    for name in ("a.safetensors", "a.pth"):
+        assert torch.equal(read_tensor_file(folder / name).tensors["a"], tensors["a"])
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
 def test_written_files_are_as_open_to_others_as_any(umask: int, tmp_path: Path) -> None:
     """Weights have the permissions of any other new file, so that a shared folder is one, whatever the format."""
