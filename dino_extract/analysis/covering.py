@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors import Vectors, least_cosine, unit
+from dino_extract.analysis.vectors import Vectors, as_cosine, least_cosine, unit
 
 _BLOCK_ROWS = 2048  # with itself: 16 MB of similarities
 
@@ -62,4 +62,4 @@ def representatives(
                 goes = is_near.any(axis=0) & (found[step, later] < 0)
                 found[step, later][goes] = begin + nearest[goes]
                 similarity[step, later][goes] = to_later[nearest[goes], np.flatnonzero(goes)]
-    return found, similarity
+    return found, as_cosine(similarity)

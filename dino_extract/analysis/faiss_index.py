@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors import Vectors
+from dino_extract.analysis.vectors import Vectors, as_cosine
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.store import Store
 
@@ -79,7 +79,7 @@ def search_index(built: Built, vectors: Vectors, queries: NDArray[np.float32], t
     for row, found in enumerate(candidates):
         found = np.sort(found[found >= 0])  # in bank order, so that a stable sort keeps ties so
         block = vectors[found]
-        exact = block @ queries[row] / np.maximum(np.linalg.norm(block, axis=1), 1e-12)
+        exact = as_cosine(block @ queries[row] / np.maximum(np.linalg.norm(block, axis=1), 1e-12))
         order = np.argsort(-exact, kind="stable")[:top]
         similarity[row, : len(order)], position[row, : len(order)] = exact[order], found[order]
     return similarity, position

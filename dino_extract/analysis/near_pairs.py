@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino_extract.analysis.kmeans import learn_centres
-from dino_extract.analysis.vectors import Vectors, least_cosine, unit
+from dino_extract.analysis.vectors import Vectors, as_cosine, least_cosine, unit
 
 EXACT_PRODUCTS = 4e9  # similarities that are computed exactly: 63,000 images among themselves
 BUCKET_ROWS = 1000  # wanted size of a bucket: small ones are quick, large ones miss fewer pairs
@@ -71,7 +71,7 @@ def near_pairs_between(queries: Vectors, bank: Vectors, threshold: float, *, exa
 def _above(query_QD: Tensor, bank_BD: Tensor, threshold: float) -> Pairs:
     similarity_QB = query_QD @ bank_BD.T
     found = torch.nonzero(similarity_QB >= least_cosine(threshold))
-    return found[:, 0].numpy(), found[:, 1].numpy(), similarity_QB[found[:, 0], found[:, 1]].numpy()
+    return found[:, 0].numpy(), found[:, 1].numpy(), as_cosine(similarity_QB[found[:, 0], found[:, 1]].numpy())
 
 
 def _bucket_pairs(queries: Vectors, bank: Vectors, threshold: float, seed: int) -> Iterator[Pairs]:

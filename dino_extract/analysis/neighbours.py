@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dino_extract.analysis.vectors import VectorSource, as_vectors, require_same_dim
+from dino_extract.analysis.vectors import VectorSource, as_cosine, as_vectors, require_same_dim
 from dino_extract.errors import ConfigError
 
 QUERY_ROWS = 2048  # with a bank block of 8192: 64 MB of similarities at a time
@@ -65,7 +65,7 @@ def nearest_blocks(
             index = torch.cat([best[1], index_Qk + start], dim=1)
             similarity, order = similarity.sort(dim=1, descending=True, stable=True)
             best = similarity[:, :k], index.gather(1, order[:, :k])
-        yield first, best[0].numpy(), best[1].numpy()
+        yield first, as_cosine(best[0].numpy()), best[1].numpy()
 
 
 def _forget_self(similarity_QB: Tensor, offset: int) -> None:

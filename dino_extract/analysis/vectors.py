@@ -95,6 +95,11 @@ def least_cosine(threshold: float) -> float:
     return threshold - _COSINE_ROUNDING
 
 
+def as_cosine(product: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Products of vectors of length 1 within -1..1, which rounding leaves by its last digit: an arccos of 1.0000001 is NaN."""
+    return product.clip(-1, 1)
+
+
 def as_vectors(source: VectorSource, name: str = "the vectors") -> Vectors:
     """Rows of a store, an array, a tensor, a list of lists or a table of pandas as `Vectors`.
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dino_extract.analysis import faiss_index
+from dino_extract.analysis.dedup import dedup
 from dino_extract.analysis.search import retrieval_score, search
 from dino_extract.errors import ConfigError, StoreError
 from tests.analysis.stores import blobs, keys_of, write_store
@@ -59,6 +60,22 @@ def test_queries_may_be_tensors_or_lists(path: str) -> None:
     others: list[Any] = [torch.tensor(angles([0]), requires_grad=True), torch.tensor(angles([0])).bfloat16(), [[1.0, 0.0]]]
 
     assert [search(path, each, names="mine") for each in others] == [usual] * 3
+
+
+@pytest.mark.parametrize("index", ["exact", "hnsw"])
+def test_a_similarity_is_a_cosine(tmp_path: Path, index: Any) -> None:
+    """Of equal and of opposite vectors too, whatever the last digit of their product: its arccos is a number."""
+    if index == "hnsw":
+        pytest.importorskip("faiss")
+    some = np.random.default_rng(0).standard_normal((100, 192)).astype(np.float32)
+    path = write_store(tmp_path / "y.h5", [f"{row:03}.jpg" for row in range(300)], {"features": np.concatenate([some, some, -some])})
+
+    hits = [hit.similarity for result in search(path, path, top=300, index=index) for hit in result.hits]
+    dropped = [cosine for group in dedup(path, threshold=0.999).groups for kept in group.kept for cosine in kept.similarity]
+
+    assert len(dropped) == 100
+    assert max(*hits, *dropped) <= 1
+    assert min(hits) >= -1
 
 
 def test_names_of_images_are_no_queries(path: str) -> None:
