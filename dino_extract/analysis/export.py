@@ -184,7 +184,8 @@ def _write_npy(job: _Job) -> list[str]:
         for first, block in job.blocks():
             table[first : first + len(block)] = block
         table.flush()
-        parquet.write_table(pyarrow.table(_metadata(job)), metadata_file)
+        with open(metadata_file, "wb") as file:  # pyarrow takes no path that is not UTF-8, and one with a colon for an address
+            parquet.write_table(pyarrow.table(_metadata(job)), file)
     return [job.output, metadata_path]
 
 
@@ -195,7 +196,7 @@ def _write_parquet(job: _Job) -> list[str]:
     fields = [("path", pyarrow.string()), ("height", pyarrow.int32()), ("width", pyarrow.int32()), ("vector", vector)]
     schema = pyarrow.schema(fields, metadata=_provenance(job.store))
     names, size = job.names, job.store.image_size
-    with _written(job.output, job.overwrite) as partial, parquet.ParquetWriter(partial, schema) as writer:
+    with _written(job.output, job.overwrite) as partial, open(partial, "wb") as file, parquet.ParquetWriter(file, schema) as writer:
         for first, block in job.blocks():
             rows = slice(first, first + len(block))
             values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(block.ravel()), type=vector)

@@ -51,7 +51,8 @@ def open_index(store: Store, vectors: Vectors, dataset: str, kind: IndexKind) ->
     path = f"{store.path}.{dataset.replace('/', '-')}.{kind}.faiss"
     passport = _passport(store, vectors, dataset, kind)
     if _is_current(path, passport):
-        return Built(faiss.read_index(path), path, 0.0)
+        with open(path, "rb") as file:
+            return Built(faiss.read_index(f"/dev/fd/{file.fileno()}"), path, 0.0)
     started = time.monotonic()
     index = _build(faiss, vectors, kind)
     _keep(faiss, index, path, passport)
@@ -146,7 +147,8 @@ def _keep(faiss: Any, index: Any, path: str, passport: dict[str, Any]) -> None:
     try:
         if os.path.lexists(path + ".json"):
             os.unlink(path + ".json")
-        faiss.write_index(index, draft)
+        with open(draft, "wb") as index_file:
+            faiss.write_index(index, f"/dev/fd/{index_file.fileno()}")  # faiss takes no path that is not UTF-8
         os.replace(draft, path)
         with open(draft, "w", encoding="utf-8") as file:
             json.dump({**passport, "index_nbytes": os.stat(path).st_size}, file)

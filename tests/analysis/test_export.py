@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -319,6 +320,18 @@ def vectors_of(path: str, format_: str) -> np.ndarray:
     with h5py.File(path) as file:
         file.visititems(lambda _, item: found.append(item[()]) if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" else None)
     return np.concatenate([each.ravel() for each in found])
+
+
+@pytest.mark.parametrize("format_", EXPORT_FORMATS)
+def test_a_file_may_have_any_name(format_: str, tmp_path: Path) -> None:
+    """Neither bytes that are not UTF-8 nor a colon, as of an address, keep another library from writing there."""
+    folder = tmp_path / os.fsdecode(b"\xff:")
+    folder.mkdir()
+    with make_store(tmp_path, [f"{number}.jpg" for number in range(10)], with_photos=False) as store:
+        result = export(store, folder / "x", format_)
+
+    assert result.paths[0] == str(folder / "x")
+    assert all(Path(path).exists() for path in result.paths)
 
 
 def test_float16_is_written_where_it_is_asked_for(store: Store, tmp_path: Path) -> None:

@@ -185,6 +185,18 @@ def test_an_index_is_built_once(many: tuple[str, np.ndarray], monkeypatch: pytes
     assert second == first
 
 
+def test_an_index_lies_beside_a_file_of_any_name(tmp_path: Path) -> None:
+    """A name that is not UTF-8 keeps faiss neither from writing nor from reading it."""
+    pytest.importorskip("faiss")
+    keys = [f"{row:02}.jpg" for row in range(50)]
+    path = write_store(tmp_path / os.fsdecode(b"\xff.h5"), keys, {"features": blobs(5, 10, 16)[0]})
+
+    first, second = (search(path, path, top=3, index="hnsw") for _ in range(2))
+
+    assert first == second
+    assert Path(f"{path}.features.hnsw.faiss").exists()
+
+
 @pytest.mark.parametrize("change", ["store", "index", "passport"])
 def test_an_index_that_does_not_fit_is_built_anew(many: tuple[str, np.ndarray], change: str) -> None:
     """After the store has changed, or with half an index or a damaged passport, the hits are those of the store as it is now."""
