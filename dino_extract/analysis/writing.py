@@ -50,12 +50,16 @@ def require_place(path: str | os.PathLike[str] | None, what: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], what: str) -> Iterator[str]:
-    """As `writing`; gives a name to write to that becomes `path` when everything is written, so that nobody finds half a file."""
-    partial = f"{os.fspath(path)}.tmp"
+    """As `writing`; gives a name to write to that becomes `path` when everything is written, so that nobody finds half a file.
+
+    A link stays one: what it leads to is replaced.
+    """
+    target = os.path.realpath(path)
+    partial = f"{target}.tmp"
     try:
         with writing(path, what):
             yield partial
-            os.replace(partial, path)
+            os.replace(partial, target)
     finally:
         with contextlib.suppress(OSError):  # it has its name by now, or could not be made
             os.unlink(partial)

@@ -58,6 +58,19 @@ def test_a_result_replaces_another_one_only_when_it_is_whole(tmp_path: Path) -> 
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.html", "whole")]
 
 
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """What it leads to is written, whether that is there already or not."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "x.html").symlink_to("disk/x.html")
+
+    for text in ("first", "second"):
+        with replacing(tmp_path / "x.html", "page") as partial:
+            Path(partial).write_text(text)
+
+        assert (tmp_path / "x.html").is_symlink()
+        assert [(file.name, file.read_text()) for file in (tmp_path / "disk").iterdir()] == [("x.html", text)]
+
+
 def test_a_place_that_cannot_be_is_one_sentence_too(tmp_path: Path) -> None:
     """Below a file there is no place for a draft, which is no error of its own."""
     (tmp_path / "file").write_text("")
