@@ -8,6 +8,7 @@ with DINOv2 embeddings unrelated images are often that similar (docs/dedup.md).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -168,10 +169,12 @@ def leaks(
 
     Raises:
         StoreError: files made differently, an unfinished or empty store.
-        ConfigError: a threshold outside 0..1.
+        ConfigError: a threshold outside 0..1, or a store against itself.
     """
     _check(threshold)
     with opened(store) as ours, opened(against) as theirs:
+        if os.path.realpath(ours.path) == os.path.realpath(theirs.path):
+            raise ConfigError(f"`--against {theirs.path}` is the file itself, which has every image", hint="leave `--against` out")
         require_made_alike(ours, theirs)
         queries, bank = stored_vectors(ours, dataset), stored_vectors(theirs, dataset)
         require_same_dim(queries, bank)

@@ -58,6 +58,8 @@ def dedup(
     options = {"threshold": threshold, "dataset": dataset, "seed": seed}
     if calibrate is not None and (against or keep_list or drop_list or sheet):
         raise ConfigError("`--calibrate` only measures: it takes no `--against`, `--keep`, `--drop` or `--sheet`")
+    if keep_list is not None and keep_list == drop_list:
+        raise ConfigError(f"`--keep` and `--drop` name one file, `{keep_list}`")
     for path, what in ((keep_list, "list"), (drop_list, "list"), (sheet, "contact sheet")):
         require_place(path, what)
     with opened(file) as store:

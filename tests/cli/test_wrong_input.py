@@ -51,6 +51,11 @@ TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
         (["knn", "good.h5", "--confusion", "none/x.png"], "picture `none/x.png` cannot be written: No such file or directory\n"),
         (["knn", "good.h5", "--confusion", "taken"], "picture `taken` cannot be written: Is a directory\n"),
         (["search", "good.h5", "--map", "--sheet", "x.png"], "`--map` only measures: it takes no query, `--path` or `--sheet`\n"),
+        (["dedup", "good.h5", "--keep", "x.txt", "--drop", "x.txt"], "`--keep` and `--drop` name one file, `x.txt`\n"),
+        (
+            ["dedup", "good.h5", "--against", "./good.h5", "--drop", "x.txt"],
+            "`--against ./good.h5` is the file itself, which has every image\n",
+        ),
         (["match", "a.jpg", "b.jpg", "--file", "good.h5", "--model", "tiny"], "`--file` has patch tokens already, so no model is taken"),
         (["export", "good.h5", "-o", "good.xlsx"], "`.xlsx` is no format this writes\n\nhint: `--to` takes npy, parquet,"),
         (["cluster", "good.h5", "50"], "30 images of `good.h5` cannot make 50 clusters\n\nhint: ask for 30 or fewer\n"),
