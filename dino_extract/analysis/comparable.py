@@ -1,12 +1,13 @@
-"""Whether vectors of two files may be compared: made by one network, from pixels that were prepared alike."""
+"""Whether two files may be compared: made by one network, from pixels that were prepared alike, and not one and the same."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dino_extract.errors import StoreError
+from dino_extract.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from dino_extract.job import MadeWith
@@ -39,6 +40,19 @@ def require_made_alike(one: MadeWith, other: MadeWith) -> None:
         raise StoreError(
             f"`{one.path}` and `{other.path}` were not made alike ({', '.join(found)}): their vectors cannot be compared",
             hint="embed one of them again with the options of the other",
+        )
+
+
+def require_other_images(train: MadeWith, test: MadeWith, told_apart_by: object) -> None:
+    """Check that no image is tested on itself; labels or targets of the test's own may say which images of one file are meant.
+
+    Raises:
+        ConfigError: one file, and nothing that tells its images apart.
+    """
+    if told_apart_by is None and os.path.realpath(train.path) == os.path.realpath(test.path):
+        raise ConfigError(
+            f"`{test.path}` would be tested on the images it was trained on",
+            hint="without a test file, images of the first are held out",
         )
 
 

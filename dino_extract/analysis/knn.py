@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino_extract.analysis.arguments import at_least_one, require_test_file, several
-from dino_extract.analysis.comparable import require_made_alike
+from dino_extract.analysis.comparable import require_made_alike, require_other_images
 from dino_extract.analysis.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.neighbours import nearest_blocks
 from dino_extract.analysis.scores import ClassScore, add_to_confusion, class_table, top_accuracy
@@ -146,6 +146,7 @@ def knn(
             return classify(vectors, names, options=options)
         with opened(test) as test_store:
             require_made_alike(train_store, test_store)
+            require_other_images(train_store, test_store, test_labels)
             others = stored_vectors(test_store, dataset)
             other_names = labels_of(test_store, test_labels if test_labels is not None else labels, label_depth)
             return classify(vectors, names, others, other_names, options=options)

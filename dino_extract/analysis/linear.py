@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from dino_extract.analysis.arguments import at_least_one, require_choice, require_test_file, several
-from dino_extract.analysis.comparable import require_made_alike
+from dino_extract.analysis.comparable import require_made_alike, require_other_images
 from dino_extract.analysis.knn import draw_per_class
 from dino_extract.analysis.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.logistic import HELD_OUT, accuracy, choose_strength, fit_logistic, split_held_out
@@ -120,6 +120,7 @@ def linear(
             return _run(learn.few(per_class, seed), judge, classes, available, method, iterations, seed, unlabelled)
         with opened(test) as test_store:
             require_made_alike(train_store, test_store)
+            require_other_images(train_store, test_store, test_labels)
             other_names = labels_of(test_store, test_labels if test_labels is not None else labels, label_depth)
             require_known(other_names, classes)
             test_codes = encode(other_names, classes)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dino_extract.analysis.arguments import at_least_one, require_choice, require_test_file, several
-from dino_extract.analysis.comparable import require_made_alike
+from dino_extract.analysis.comparable import require_made_alike, require_other_images
 from dino_extract.analysis.dense_targets import IGNORED, Targets, Task
 from dino_extract.analysis.vectors import StoreSource, opened, rows_where
 from dino_extract.errors import ConfigError, StoreError
@@ -135,6 +135,7 @@ def linear_dense(
             return _run(learn, judge, task, max_depth, iterations, seed, without)
         with opened(test) as test_store:
             require_made_alike(train_store, test_store)
+            require_other_images(train_store, test_store, test_targets)
             folder = targets if test_targets is None else test_targets
             judge, more = _images(test_store, names, Targets(folder, task, test_store.attrs, depth_scale=depth_scale))
             return _run(learn, judge, task, max_depth, iterations, seed, without + more)

@@ -46,6 +46,8 @@ def test_numbers_of_things_are_whole_and_positive(value: object, message: str) -
         (lambda path: dx.linear(path, method="sgd", iterations=0), "`--iterations` must be at least 1"),
         (lambda path: dx.linear(path, test_labels=["a"]), "`--test-labels` is about a test file, but none is given"),
         (lambda path: dx.knn(path, test_labels=["a"]), "`--test-labels` is about a test file, but none is given"),
+        (lambda path: dx.knn(path, path), "would be tested on the images it was trained on"),
+        (lambda path: dx.linear(path, path), "would be tested on the images it was trained on"),
         (lambda path: dx.linear_dense(path, "masks", task="segment"), "`--task` takes segmentation or depth, got `segment`"),
         (lambda path: dx.linear_dense(path, "masks", test_targets="others"), "`--test-targets` is about a test file"),
         (lambda path: dx.search(path, path, index="faiss"), "`--index` takes auto, exact, hnsw or ivfpq, got `faiss`"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from dino_extract.analysis.comparable import require_made_alike
-from dino_extract.errors import StoreError
+from dino_extract.analysis.comparable import require_made_alike, require_other_images
+from dino_extract.errors import ConfigError, StoreError
 from dino_extract.preprocess import Preprocess
 
 
@@ -55,6 +56,17 @@ def test_every_difference_is_named_at_once() -> None:
 def test_what_only_rounds_or_refuses_images_is_allowed(change: dict[str, Any]) -> None:
     """The type of the products, fast decoding and limits leave vectors comparable."""
     require_made_alike(made("a.h5"), made("b.h5", **change))
+
+
+def test_images_are_not_tested_on_themselves(tmp_path: Path) -> None:
+    """One file under two names is one file; labels of the test's own may choose other images of it."""
+    (tmp_path / "b.h5").symlink_to("a.h5")
+    one, same = made(str(tmp_path / "a.h5")), made(str(tmp_path / "b.h5"))
+
+    with pytest.raises(ConfigError, match=r"`.*b.h5` would be tested on the images it was trained on"):
+        require_other_images(one, same, None)
+    require_other_images(one, same, "test.csv")
+    require_other_images(one, made(str(tmp_path / "c.h5")), None)
 
 
 def test_a_step_of_preprocessing_that_is_not_known_yet_counts() -> None:
