@@ -75,10 +75,13 @@ class _Task:
     num_deaths: int = 0  # of decoders that had it in hand
 
 
-def default_num_workers() -> int:
-    """The processors this process may use, between 1 and 16. A model that runs on the CPU shares them."""
+def default_num_workers(num_processes: int = 1) -> int:
+    """The processors this process may use, between 1 and 16; its part of them, where several processes like it share the machine.
+
+    A model that runs on the CPU shares them too.
+    """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(available, 1), MAX_WORKERS)
+    return min(max(available // num_processes, 1), MAX_WORKERS)
 
 
 class Loader:

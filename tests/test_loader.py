@@ -344,6 +344,16 @@ def test_default_number_of_workers_is_bounded() -> None:
     assert default_num_workers() == min(len(os.sched_getaffinity(0)), 16)
 
 
+@pytest.mark.parametrize(("processors", "processes", "want"), [(128, 8, 16), (128, 1, 16), (32, 8, 4), (2, 8, 1)])
+def test_processes_that_share_a_machine_share_its_processors(
+    processors: int, processes: int, want: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of eight processes has an eighth of the processors for its decoders: the bound of 16 is for each, not for all together."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(processors)))
+
+    assert default_num_workers(processes) == want
+
+
 def test_a_thread_that_cannot_be_started_is_the_reason_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system gives no more threads its own words are raised, and those that run are ended."""
     manifest, start = make_folder(tmp_path, 3), threading.Thread.start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -165,6 +166,8 @@ def finetune(
     from dino_extract.finetune.loop import finetune as train  # loads torch, which `--help` must not wait for
 
     summary = train(config, lambda line: typer.echo(line, err=True))
+    if os.environ.get("RANK", "0") != "0":  # of several processes under torchrun the first one speaks
+        return
     if as_json:
         typer.echo(json.dumps({**asdict(summary), "output": str(summary.output)}))
     typer.echo(f"{summary.steps} steps done, {summary.images_per_s:.1f} images/s, {summary.unreadable} unreadable images", err=True)

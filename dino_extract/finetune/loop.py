@@ -234,7 +234,8 @@ class Run:
 
     def _look(self, done: int) -> None:
         """Have the monitor look at the average backbone; only the first rank does, every rank has to call it."""
-        weights = {name: distributed.whole(tensor) for name, tensor in self.training.models.average.state_dict().items()}
+        average = self.training.models.average.backbone.state_dict(prefix="backbone.")
+        weights = {name: distributed.whole(tensor) for name, tensor in average.items()}
         if self.monitor is not None and not any(look["step"] == done for look in self.monitor.looks):
             look = self.monitor.look(self._backbone(weights), done)
             assert self.folder is not None, "the first rank has the folder"
@@ -355,11 +356,11 @@ class Run:
 
     def _backbone(self, weights: dict[str, torch.Tensor]) -> DinoVisionTransformer:
         """A backbone of its own with the weights `backbone.*` of an average network, in eval mode."""
-        backbone = DinoVisionTransformer(replace(self.start.config, drop_path=0.0))
-        backbone.load_state_dict(
-            {name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.")}
-        )
-        return backbone.to(self.device).eval()
+        with torch.device("meta"):  # start values of a large one would hold up every look
+            backbone = DinoVisionTransformer(replace(self.start.config, drop_path=0.0))
+        own = {name.removeprefix("backbone."): tensor for name, tensor in weights.items() if name.startswith("backbone.")}
+        backbone.load_state_dict({name: tensor.to(self.device, copy=True) for name, tensor in own.items()}, assign=True)
+        return backbone.eval()
 
     def _data(self, first: int) -> TrainingData:
         return TrainingData(

@@ -68,7 +68,7 @@ def share_of_this_process(config: FinetuneConfig) -> Share:
 
 def decoders_of_this_process(config: FinetuneConfig) -> int:
     """How many decoder processes this process starts; those of one machine share its processors."""
-    return config.num_workers or max(1, default_num_workers() // distributed.local_world_size())
+    return config.num_workers or default_num_workers(distributed.local_world_size())
 
 
 def completed(config: FinetuneConfig, order: Order, device: torch.device) -> FinetuneConfig:

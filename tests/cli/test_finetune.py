@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,3 +29,17 @@ def test_the_next_command_embeds_the_images_of_the_run(cli: Cli, tmp_path: Path,
     assert last == "next: dino-extract embed 'my photos' --weights run -o run.h5"
     assert cli(*shlex.split(last)[2:]).code == 0
     assert os.path.exists("run.h5")
+
+
+def test_of_two_processes_one_speaks(tmp_path: Path) -> None:
+    """Under torchrun the result is printed once, as one JSON object, and so is what to do next."""
+    config = runs.small_config(runs.make_pictures(tmp_path / "photos", 8), tmp_path / "run", steps=1, monitor__images=0)
+    (tmp_path / "asked.json").write_text(to_json(config))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command = [str(Path(sys.executable).with_name("dino-extract")), "finetune", "--config", str(tmp_path / "asked.json"), "--json"]
+
+    ran = subprocess.run([*torchrun, *command], capture_output=True, text=True, timeout=300)
+
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["steps"] == 1
+    assert ran.stderr.count("next: dino-extract embed") == 1
