@@ -28,7 +28,8 @@ def labels_of(store: Store, source: LabelSource = None, depth: int = 1) -> list[
     Args:
         store: the embedded images.
         source: None for folder names; a CSV file with a path and a label per line; `FILE.h5:DATASET`, one label per row of the store;
-            a list or array of such labels, None or NaN for an image without one; or a dictionary of labels by path.
+            a list or array of such labels, None or NaN for an image without one; or labels by path, as a dictionary or
+            as a column of pandas with an index of paths.
         depth: with folder names, how many folders above the image: 1 is the folder it lies in.
 
     Raises:
@@ -37,6 +38,7 @@ def labels_of(store: Store, source: LabelSource = None, depth: int = 1) -> list[
         SourceError: the file cannot be read.
     """
     require_images(store)
+    source = _by_index(source)
     text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     if source is None:
         labels = folder_labels(store.paths, depth)
@@ -60,6 +62,12 @@ def labels_of(store: Store, source: LabelSource = None, depth: int = 1) -> list[
         )
     what = f"no folder {depth} above them" if source is None else f"no label in `{text or 'labels'}`"
     raise ConfigError(f"no labels: {images} have {what}", hint=_HINT)
+
+
+def _by_index(source: Any) -> Any:
+    """Labels by path where a column of pandas has an index of paths, in whatever order; anything else as it is."""
+    is_column = hasattr(source, "to_dict") and source.ndim == 1
+    return source.to_dict() if is_column and isinstance(next(iter(source.index), None), str) else source
 
 
 def folder_labels(paths: Sequence[str], depth: int = 1) -> list[str]:

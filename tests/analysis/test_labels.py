@@ -85,6 +85,13 @@ def test_labels_may_be_a_column_of_pandas(tmp_path: Path, labels: pandas.Series)
     assert labels_of(store_of(tmp_path), labels) == ["lynx", "", "wolf"]
 
 
+def test_a_column_with_an_index_of_paths_goes_by_them(tmp_path: Path) -> None:
+    """As `table.set_index("path")["label"]` gives it: its order need not be that of the file."""
+    labels = pandas.Series({"train/dog/3.jpg": "wolf", "train/cat/2.jpg": None, "train/cat/1.jpg": "lynx"})
+
+    assert labels_of(store_of(tmp_path), labels) == ["lynx", "", "wolf"]
+
+
 def test_numbers_of_a_tensor_are_their_own_names(tmp_path: Path) -> None:
     """A tensor of classes gives the labels that an array gives."""
     assert labels_of(store_of(tmp_path), torch.tensor([3, 1, 3])) == ["3", "1", "3"]  # type: ignore[arg-type]
