@@ -73,7 +73,7 @@ def cluster(
     if as_json:
         print_json(
             [
-                {"clusters": len(level.centres), "codes": level.codes, "agreement": found}
+                {"clusters": len(level.centres), "paths": paths, "codes": level.codes, "similarity": level.similarity, "agreement": found}
                 for level, found in zip(levels, agreements, strict=True)
             ]
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,18 @@ def test_a_path_that_would_be_a_formula_is_marked_and_said(tmp_path: Path) -> No
 
     assert (tmp_path / "c.csv").read_text() == '"path","cluster1","similarity"\n"./=1.jpg",0,0.7071\n"a.jpg",0,0.7071\n'
     assert "note: 1 paths that a spreadsheet would run as formulas have `./` in front" in err
+
+
+def test_json_says_which_image_is_in_which_cluster(tmp_path: Path) -> None:
+    """A failed image has no cluster, and those after it keep theirs."""
+    vectors = np.array([[1, 0], [9, 9], [0, 1], [0, 1]], np.float32)
+    path = write_store(tmp_path / "x.h5", ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], {"features": vectors}, failed=(1,))
+
+    out, _ = run_command(cluster, path, "2", "--json")
+
+    [level] = json.loads(out)
+    assert dict(zip(level["paths"], level["codes"], strict=True)) == {"a.jpg": 1, "c.jpg": 0, "d.jpg": 0}
+    assert level["similarity"] == pytest.approx([1, 1, 1])
 
 
 def test_a_sheet_is_drawn_for_each_cluster_and_one_for_all(path: str, tmp_path: Path) -> None:
