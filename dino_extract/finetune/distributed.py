@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -111,6 +112,7 @@ def shard(network: nn.Module, parts: Iterable[nn.Module], device: torch.device) 
         parts: modules gathered one at a time; what is in none of them is gathered with the network.
         device: where the network is.
     """
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # which nothing here changes in place
     mesh = init_device_mesh(device.type, (world_size(),))
     for part in parts:
         fully_shard(part, mesh=mesh)
