@@ -46,6 +46,6 @@ def pca(
     )
     if as_json:
         files = {"grid": written[0], "pictures": written[1:-1], "components": written[-1]}
-        print_json({**files, "foreground": pictures.foreground, "explained": explained})
+        print_json({**files, "paths": pictures.paths, "foreground": pictures.foreground, "explained": explained})
     else:
         print(written[0])

@@ -306,9 +306,12 @@ def test_the_command_prints_the_grid_and_reuses_components(store: Store, tmp_pat
     app = Typer()
     app.command()(pca_command)
     first = CliRunner().invoke(app, [store.path, "-o", str(tmp_path / "one"), "--json"])
-    components = json.loads(first.stdout)["components"]
+    said = json.loads(first.stdout)
+    components = said["components"]
 
     second = CliRunner().invoke(app, [store.path, "-o", str(tmp_path / "two"), "--components", components])
 
+    assert said["paths"] == store.paths
+    assert len(said["pictures"]) == len(said["foreground"]) == len(store.paths)
     assert second.stdout == f"{tmp_path / 'two' / 'grid.png'}\n"
     assert (tmp_path / "two" / "grid.png").read_bytes() == (tmp_path / "one" / "grid.png").read_bytes()
