@@ -317,7 +317,7 @@ def config_of(store: MadeWith, **changes: Any) -> EmbedConfig:
     made_with = {
         # A checkpoint tells its model, whose name need not be one of the table; one for timm does not.
         "model": None if attrs["weights_path"] and not is_timm(attrs["model"]) else attrs["model"],
-        "weights": attrs["weights_path"] or None,
+        "weights": os.fsdecode(root_from_text(attrs["weights_path"])) or None,
         "random_weights": int(sha256.removeprefix("random:")) if sha256.startswith("random:") else None,
         "tokens": attrs["tokens"],
         "layers": attrs["layers"] or None,
@@ -361,8 +361,8 @@ def _layout(
     packages = ("dino-extract", "torch", "pillow", "h5py", "numpy")
     attrs: dict[str, str | int | float | bool] = {
         "model": model.name,
-        "weights": model.weights_source,
-        "weights_path": os.path.abspath(os.path.expanduser(config.weights)) if config.weights else "",
+        "weights": printable(os.fsencode(model.weights_source)),
+        "weights_path": root_as_text(os.fsencode(os.path.abspath(os.path.expanduser(config.weights)))) if config.weights else "",
         "weights_sha256": model.weights_sha256,
         "licence": model.licence,
         "preprocessing": json.dumps(preprocess.as_record(), sort_keys=True),

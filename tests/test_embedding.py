@@ -437,3 +437,18 @@ def test_decoding_beside_the_model_goes_with_resizing_there_alone(
     """What contradicts it is refused by name."""
     with pytest.raises(ConfigError, match=f"`--decode device` does not go with `{other}`"):
         prepare([str(photos)], tmp_path / "x.h5", replace(CONFIG, decode="device", **options))
+
+
+def test_weights_in_a_folder_of_any_name_are_found_again(photos: Path, tmp_path: Path) -> None:
+    """A checkpoint whose path is not UTF-8 is recorded, and images are embedded by it again."""
+    folder = tmp_path / os.fsdecode(b"w\xff\\x")
+    folder.mkdir()
+    backbone = DinoVisionTransformer(BackboneConfig(embed_dim=64, depth=2, num_heads=1, image_size=28))
+    save_checkpoint(folder / "mine.safetensors", backbone.state_dict(), backbone.config, name="mine", licence="none")
+    embed(photos, tmp_path / "x.h5", weights=folder / "mine.safetensors", size=28, workers=1)
+
+    paths, features = embed_like(tmp_path / "x.h5", photos)
+
+    with open_store(tmp_path / "x.h5") as store:
+        assert [os.path.relpath(path, photos) for path in paths] == store.paths
+        np.testing.assert_allclose(features, store.features[:], atol=2e-2)
