@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Of the record of preprocessing, what does not count: which images are read at all, and decoding that smooths a little differently. Nor
 # does the type of numbers, which rounds. (`embed` keeps these apart nevertheless, so that one file is of one piece.) Tokens and layers
 # that a file lacks are missed by name.
-_NOT_IN_THE_VECTORS = {"max_pixels", "max_bytes", "fast_decode"}
+_NOT_IN_THE_VECTORS = {"max_pixels", "max_bytes", "fast_decode", "decode"}
 _OPTIONS = {"policy": "--preprocess", "alpha": "--alpha"}
 
 

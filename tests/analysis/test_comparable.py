@@ -52,7 +52,9 @@ def test_every_difference_is_named_at_once() -> None:
         require_made_alike(made("a.h5"), made("b.h5", model="vitl14", height=518, width=518, alpha="black"))
 
 
-@pytest.mark.parametrize("change", [{"compute_dtype": "bfloat16"}, {"fast_decode": True}, {"max_pixels": 1000}, {"max_bytes": 1000}])
+@pytest.mark.parametrize(
+    "change", [{"compute_dtype": "bfloat16"}, {"fast_decode": True}, {"decode": "device"}, {"max_pixels": 1000}, {"max_bytes": 1000}]
+)
 def test_what_only_rounds_or_refuses_images_is_allowed(change: dict[str, Any]) -> None:
     """The type of the products, fast decoding and limits leave vectors comparable."""
     require_made_alike(made("a.h5"), made("b.h5", **change))
