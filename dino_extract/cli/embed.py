@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from dino_extract.cli.weights import download_progress
 from dino_extract.config import LEAST, AlphaPolicy, Compile, Decode, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype, most_failures
 from dino_extract.errors import ExitCode
 from dino_extract.weights import ensure_available
+
+if TYPE_CHECKING:
+    from dino_extract.embedding import EmbedResult
 
 MODEL = "Model"
 PIXELS = "Pixels"
@@ -180,7 +183,15 @@ def embed(
         bar.close()
     if not quiet:
         typer.echo(result.text(), err=True)
-        typer.echo(f"next: dino-extract info {shlex.quote(result.path)}{' --failures' if result.failed else ''}", err=True)
+        typer.echo(_next_step(result, config.shard), err=True)
     typer.echo(json.dumps(asdict(result), indent=2) if as_json else result.path)
     if result.failed:
         raise typer.Exit(ExitCode.FAILURES)
+
+
+def _next_step(result: EmbedResult, shard: str | None) -> str:
+    ending = ".{}-of-{}.h5".format(*shard.split("/")) if shard else ""  # of a file that was not given a name
+    if shard and not result.failed and result.path.endswith(ending):
+        stem, count = shlex.quote(result.path.removesuffix(ending)), shard.split("/")[1]
+        return f"next, when all shards are done: dino-extract join {stem}.*-of-{count}.h5 -o {stem}.h5"
+    return f"next: dino-extract info {shlex.quote(result.path)}{' --failures' if result.failed else ''}"

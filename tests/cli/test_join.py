@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,17 @@ def test_info_names_the_shard(cli: Cli, photos: Path) -> None:
     for options, shard in (["--shard", "2/2", "-o", "a.h5"], "2/2"), (["-o", "b.h5"], None):
         assert cli("embed", "photos", *options, *FAST).code == 0
         assert json.loads(cli("info", options[-1], "--json").out).get("shard") == shard
+
+
+@pytest.mark.parametrize("folder", ["photos", "my photos"])
+def test_a_shard_says_how_to_join(cli: Cli, photos: Path, folder: str) -> None:
+    """The command that a run of a shard proposes joins all of them, whatever the name of the folder."""
+    photos.rename(folder)
+    for number in (1, 2):
+        ran = cli("embed", folder, "--shard", f"{number}/2", *FAST[:-1])
+    command = re.search(r"next, when all shards are done: dino-extract (join .*)", ran.err)
+    assert command
+
+    words = [sorted(map(str, Path().glob(word))) if "*" in word else [word] for word in shlex.split(command[1])]
+
+    assert cli(*(name for names in words for name in names)).out == f"{folder}.h5\n"
