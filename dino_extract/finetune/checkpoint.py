@@ -111,6 +111,11 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", path.name))
 
 
+def newest_state(run: str) -> State | None:
+    """The newest readable checkpoint of a run's folder, or None."""
+    return Checkpoints(Path(os.path.expanduser(run)) / "checkpoints").newest()
+
+
 def training_state(training: TrainingStep) -> State:
     """Everything that a training step remembers, whole and on the CPU; every rank must call it, only the first has the tensors.
 

@@ -5,7 +5,6 @@ Read `Run._train_step` beside DINOv2 (arXiv 2304.07193) Sec. 4; `step.py`, `obje
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +18,13 @@ import numpy as np
 import torch
 
 from dino_extract.backbone import DinoVisionTransformer
-from dino_extract.errors import ConfigError, DinoExtractError, ExitCode
+from dino_extract.errors import DinoExtractError, ExitCode
 from dino_extract.finetune import distributed, setup
-from dino_extract.finetune.checkpoint import Checkpoints, State, load_networks, load_training_state, network_weights, training_state
+from dino_extract.finetune.checkpoint import load_training_state, newest_state, training_state
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.data import Decoded, Order, Share, TrainingData
 from dino_extract.finetune.distillation import warmed_up_teacher
+from dino_extract.finetune.kept_heads import continue_heads
 from dino_extract.finetune.meter import TERMS, Meter
 from dino_extract.finetune.monitor import Monitor, target_entropy
 from dino_extract.finetune.objective import Losses
@@ -262,12 +262,12 @@ class Run:
 
     def _restore(self) -> int:
         """Put the newest checkpoint back, if there is one; the number of steps already done."""
-        state = _newest_state(self.config.output)
+        state = newest_state(self.config.output)
         if self.folder is not None:
             self.folder.continue_from(-1 if state is None else state["step"])
         if state is None:
             if self.config.keep_heads:
-                self._start_with_heads()
+                continue_heads(self.training, self.config)
             return 0
         load_training_state(self.training, state)
         done = int(state["step"])
@@ -278,29 +278,6 @@ class Run:
             self.monitor.looks = list(state["looks"])
         self.say(f"continuing after step {done} of {self.steps}")
         return done
-
-    def _start_with_heads(self) -> None:
-        assert self.config.weights is not None, "checked with the configuration"
-        state = _newest_state(self.config.weights)
-        if state is None:
-            raise ConfigError(
-                f"`--keep-heads` needs a run with checkpoints, `{self.config.weights}` has none",
-                hint="leave it out to start with new heads",
-            )
-        if self.config.distill is not None:
-            self._require_teacher_of(state)
-        load_networks(self.training, state)
-
-    def _require_teacher_of(self, state: State) -> None:
-        """Refuse a run that has learnt from another teacher than this one is to learn from."""
-        given, kept = network_weights(self.training.models.teacher), state.get("teacher", {})
-        names = [name for name in given if name.startswith("backbone.")]
-        if not all(name in kept and torch.equal(given[name], kept[name]) for name in names):
-            raise ConfigError(
-                f"`--keep-heads` with `--distill` goes on with the teacher of the run, and `{self.config.weights}` did not learn from "
-                f"`{self.config.distill}`",
-                hint="leave out `--keep-heads`: the heads of this teacher are then trained first",
-            )
 
     def _export(self, average: dict[str, torch.Tensor], done: int) -> None:
         assert self.folder is not None, "the first rank has the folder"
@@ -413,10 +390,6 @@ class Run:
             f"the embeddings collapsed by step {done}: {report}",
             hint="halve `--set optim.base_lr`, or raise `--set objective.anchor_loss_weight`",
         )
-
-
-def _newest_state(run: str) -> State | None:
-    return Checkpoints(Path(os.path.expanduser(run)) / "checkpoints").newest()
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
