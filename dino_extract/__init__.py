@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # public name -> module and name where it is defined
 _EXPORTS = {
     "DinoExtractError": ("dino_extract.errors", "DinoExtractError"),
+    "Encoder": ("dino_extract.encoder", "Encoder"),
     "attention_maps": ("dino_extract.analysis.attention", "attention_maps"),
     "classify": ("dino_extract.analysis.probe", "classify"),
     "cluster": ("dino_extract.analysis.cluster", "cluster"),

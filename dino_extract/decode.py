@@ -76,12 +76,26 @@ def open_upright(
         if reduce_to is not None and image.format == "JPEG":
             least = reduce_to[::-1] if _orientation(image) in _SIDEWAYS else reduce_to
             image.draft(image.mode, (2 * least[1], 2 * least[0]))
-        image.load()
-        orientation = _orientation(image)  # only now: TIFF has turned itself, and PNG may have its EXIF block behind the pixels
-        picture = to_rgb(image, alpha)
-        if orientation in _TRANSPOSE:
-            picture = picture.transpose(_TRANSPOSE[orientation])
+        picture, orientation = _upright(image, alpha)
         return picture, (width, height) if orientation in _SIDEWAYS else (height, width)
+
+
+def upright(image: Image.Image, *, alpha: AlphaPolicy = "drop") -> Image.Image:
+    """A Pillow image that somebody else has opened or made, as `open_upright` gives it.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    with _pillow_limits(b"", image.width * image.height):
+        return _upright(image, alpha)[0]
+
+
+def _upright(image: Image.Image, alpha: AlphaPolicy) -> tuple[Image.Image, int]:
+    """The picture, RGB, and the orientation it had."""
+    image.load()
+    orientation = _orientation(image)  # only now: TIFF has turned itself, and PNG may have its EXIF block behind the pixels
+    picture = to_rgb(image, alpha)
+    return picture.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else picture, orientation
 
 
 def read_image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -240,6 +241,22 @@ def prepare_like(store: MadeWith, sources: Sources, **changes: Any) -> Job:
     return _job_like(store, find_images(sources), changes)
 
 
+def prepare_alone(made: EmbedConfig | MadeWith, **changes: Any) -> Job:
+    """A job without images, for the model and the steps before it, with batches for many.
+
+    Args:
+        made: all options, or a file, or anything that records how it was made.
+        changes: with a file, fields of `EmbedConfig` to set differently.
+
+    Raises:
+        StoreError: the weights found now are not those the file was made with.
+    """
+    nothing = manifest_of(os.getcwdb(), ())
+    if isinstance(made, EmbedConfig):
+        return _job(nothing, "", made, num_images=sys.maxsize)
+    return _job_like(made, nothing, changes, num_images=sys.maxsize)
+
+
 def prepare_again(store: Store, rows: Sequence[int], **changes: Any) -> Job | None:
     """A job that embeds images of a file again; None if none of them is where and as it was.
 
@@ -257,8 +274,8 @@ def prepare_again(store: Store, rows: Sequence[int], **changes: Any) -> Job | No
     return _job_like(store, manifest_of(root, found), changes) if found else None
 
 
-def _job_like(store: MadeWith, manifest: Manifest, changes: dict[str, Any]) -> Job:
-    job = _job(manifest, store.path, config_of(store, **changes))
+def _job_like(store: MadeWith, manifest: Manifest, changes: dict[str, Any], *, num_images: int | None = None) -> Job:
+    job = _job(manifest, store.path, config_of(store, **changes), num_images=num_images)
     if job.model.weights_sha256 != store.attrs["weights_sha256"]:
         message = f"`{store.path}` was made with weights {store.attrs['weights_sha256'][:16]}..., found {job.model.weights_sha256[:16]}..."
         raise StoreError(
@@ -268,7 +285,8 @@ def _job_like(store: MadeWith, manifest: Manifest, changes: dict[str, Any]) -> J
     return job
 
 
-def _job(manifest: Manifest, path: str, config: EmbedConfig) -> Job:
+def _job(manifest: Manifest, path: str, config: EmbedConfig, *, num_images: int | None = None) -> Job:
+    """The job; `num_images` is how many are expected, if not those of the manifest."""
     model = load(config.model, weights=config.weights, random_seed=config.random_weights, offline=config.offline)
     spec = TokenSpec.parse(config.tokens, config.layers, model.module.depth)
     preprocess = _preprocess(config, model)
@@ -282,7 +300,9 @@ def _job(manifest: Manifest, path: str, config: EmbedConfig) -> Job:
             other = "--preprocess native" if is_native else "--fast-decode" if config.fast_decode else "--resize host"
             raise ConfigError(f"`--decode device` does not go with `{other}`", hint="leave one of them out")
         require_decoder()
-    batch_size = choose_batch_size(model.module, (preprocess.height, preprocess.width), device, len(manifest))
+    batch_size = choose_batch_size(
+        model.module, (preprocess.height, preprocess.width), device, len(manifest) if num_images is None else num_images
+    )
     return Job(
         config=config,
         manifest=manifest,

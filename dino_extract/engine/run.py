@@ -104,6 +104,11 @@ class Engine:
         """
         return Batch(self, pixels)
 
+    def fit(self, batch_size: int) -> None:
+        """Make batches this large from now on; nothing may be under way. Costs little on a CPU, and a new graph on a GPU."""
+        if batch_size != self.batch_size:
+            self._rebuild(batch_size)
+
     def _start(self, pixels: np.ndarray | Pictures) -> list[Callable[[], Arrays]]:
         starts = range(0, len(pixels), self.batch_size)
         return [self._runner.submit(pixels[start : start + self.batch_size]) for start in starts]
@@ -114,7 +119,10 @@ class Engine:
             return
         if failed_size == 1:
             raise error
-        self.batch_size //= 2
+        self._rebuild(self.batch_size // 2)
+
+    def _rebuild(self, batch_size: int) -> None:
+        self.batch_size = batch_size
         del self._runner  # before the next one, so that its memory is free
         if self._lean is not None:
             self._lean.forget_positions()  # the next runner's graphs need some that may not be among those kept
