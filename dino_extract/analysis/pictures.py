@@ -95,7 +95,9 @@ def source_picture(store: Store, path: str, *, reduce_to: tuple[int, int] | None
     if not store.attrs.get("root"):
         raise SourceError(f"`{store.path}` does not say where its images are")
     data = read_image_bytes(resolve(root_from_text(str(store.attrs["root"])), os.fsencode(path)))
-    return open_upright(data, reduce_to=reduce_to)[0]
+    record = json.loads(str(store.attrs.get("preprocessing", "{}")))
+    options = {name: record[name] for name in ("alpha", "max_pixels") if name in record}
+    return open_upright(data, reduce_to=reduce_to, **options)[0]
 
 
 def seen_picture(store: Store, path: str) -> Image.Image | None:

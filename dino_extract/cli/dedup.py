@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -159,11 +157,9 @@ def _calibrate(store: Store, count: int, dataset: str, seed: int) -> list[Calibr
     """Alter copies of some images of the store, embed them as the store was, and see which thresholds find them."""
     import numpy as np
 
-    from dino_extract.analysis.altered import ALTERATIONS
+    from dino_extract.analysis.altered import ALTERATIONS, altered_vectors
     from dino_extract.analysis.dedup import calibrate
-    from dino_extract.analysis.pictures import source_picture
     from dino_extract.analysis.vectors import stored_vectors
-    from dino_extract.embedding import embed_like
 
     if count < 1:
         raise ConfigError(f"`--calibrate` needs at least 1 image, got {count}")
@@ -171,19 +167,13 @@ def _calibrate(store: Store, count: int, dataset: str, seed: int) -> list[Calibr
         raise ConfigError(f"altered copies are compared by `features`, not by `{dataset}`")
     vectors = stored_vectors(store, dataset)
     rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:count])
-    copies, paths = {}, store.paths
     say(f"{len(rows):,} of {len(vectors):,} images, a copy of each altered in {len(ALTERATIONS)} ways and embedded:")
-    for kind, (words, alter) in ALTERATIONS.items():
+    for kind, (words, _) in ALTERATIONS.items():
         say(f"  {kind:9}  {words}")
-        with tempfile.TemporaryDirectory() as folder:  # of one kind at a time: copies of large photographs are large
-            names = []
-            for row in rows.tolist():
-                names.append(os.path.join(folder, f"{row:09}.png"))
-                alter(source_picture(store, paths[row])).save(names[-1], compress_level=1)
-            found, block = embed_like(store, names)
-        row_of = {os.path.basename(path): row for row, path in enumerate(found)}
-        copies[kind] = block[[row_of[os.path.basename(name)] for name in names]]
-    return calibrate(vectors, rows, copies)
+    found, copies = altered_vectors(store, rows)
+    if len(found) < len(rows):
+        say(f"note: {len(rows) - len(found):,} of them are left out, as they are gone or have changed since")
+    return calibrate(vectors, found, copies)
 
 
 def _print_calibration(steps: Sequence[Calibration], file: str, as_json: bool) -> None:
