@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -194,4 +195,9 @@ def _draw(store: Store, level: Clusters, folder: str) -> None:
         if number < SHOWN_CLUSTERS:
             overview.append(Strip(f"cluster {number}: {len(rows):,} images", middle[:COLUMNS]))
     draw_strips(overview, os.path.join(folder, "clusters.png"))
+    with writing(folder, "folder"):
+        for name in os.listdir(folder):  # sheets of an earlier run with more clusters would pass for some of this one
+            number = re.fullmatch(r"cluster-(\d{4,})\.png", name)
+            if number and int(number[1]) >= len(level.centres):
+                os.unlink(os.path.join(folder, name))
     say(f"{len(level.centres):,} contact sheets, and `clusters.png` with the most typical images of each: {folder}")

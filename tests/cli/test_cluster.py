@@ -79,6 +79,17 @@ def test_a_sheet_is_drawn_for_each_cluster_and_one_for_all(path: str, tmp_path: 
         assert 0.8 < grey / (3 * 8 * TILE_PX**2) < 1
 
 
+def test_sheets_of_an_earlier_run_with_more_clusters_are_removed(path: str, tmp_path: Path) -> None:
+    """After a run with two clusters, the folder has no sheet of the third one that the run before made, and what is not ours stays."""
+    run_command(cluster, path, "3", "--sheets", str(tmp_path / "sheets"))
+    (tmp_path / "sheets" / "cluster-notes.png").touch()
+
+    run_command(cluster, path, "2", "--sheets", str(tmp_path / "sheets"))
+
+    names = sorted(each.name for each in (tmp_path / "sheets").iterdir())
+    assert names == ["cluster-0000.png", "cluster-0001.png", "cluster-notes.png", "clusters.png"]
+
+
 def test_curated_paths_are_printed_or_written(path: str, tmp_path: Path) -> None:
     """The same paths go to stdout or into the file."""
     out, _ = run_command(curate, path, "--budget", "9")
