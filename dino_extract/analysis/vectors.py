@@ -53,16 +53,16 @@ class Vectors:
         """(b, D) float32.
 
         Raises:
-            StoreError: a value is NaN or infinite.
+            StoreError: a value is NaN or infinite, or a vector so long that float32 cannot hold the square of its length.
         """
         wanted = index if self._rows is None else self._rows[index]
         block = np.concatenate([np.asarray(part[wanted], np.float32) for part in self._parts], axis=1)
-        is_bad = ~np.isfinite(block).all(axis=1)
+        is_bad = ~np.isfinite(np.einsum("bd,bd->b", block, block))  # of such a length, every cosine would be 0
         if is_bad.any():
             rows = np.arange(len(self._parts[0])) if self._rows is None else self._rows
             row = int(rows[index][is_bad.argmax()])
             raise StoreError(
-                f"row {row} of {self.name} has NaN or infinite values",
+                f"row {row} of {self.name} has NaN, infinite or enormous values",
                 hint="leave such rows of an array out; of a file, `dino-extract verify FILE` says whether it was damaged",
             )
         return block

@@ -25,6 +25,15 @@ def test_bad_row_is_named_by_its_place_in_the_file(index: slice | np.ndarray) ->
         some[index]
 
 
+def test_a_length_that_float32_cannot_square_is_named() -> None:
+    """Finite numbers whose squares are not would have a cosine of 0 with everything, themselves too."""
+    rows = np.ones((3, 4), np.float32)
+    rows[1] = 1e20
+
+    with pytest.raises(StoreError, match=r"row 1 of x\.h5 has NaN, infinite or enormous values"):
+        Vectors(rows, name="x.h5")[:]
+
+
 @pytest.mark.parametrize(
     "vectors",
     [[[1, 2], [3, 4]], pandas.DataFrame([[1.0, 2.0], [3.0, 4.0]], index=[7, 5]), torch.tensor([[1, 2], [3, 4]], dtype=torch.bfloat16)],
