@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from dino_extract.analysis.pictures import display_name, fit_within, shortened, source_picture
+from dino_extract.analysis.captions import draw_caption
+from dino_extract.analysis.pictures import display_name, fit_within, source_picture
 from dino_extract.analysis.writing import writing
 from dino_extract.decode import open_upright
 from dino_extract.errors import DinoExtractError
@@ -78,11 +79,11 @@ def draw_strips(strips: Iterable[Strip], path: str | os.PathLike[str], *, column
     widths = [sum(_width(strip, columns) + _STRIP_GAP_PX for strip in line) - _STRIP_GAP_PX for line in lines]
     size = (max(widths, default=0) + _GAP_PX, sum(_TITLE_PX + sum(rows) for rows in heights) + _GAP_PX)
     sheet = Image.new("RGB", size, "white")
-    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(13), _GAP_PX
+    draw, top = ImageDraw.Draw(sheet), _GAP_PX
     for line, rows in zip(lines, heights, strict=True):
         left = _GAP_PX
         for strip in line:
-            draw.text((left, top + 3), shortened(strip.title, font, _width(strip, columns) - _GAP_PX), fill="black", font=font)
+            draw_caption(draw, (left, top + 3), strip.title, size_px=13, width_px=_width(strip, columns) - _GAP_PX)
             for number, tile in enumerate(strip.tiles):
                 row, column = divmod(number, columns)
                 at = (left + column * _CELL_W, top + _TITLE_PX + sum(rows[:row]))
@@ -123,15 +124,17 @@ def _width(strip: Strip, columns: int) -> int:
 
 def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, at: tuple[int, int], height_px: int) -> None:
     """The picture in the middle of its place, whose top left corner is given, and the text below it."""
-    font, (left, top) = ImageFont.load_default(11), at
+    left, top = at
     picture, middle = tile.picture, left + TILE_PX // 2
     if picture is None:
         picture = Image.new("RGB", (TILE_PX, TILE_PX), "lightgrey")
-        ImageDraw.Draw(picture).text((TILE_PX / 2, TILE_PX / 2), "image not found", "black", font, anchor="mm")
+        draw_caption(
+            ImageDraw.Draw(picture), (TILE_PX / 2, TILE_PX / 2 - 7), "image not found", size_px=11, width_px=TILE_PX, is_centred=True
+        )
     x, y = middle - picture.width // 2, top + (height_px - picture.height) // 2
     if tile.is_framed:
         draw.rectangle((x - 3, y - 3, x + picture.width + 2, y + picture.height + 2), outline="black", width=2)
     sheet.paste(picture, (x, y))
     for number, text in enumerate((tile.note, tile.name)):
         place = (middle, top + height_px + _GAP_PX / 2 + number * _LINE_PX)
-        draw.text(place, shortened(text, font, TILE_PX), "black", font, anchor="ma")
+        draw_caption(draw, place, text, size_px=11, width_px=TILE_PX, is_centred=True)

@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from dino_extract.analysis.arguments import at_least_one
+from dino_extract.analysis.captions import draw_caption
 from dino_extract.analysis.vectors import require_images
 from dino_extract.decode import open_upright
 from dino_extract.errors import ConfigError, DinoExtractError, SourceError
@@ -144,22 +145,13 @@ def _lay_out(pictures: Sequence[Image.Image], columns: int, captions: Sequence[s
     heights = [max(pictures[index].height for index in row) + caption_h for row in rows]
     size = (columns * (cell_w + GAP_PX) - GAP_PX + 2 * margin, sum(heights) + GAP_PX * (len(rows) - 1) + 2 * margin)
     sheet = Image.new("RGB", size, "white")
-    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(12), margin
+    draw, top = ImageDraw.Draw(sheet), margin
     for row, height in zip(rows, heights, strict=True):
         for column, index in enumerate(row):
             left, picture = margin + column * (cell_w + GAP_PX), pictures[index]
             sheet.paste(picture, (left + (cell_w - picture.width) // 2, top))
             if captions:
                 at = (left + cell_w / 2, top + picture.height + 2)
-                draw.text(at, shortened(captions[index], font, cell_w), "black", font, anchor="ma")
+                draw_caption(draw, at, captions[index], size_px=12, width_px=cell_w, is_centred=True)
         top += height + GAP_PX
     return sheet
-
-
-def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> str:
-    """The end of a text that fits a width; the end of a path says more than its start."""
-    if font.getlength(text) <= width_px:
-        return text
-    while text and font.getlength("..." + text) > width_px:
-        text = text[1:]
-    return "..." + text
