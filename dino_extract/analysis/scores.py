@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dino_extract.analysis.captions import in_ascii, system_font
 from dino_extract.analysis.pictures import display_name
 from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError
 
+MAX_CLASSES = 1000  # of a confusion matrix that is drawn or printed; of more, a class is less than two dots, and the numbers are megabytes
+MAX_LINES = 100  # of the table per class
 _LABELLED_CLASSES = 90  # more names do not fit beside the picture
 _NUMBERED_CLASSES = 20  # with more, colours alone say how many images there are
 _NAME_CHARS = 30  # longer names lose their middle
@@ -75,17 +78,28 @@ def class_table(confusion_CC: NDArray[np.int64], classes: Sequence[str]) -> list
 
 
 def table_text(table: Sequence[ClassScore]) -> str:
-    """The per-class table for a terminal, the worst recognised class first."""
-    width = max(len("class"), *(len(line.name) for line in table))
+    """The per-class table for a terminal, the worst recognised class first; of very many classes, the worst ones."""
+    worst_first = sorted(table, key=lambda line: (np.nan_to_num(line.recall, nan=2.0), line.name))
+    shown = worst_first[:MAX_LINES]
+    width = max(len("class"), *(len(line.name) for line in shown))
     lines = [f"{'class':{width}}  images  recall  precision  mistaken for"]
-    for line in sorted(table, key=lambda line: (np.nan_to_num(line.recall, nan=2.0), line.name)):
+    for line in shown:
         recall, precision = (f"{value:.1%}" if value == value else "-" for value in (line.recall, line.precision))
         lines.append(f"{line.name:{width}}  {line.images:6,}  {recall:>6}  {precision:>9}  {line.mistaken_for}".rstrip())
+    if len(shown) < len(table):
+        lines.append(f"... {len(table) - len(shown):,} more classes, recognised as well or better; `--json` has them all")
     return "\n".join(lines)
+
+
+def printable(confusion_CC: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """The confusion matrix for a machine to read; None, which is null in JSON, of more than `MAX_CLASSES` classes."""
+    return confusion_CC if len(confusion_CC) <= MAX_CLASSES else None
 
 
 def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path: str | os.PathLike[str]) -> None:
     """Write the confusion matrix as a picture: a row per true class, coloured by the share of its images.
+
+    Of more than `MAX_CLASSES` classes those with the most images are drawn, and a title says so.
 
     Raises:
         ConfigError: matplotlib is not installed, or the picture cannot be written.
@@ -94,11 +108,15 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
         from matplotlib.figure import Figure  # takes a second, and only this picture needs it
     except ImportError as error:
         raise ConfigError("the confusion picture needs matplotlib", hint="pip install 'dino-extract[analysis]'") from error
-    share = confusion_CC / np.maximum(confusion_CC.sum(axis=1, keepdims=True), 1)
+    images, all_classes = confusion_CC.sum(axis=1), len(classes)
+    if all_classes > MAX_CLASSES:
+        drawn = np.sort(np.argsort(-images, kind="stable")[:MAX_CLASSES])
+        confusion_CC, classes, images = confusion_CC[np.ix_(drawn, drawn)], [classes[code] for code in drawn.tolist()], images[drawn]
+    share = confusion_CC / np.maximum(images, 1)[:, None]
     num_classes = len(classes)
     is_numbered = num_classes <= _NUMBERED_CLASSES
     step = -(-num_classes // _LABELLED_CLASSES)
-    names = [_shortened(name) for name in classes[::step]]
+    names, fonts = _drawable([_shortened(name) for name in classes[::step]])
     cell = max(0.3, 0.8 * _CHAR_INCHES * (len(str(confusion_CC.max())) + 1)) if is_numbered else 0.3  # inches
     side = min(max(2.5, cell * num_classes), 14.0)
     margin = _CHAR_INCHES * max(map(len, names)) + 0.5
@@ -107,9 +125,13 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
     image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
+    if num_classes < all_classes:
+        axes.set_title(f"the {num_classes:,} of {all_classes:,} classes with the most test images")
     font_size = 10 if num_classes <= 40 else 8
     for set_ticks, rotation in ((axes.set_xticks, 90), (axes.set_yticks, 0)):
-        set_ticks(range(0, num_classes, step), names, rotation=rotation, fontsize=font_size, parse_math=False)  # a dollar is a dollar
+        set_ticks(
+            range(0, num_classes, step), names, rotation=rotation, fontsize=font_size, parse_math=False, family=fonts
+        )  # a dollar is a dollar
     if is_numbered:
         for row, column in np.argwhere(confusion_CC > 0).tolist():
             colour = "white" if share[row, column] > 0.5 else "black"
@@ -122,3 +144,21 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
 def _shortened(name: str) -> str:
     name = display_name(name)
     return name if len(name) <= _NAME_CHARS else f"{name[: _NAME_CHARS // 2 - 2]}...{name[1 - _NAME_CHARS // 2 :]}"
+
+
+def _drawable(names: list[str]) -> tuple[list[str], list[str]]:
+    """The names as matplotlib can write them, and the families of fonts that it takes: its own, and what the machine has for the rest."""
+    from matplotlib import font_manager  # as above
+
+    families = ["DejaVu Sans"]
+    own = font_manager.get_font(font_manager.findfont(families[0]))
+    shown = {char: char for char in set("".join(names))}
+    for char in sorted(shown):
+        if own.get_char_index(ord(char)):
+            continue
+        if font := system_font(char):
+            font_manager.fontManager.addfont(font.path)
+            families.append(font_manager.FontProperties(fname=font.path).get_name())
+        else:
+            shown[char] = in_ascii(char)
+    return ["".join(shown[char] for char in name) for name in names], list(dict.fromkeys(families))

@@ -39,7 +39,7 @@ def knn(
     Prints top-1 and top-5 accuracy for each k, and a table per class.
     """
     from dino_extract.analysis import knn as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.scores import draw_confusion, table_text
+    from dino_extract.analysis.scores import draw_confusion, printable, table_text
     from dino_extract.analysis.writing import require_place
 
     require_place(confusion, "picture")
@@ -63,7 +63,8 @@ def knn(
         draw_confusion(result.confusion, result.classes, confusion)
         say(f"confusion matrix (k = {result.table_k}): {confusion}")
     if as_json:
-        print_json({**asdict(result), "per_class": [asdict(line) for line in result.per_class]})
+        lists = {"scores": [asdict(score) for score in result.scores], "per_class": [asdict(line) for line in result.per_class]}
+        print_json({**vars(result), **lists, "confusion": printable(result.confusion)})
         return
     print(f"{result.num_test:,} images by {result.num_train:,} neighbours, {len(result.classes)} classes")
     print("    k   top-1   top-5")

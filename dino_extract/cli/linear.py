@@ -43,7 +43,7 @@ def linear(
     Input, regularisation and learning rate are chosen on held-out training images, never on the test images.
     """
     from dino_extract.analysis import linear as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.scores import draw_confusion, table_text
+    from dino_extract.analysis.scores import draw_confusion, printable, table_text
     from dino_extract.analysis.writing import require_place
 
     require_place(save, "classifier")
@@ -71,7 +71,8 @@ def linear(
     if as_json:
         shown = {name: value for name, value in vars(result).items() if name not in ("probe", "candidates", "chosen")}
         tried = {"candidates": [asdict(each) for each in result.candidates], "chosen": asdict(result.chosen)}
-        print_json({**shown, **tried, "classes": result.probe.classes, "per_class": [asdict(line) for line in result.per_class]})
+        per_class = [asdict(line) for line in result.per_class]
+        print_json({**shown, **tried, "classes": result.probe.classes, "confusion": printable(result.confusion), "per_class": per_class})
         return
     setting = "C" if method == "logistic" else "learning rate"
     width = max(10, *(len(each.input) for each in result.candidates))

@@ -75,3 +75,42 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"picture `.*none/x.png` cannot be written"):
         draw_confusion(CONFUSION, ["a", "b", "c"], tmp_path / "none" / "x.png")
+
+
+def test_of_very_many_classes_the_worst_are_listed_and_the_rest_counted() -> None:
+    """Of 150 classes the table has the hundred that are recognised worst, and says how many are left."""
+    confusion = np.diag(np.arange(150))
+    confusion[:, 0] += 10
+
+    lines = table_text(class_table(confusion, [f"c{code:03}" for code in range(150)])).splitlines()
+
+    assert [line.split()[0] for line in lines[1:4]] == ["c001", "c002", "c003"]
+    assert len(lines) == 102
+    assert lines[-1].startswith("... 50 more classes")
+
+
+def test_of_too_many_classes_those_with_the_most_images_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for two of three classes the picture is that of the two with the most images, but for a title."""
+    pytest.importorskip("matplotlib")
+    confusion = np.array([[50, 0, 30], [1, 2, 3], [20, 0, 60]])
+    monkeypatch.setattr("dino_extract.analysis.scores.MAX_CLASSES", 2)
+
+    draw_confusion(confusion, ["a", "b", "c"], tmp_path / "some.png")
+
+    draw_confusion(np.array([[50, 30], [20, 60]]), ["a", "c"], tmp_path / "two.png")
+    cells = []
+    for name in ("some", "two"):
+        pixels = np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).reshape(-1, 3)
+        colours, counts = np.unique(pixels[pixels.any(axis=1)], axis=0, return_counts=True)
+        cells.append(colours[counts > 2000].tolist())
+    assert cells[0] == cells[1]
+    assert len(cells[0]) == 5  # white, and a shade of blue for each cell
+
+
+def test_names_of_any_script_are_drawn_without_a_warning(tmp_path: Path) -> None:
+    """A name in letters that matplotlib's own font lacks is written in a font of the machine, or in numbers, and warns of nothing."""
+    pytest.importorskip("matplotlib")
+
+    draw_confusion(np.eye(3, dtype=np.int64), ["\u65e5\u672c", "caf\u00e9", "\U0001f600"], tmp_path / "confusion.png")
+
+    assert (tmp_path / "confusion.png").stat().st_size > 1000
