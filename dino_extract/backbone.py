@@ -191,10 +191,11 @@ class DinoVisionTransformer(Backbone):
         if masks is not None:
             x_BND = torch.where(masks.unsqueeze(-1), self.mask_token.to(x_BND.dtype).unsqueeze(0), x_BND)
         positions = self.interpolated_positions(grid).to(x_BND.dtype)
-        cls_B1D = (self.cls_token + positions[:, :1]).expand(len(x_BND), -1, -1)
+        batch = x_BND.shape[0]  # `len` would make it a constant for torch.export
+        cls_B1D = (self.cls_token + positions[:, :1]).expand(batch, -1, -1)
         parts = [cls_B1D, x_BND + positions[:, 1:]]
         if self.num_registers:  # registers have no position
-            parts.insert(1, self.register_tokens.expand(len(x_BND), -1, -1))
+            parts.insert(1, self.register_tokens.expand(batch, -1, -1))
         return torch.cat(parts, dim=1)
 
     def interpolated_positions(self, grid: tuple[int, int]) -> Tensor:

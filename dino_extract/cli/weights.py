@@ -118,6 +118,32 @@ def convert(
     typer.echo(written)
 
 
+@app.command("onnx")
+def write_onnx_file(
+    source: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A model, a checkpoint file of any layout, or the folder of a run.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    size: Annotated[str | None, typer.Option(help="Input side in pixels, or HEIGHTxWIDTH; the model's own by default.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never download.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+) -> None:
+    """Write a model as ONNX, for runtimes without torch, and print the file written.
+
+    Any number of images of one size; the outputs are named as the datasets of `embed`. It is compared with the model in onnxruntime.
+    """
+    from dino_extract.weights.loading import load  # loads torch, which `--help` must not wait for
+    from dino_extract.weights.onnx_file import write_onnx
+
+    is_file = Path(source).expanduser().exists()
+    model = load(None if is_file else source, weights=source if is_file else None, offline=offline)
+    written = write_onnx(model, target, size=size, overwrite=overwrite)
+    for note in model.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"largest difference to the model: {written.max_difference:.1e} of a token's norm", err=True)
+    for path in (written.path, written.data_path):
+        if path is not None:
+            typer.echo(path)
+
+
 @app.command("path")
 def print_path(name: Annotated[str, typer.Argument(metavar="NAME", help="A model from `weights list`.")]) -> None:
     """Print the file that `--model NAME` reads; never downloads."""

@@ -200,3 +200,22 @@ def test_convert_writes_another_layout(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout == f"{tmp_path / 'x.safetensors'}\n"
     assert "note: the weights are those of `teacher` in the file" in result.stderr
+
+
+def test_onnx_takes_a_file_or_a_name(tmp_path: Path) -> None:
+    """`onnx` prints the file alone on stdout; what is neither a file nor a model is said."""
+    save_checkpoint(
+        tmp_path / "small.safetensors",
+        untrained_backbone(BackboneConfig(**SMALL_ARCHITECTURE), seed=1).state_dict(),
+        BackboneConfig(**SMALL_ARCHITECTURE),
+        name="small",
+        licence="none",
+    )
+
+    result = run("onnx", tmp_path / "small.safetensors", tmp_path / "small.onnx", "--size", 28)
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{tmp_path / 'small.onnx'}\n"
+    assert "largest difference to the model" in result.stderr
+    with pytest.raises(WeightsError, match="there is no model `tinny`"):
+        CliRunner().invoke(app, ["onnx", "tinny", str(tmp_path / "x.onnx")], catch_exceptions=False)
