@@ -39,7 +39,7 @@ class Donor:
         with disk.explained(f"read `{path}`"):
             self.fd = os.open(path, os.O_RDONLY)
         try:
-            if not self.header.has_intact_layout(self.fd):
+            if not self.header.has_intact_layout:
                 message = f"the header of `{path}` is damaged"
                 raise DamagedHeaderError(message, hint="restore a copy of the file, or embed again with `--overwrite`")
             self.crcs = self.header.read_crcs(self.fd)

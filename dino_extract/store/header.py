@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from dino_extract.errors import StoreError
 from dino_extract.store import disk
 from dino_extract.store.foreign import check_foreign
-from dino_extract.store.layout import FORMAT, AttrValue, Extent, RowDataset, covered_spans, is_checksummed_by_rows
+from dino_extract.store.guard import fate_of_reader
+from dino_extract.store.layout import FORMAT, LAYOUT_DATASETS, AttrValue, Extent, RowDataset, covered_spans
 from dino_extract.store.rows import RowArea, row_areas
 
+READER_LIMIT_S = 20  # that reading the attributes of a damaged file may take
 _READ_NBYTES = 8 << 20
 _FIXED = {"paths": "S", "file_size": "i", "file_mtime_ns": "i", "row_crc": "u", "layout_crc": "u"}  # name -> kind of its elements
 
@@ -44,6 +46,7 @@ class Header:
         grid_size: (N, 2) int32 where ragged.
         patch_offsets: (N + 1,) int64 where ragged.
         layout_crc: what the file says its checksum is.
+        has_intact_layout: everything that is not row data reads exactly as it was written.
         extents: place of each dataset that lies in one piece.
     """
 
@@ -57,6 +60,7 @@ class Header:
     grid_size: NDArray[np.int32] | None
     patch_offsets: NDArray[np.int64] | None
     layout_crc: int
+    has_intact_layout: bool
     extents: dict[str, Extent]
 
     @cached_property
@@ -78,16 +82,6 @@ class Header:
         """(N,) checksum of every row, 0 where it is not committed."""
         extent = self.extents["row_crc"]
         return np.frombuffer(disk.read_exactly(fd, extent.nbytes, extent.offset), "<u4").astype(np.uint32)
-
-    def has_intact_layout(self, fd: int) -> bool:
-        """Whether everything that is not row data reads exactly as it was written."""
-        names = [each.name for each in self.datasets]
-        left_out = [extent for name, extent in self.extents.items() if is_checksummed_by_rows(name, names)]
-        crc = 0
-        for start, end in covered_spans(os.fstat(fd).st_size, left_out):
-            for offset in range(start, end, _READ_NBYTES):
-                crc = zlib.crc32(disk.read_exactly(fd, min(_READ_NBYTES, end - offset), offset), crc)
-        return crc == self.layout_crc
 
 
 @contextlib.contextmanager
@@ -139,20 +133,52 @@ def connect(path: str) -> h5py.File:
     return file
 
 
-def read_header(file: h5py.File, path: str) -> Header:
+def read_header(file: h5py.File, path: str, *, limit_s: int | None = READER_LIMIT_S) -> Header:
     """What a file from `connect` says about itself.
+
+    Args:
+        file: the file.
+        path: of it.
+        limit_s: seconds that another process may take to read the attributes first, where anything outside the rows is not as it was
+            written; None reads them here in any case, even if HDF5 never comes back.
 
     Raises:
         DamagedHeaderError: it contradicts itself or cannot be read.
     """
     try:
-        return _read_header(file, path)
+        is_intact = _has_intact_layout(file, path)
+        if limit_s is not None and not is_intact and (fate := fate_of_reader(path, limit_s)):
+            raise _damaged(path, f": HDF5 {fate} while reading it")
+        return _read_header(file, path, is_intact=is_intact)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise _damaged(path) from error
 
 
-def _damaged(path: str) -> DamagedHeaderError:
-    return DamagedHeaderError(f"the header of `{path}` is damaged", hint="restore a copy of the file, or embed again with `--overwrite`")
+def _has_intact_layout(file: h5py.File, path: str) -> bool:
+    """Whether everything that is not row data reads exactly as it was written; no attribute is looked at."""
+    left_out: list[Extent | None] = []
+
+    def note(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and name not in LAYOUT_DATASETS:
+            left_out.append(_extent(item))
+
+    file.visititems(note)
+    extents = [extent for extent in left_out if extent is not None]
+    if len(extents) < len(left_out):
+        return False  # another program has cut it into chunks
+    fd = file.id.get_vfd_handle()
+    crc = 0
+    with disk.explained(f"read `{path}`"):
+        for start, end in covered_spans(os.fstat(fd).st_size, extents):
+            for offset in range(start, end, _READ_NBYTES):
+                crc = zlib.crc32(disk.read_exactly(fd, min(_READ_NBYTES, end - offset), offset), crc)
+    return crc == int(file["layout_crc"][()])
+
+
+def _damaged(path: str, how: str = "") -> DamagedHeaderError:
+    return DamagedHeaderError(
+        f"the header of `{path}` is damaged{how}", hint="restore a copy of the file, or embed again with `--overwrite`"
+    )
 
 
 def is_store(path: str) -> bool:
@@ -176,7 +202,7 @@ def _check_ours(file: h5py.File, path: str) -> None:
         )
 
 
-def _read_header(file: h5py.File, path: str) -> Header:
+def _read_header(file: h5py.File, path: str, *, is_intact: bool) -> Header:
     attrs = {name: _plain(file.attrs[name]) for name in file.attrs}
     names: list[str] = json.loads(str(attrs["row_datasets"]))
     ragged: list[str] = json.loads(str(attrs.get("ragged_datasets", "[]")))
@@ -199,6 +225,7 @@ def _read_header(file: h5py.File, path: str) -> Header:
         grid_size=file["grid_size"][:].astype(np.int32) if ragged else None,
         patch_offsets=offsets,
         layout_crc=int(file["layout_crc"][()]),
+        has_intact_layout=is_intact,
         extents={name: extent for name in [*fixed, *names] if (extent := _extent(file[name])) is not None},
     )
 

@@ -17,6 +17,8 @@ from dino_extract.store.sparse import SparseBytes
 
 FORMAT = 1  # the number in the root attribute `dino_extract_format`
 ERROR_BYTES = 96  # UTF-8 bytes of one text in `/error`
+# Datasets that `/layout_crc` covers: row data has `/row_crc`, and no checksum covers itself.
+LAYOUT_DATASETS = ("paths", "file_size", "file_mtime_ns", "grid_size", "patch_offsets")
 _PAGE = 4096  # row datasets start on a page, so that no row shares a disk page with the metadata
 
 AttrValue = str | int | float | bool
@@ -152,11 +154,6 @@ class Skeleton:
     layout_crc: int
 
 
-def is_checksummed_by_rows(name: str, layout_names: Sequence[str]) -> bool:
-    """Whether a dataset is left out of `/layout_crc`: row data has `/row_crc`, and no checksum covers itself."""
-    return name in layout_names or name in ("row_crc", "layout_crc")
-
-
 def covered_spans(nbytes: int, left_out: Sequence[Extent]) -> list[tuple[int, int]]:
     """The spans (start, end) of a file of `nbytes` bytes that `/layout_crc` covers, ascending."""
     spans, start = [], 0
@@ -178,8 +175,7 @@ def build_skeleton(layout: Layout, rows: RowTable) -> Skeleton:
     for name, array in content.items():
         dtype = array.dtype if array.dtype.kind == "S" else _FIXED_DTYPES[name]
         draft.content.put(draft.extents[name].offset, array.astype(dtype).tobytes())
-    row_names = [dataset.name for dataset in layout.row_datasets]
-    left_out = [extent for name, extent in draft.extents.items() if is_checksummed_by_rows(name, row_names)]
+    left_out = [extent for name, extent in draft.extents.items() if name not in LAYOUT_DATASETS]
     crc = 0
     for start, end in covered_spans(draft.nbytes, left_out):
         for piece in draft.content.pieces(start, end):

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-import signal
-import subprocess
-import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import h5py
 import pytest
 
 from dino_extract.errors import StoreError
-from dino_extract.store import Layout, open_writer, verify_store, verifying
+from dino_extract.store import Layout, guard, header, join_stores, open_store, open_writer, verify_store
 from tests.store.sample import LAYOUT, RAGGED, fill, table
 
 
@@ -127,22 +124,24 @@ def endless(tmp_path: Path, finished: bytes) -> Path:
 
 def test_header_that_hdf5_never_comes_back_from_is_damage(endless: Path) -> None:
     """`verify_store` ends where HDF5 does not, and says so."""
-    assert verify_store(endless, header_limit_s=3).header_damage
+    assert "did not come back within 2 s" in str(verify_store(endless, header_limit_s=2).header_damage)
 
 
-def test_a_header_reader_whose_parent_was_killed_ends(endless: Path) -> None:
-    """The process that reads the header ends by itself, too."""
-    done = subprocess.run([sys.executable, "-I", "-c", verifying._READ_HEADER, "2", str(endless), *sys.path], timeout=60, check=False)
+def test_file_that_hdf5_never_comes_back_from_is_refused(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading, continuing and joining such a file end with an error, too; overwriting replaces it."""
+    monkeypatch.setattr(header.read_header, "__kwdefaults__", {"limit_s": 2})
 
-    assert done.returncode == -signal.SIGALRM
+    for use in (open_store, lambda path: open_writer(path, table(40), LAYOUT), lambda path: join_stores([path], "joined.h5")):
+        with pytest.raises(StoreError, match="is damaged: HDF5 did not come back within 2 s"):
+            use(endless)
+    open_writer(endless, table(40), LAYOUT, overwrite=True).close()
 
 
-def test_crash_of_the_header_reader_is_damage(tmp_path: Path, finished: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that dies of a signal while it reads the header is reported, not inherited."""
-    (tmp_path / "out.h5").write_bytes(finished)
-    monkeypatch.setattr(verifying, "_READ_HEADER", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+def test_crash_of_the_reader_of_a_damaged_file_is_damage(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies of a signal while it reads the attributes is reported, not inherited."""
+    monkeypatch.setattr(guard, "_READ_ATTRIBUTES", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
 
-    assert "died of signal 11" in str(verify_store(tmp_path / "out.h5").header_damage)
+    assert "died of signal 11" in str(verify_store(endless).header_damage)
 
 
 @pytest.mark.parametrize(
