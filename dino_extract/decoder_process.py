@@ -47,7 +47,15 @@ _REPLY = struct.Struct("<BBHiiiidd")
 _AS_DECODED, _RESIZED, _JPEG = range(3)  # forms
 
 # -I keeps the working directory (it may be the image folder) and PYTHON* variables out; the module path is the parent's, word for word.
-_COMMAND = "import sys; sys.path[:] = sys.argv[2:]; from dino_extract.decoder_process import main; main(sys.argv[1])"
+# Ctrl-C reaches the whole process group, and what a scheduler sends the whole job: what to do about it is the parent's business.
+_COMMAND = """
+import signal, sys
+for number in signal.SIGINT, signal.SIGTERM, signal.SIGUSR1:
+    signal.signal(number, signal.SIG_IGN)
+sys.path[:] = sys.argv[2:]
+from dino_extract.decoder_process import main
+main(sys.argv[1])
+"""
 # Without these glibc and Pillow give large blocks back after each image and the kernel zeroes them again for the next: 25-40 % of the time.
 _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
@@ -251,7 +259,6 @@ class _Deadline:
 def main(settings_json: str) -> None:
     """Run the child: answer requests until stdin ends, which it does when the parent is gone, however it went."""
     settings = json.loads(settings_json)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; what to do about it is the parent's business
     requests, replies = _take_over_pipes()
     _die_with_parent(settings["parent"])
     _limit_resources(settings["memory_bytes"])

@@ -215,9 +215,10 @@ def test_killed_child_is_reported_with_its_signal(decoder: DecoderProcess, tmp_p
     assert decoder.close(wait_s=5) == "decoder crashed (signal 11)"
 
 
-def test_child_ignores_interrupt(decoder: DecoderProcess, tmp_path: Path) -> None:
-    """Ctrl-C, which reaches the whole process group, does not end the child: that is the parent's business."""
-    os.kill(decoder.pid, signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_child_ignores_what_the_whole_job_is_sent(decoder: DecoderProcess, tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C and a scheduler's signals, which reach every process, do not end the child: that is the parent's business."""
+    os.kill(decoder.pid, number)
     decoder.send(photograph(tmp_path / "a.jpg"))
 
     assert decoder.receive().status == Status.OK

@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from io import TextIOWrapper
 from types import FrameType
 
@@ -17,6 +18,7 @@ from dino_extract.errors import DinoExtractError, ExitCode
 
 # The machine's limits, which may be hit anywhere; every other OSError is either explained where it occurs or a mistake of ours.
 MACHINE_IS_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last two are sent by schedulers before time is up
 CONTINUE = "make room (`ulimit -n`, disk, memory); what was finished is kept, and the same command continues"
 
 
@@ -30,15 +32,13 @@ class Signalled(BaseException):
 
 def main() -> None:
     """Run the command line and exit with a code from `ExitCode`."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the last two are sent by schedulers before time is up
+    for number in STOPPING:
         signal.signal(number, _stop_in_order)
     _open_closed_streams()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a name that is not UTF-8 goes out in its own bytes
     try:
-        from dino_extract.cli.app import app  # takes so long that people press Ctrl-C
-
-        app()
+        _run()
     except DinoExtractError as error:
         _say("error", error.message, error.hint)
         sys.exit(error.exit_code)
@@ -51,6 +51,28 @@ def main() -> None:
         # Every long command continues where it stopped, so the same words are the way on.
         _say("interrupted", "what was finished is kept", f"to continue, run `{shlex.join(['dino-extract', *sys.argv[1:]])}`")
         sys.exit(ExitCode.INTERRUPTED if signalled.number == signal.SIGINT else ExitCode.TRY_AGAIN)
+
+
+def _run() -> None:
+    usual_hook = sys.unraisablehook
+
+    def raise_again(lost: sys.UnraisableHookArgs) -> None:
+        """Send a signal once more that came inside a finalizer, where Python drops every exception."""
+        if isinstance(lost.exc_value, Signalled):
+            signal.signal(lost.exc_value.number, _stop_in_order)
+            threading.Timer(0.01, os.kill, (os.getpid(), lost.exc_value.number)).start()
+        else:
+            usual_hook(lost)
+
+    sys.unraisablehook = raise_again
+    try:
+        from dino_extract.cli.app import app  # takes so long that people press Ctrl-C
+
+        app()
+    finally:
+        sys.unraisablehook = usual_hook
+        for number in STOPPING:  # what is left is to say how it went: nothing to put in order
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _open_closed_streams() -> None:

@@ -204,13 +204,54 @@ def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(photos: Path, number:
     assert json.loads(again.stdout)["reused"] == done
 
 
-def test_an_interruption_while_libraries_load_is_one_sentence() -> None:
-    """Ctrl-C in the first second ends with 130 and the command that continues, not with a traceback."""
+def test_a_signal_to_every_process_of_a_job_costs_no_image(photos: Path) -> None:
+    """A scheduler's signal that reaches the decoders too, before the run and more than once, ends with 75 and marks no image as failed."""
+    save_pictures(photos, range(400), side=300)
+    words = ["embed", "photos", *FAST, "--batch", "4"]
+    process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and not (os.path.exists("photos.h5.part") and _committed() > 0):
+        time.sleep(0.02)
+
+    for _ in range(4):
+        for thread in Path(f"/proc/{process.pid}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                os.kill(int(child), signal.SIGTERM)
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+
+    assert (process.returncode, "Traceback" in err) == (75, False), err
+    with open_store("photos.h5") as store:
+        assert store.failures == []
+    again = subprocess.run([*COMMAND, *words], stderr=subprocess.PIPE, text=True)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_signal_when_the_work_is_over_is_no_traceback(tmp_path: Path) -> None:
+    """A signal while the outcome is told ends the process at once, as it does any other program."""
     script = (
         "import os, signal, sys\n"
+        "from dino_extract import cli\n"
+        "cli._say = lambda *words: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.argv = ['dino-extract', 'info', 'none.h5']\n"
+        "cli.main()"
+    )
+
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+
+    assert (ran.returncode, ran.stderr) == (-signal.SIGTERM, "")
+
+
+@pytest.mark.parametrize("place", ["interrupt()", "weakref.finalize(Watched(), interrupt)"])
+def test_an_interruption_while_libraries_load_is_one_sentence(place: str) -> None:
+    """Ctrl-C in the first second ends with 130 and the command that continues, not with a traceback; nor is it lost in a finalizer."""
+    script = (
+        "import os, signal, sys, weakref\n"
+        "class Watched: pass\n"
+        "def interrupt(): os.kill(os.getpid(), signal.SIGINT)\n"
         "class Interruption:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\n"
+        f"        if name == 'typer': {place}\n"
         "sys.meta_path.insert(0, Interruption())\n"
         "sys.argv = ['dino-extract', 'embed', 'photos']\n"
         "from dino_extract.cli import main; main()"
