@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dino_extract.errors import ConfigError, StoreError
+from dino_extract.errors import ConfigError, StoreError, quoted
 from dino_extract.store import RaggedRows, Rows, Store, open_store
 
 BLOCK_ROWS = 8192  # 12 MB of ViT-S vectors in float32; larger blocks are not faster
@@ -149,7 +149,7 @@ def require_images(store: Store) -> None:
     """
     store.require_complete()
     if len(store) == 0:
-        raise StoreError(f"`{store.path}` holds no embedded image", hint=f"`dino-extract info --failures {store.path}` says why")
+        raise StoreError(f"`{store.path}` holds no embedded image", hint=f"`dino-extract info --failures {quoted(store.path)}` says why")
 
 
 @contextlib.contextmanager

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import signal
 import sys
 import threading
 from io import TextIOWrapper
 from types import FrameType
 
-from dino_extract.errors import DinoExtractError, ExitCode
+from dino_extract.errors import DinoExtractError, ExitCode, quoted
 
 # The machine's limits, which may be hit anywhere; every other OSError is either explained where it occurs or a mistake of ours.
 MACHINE_IS_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
@@ -49,7 +48,7 @@ def main() -> None:
         sys.exit(ExitCode.ERROR)
     except Signalled as signalled:
         # Every long command continues where it stopped, so the same words are the way on.
-        _say("interrupted", "what was finished is kept", f"to continue, run `{shlex.join(['dino-extract', *sys.argv[1:]])}`")
+        _say("interrupted", "what was finished is kept", f"to continue, run `{' '.join(map(quoted, ['dino-extract', *sys.argv[1:]]))}`")
         sys.exit(ExitCode.INTERRUPTED if signalled.number == signal.SIGINT else ExitCode.TRY_AGAIN)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ import typer
 from dino_extract.cli.progress import choose_progress
 from dino_extract.cli.weights import download_progress
 from dino_extract.config import LEAST, AlphaPolicy, Compile, Decode, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype, most_failures
-from dino_extract.errors import ExitCode
+from dino_extract.errors import ExitCode, quoted
 from dino_extract.weights import ensure_available
 
 if TYPE_CHECKING:
@@ -192,6 +191,6 @@ def embed(
 def _next_step(result: EmbedResult, shard: str | None) -> str:
     ending = ".{}-of-{}.h5".format(*shard.split("/")) if shard else ""  # of a file that was not given a name
     if shard and not result.failed and result.path.endswith(ending):
-        stem, count = shlex.quote(result.path.removesuffix(ending)), shard.split("/")[1]
+        stem, count = quoted(result.path.removesuffix(ending)), shard.split("/")[1]
         return f"next, when all shards are done: dino-extract join {stem}.*-of-{count}.h5 -o {stem}.h5"
-    return f"next: dino-extract info {shlex.quote(result.path)}{' --failures' if result.failed else ''}"
+    return f"next: dino-extract info {quoted(result.path)}{' --failures' if result.failed else ''}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dino_extract.errors import ConfigError
+from dino_extract.errors import ConfigError, quoted
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.presets import Preset, check, parse_settings, preset, read_config, to_json, with_open_lengths, with_values
 
@@ -171,20 +170,20 @@ def finetune(
     if as_json:
         typer.echo(json.dumps({**asdict(summary), "output": str(summary.output)}))
     typer.echo(f"{summary.steps} steps done, {summary.images_per_s:.1f} images/s, {summary.unreadable} unreadable images", err=True)
-    run, embeddings = shlex.quote(str(summary.output)), shlex.quote(f"{summary.output}.h5")
+    run, embeddings = quoted(str(summary.output)), quoted(f"{summary.output}.h5")
     typer.echo(f"next: dino-extract embed {_quoted(config.sources)} --weights {run} -o {embeddings}", err=True)
 
 
 def _require_places(config: FinetuneConfig) -> None:
     missing = [what for what, given in (("images", config.sources), ("a folder for the run", config.output)) if not given]
     if missing:
-        example = f"dino-extract finetune {_quoted(config.sources) or 'photos/'} -o {shlex.quote(config.output or 'run/')}"
+        example = f"dino-extract finetune {_quoted(config.sources) or 'photos/'} -o {quoted(config.output or 'run/')}"
         raise ConfigError(f"missing: {' and '.join(missing)}", hint=f"for example `{example}`")
 
 
 def _quoted(sources: Sequence[str]) -> str:
     """Sources as they are typed, but for those after the second."""
-    return " ".join([*map(shlex.quote, sources[:2]), *(["..."] if len(sources) > 2 else [])])
+    return " ".join([*map(quoted, sources[:2]), *(["..."] if len(sources) > 2 else [])])
 
 
 def _is_given(context: typer.Context, parameter: str) -> bool:

@@ -6,7 +6,6 @@ import fcntl
 import importlib.util
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dino_extract.backbone import BackboneConfig
-from dino_extract.errors import ConfigError, DinoExtractError, ExitCode
+from dino_extract.errors import ConfigError, DinoExtractError, ExitCode, quoted
 from dino_extract.finetune.checkpoint import Checkpoints, sync_folder
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.plot import plot_run
@@ -137,11 +136,11 @@ class RunFolder:
             return
         if changed := deciding_differences(read_config(path), self._config):
             listed = ", ".join(f"{name} was {old} and is now {new}" for name, (old, new) in changed.items())
-            teacher = "" if self._config.distill is None else f" --distill {shlex.quote(self._config.distill)}"
+            teacher = "" if self._config.distill is None else f" --distill {quoted(self._config.distill)}"
             raise ConfigError(
                 f"`{self.path}` holds a run with another configuration: {listed}",
                 hint="repeat the first command unchanged to continue it, or choose another `-o`; for more steps start a new run from it "
-                f"with `--weights {shlex.quote(str(self.path))} --keep-heads{teacher}`",
+                f"with `--weights {quoted(str(self.path))} --keep-heads{teacher}`",
             )
 
 

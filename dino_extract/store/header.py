@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.errors import StoreError
+from dino_extract.errors import StoreError, quoted
 from dino_extract.store import disk
 from dino_extract.store.foreign import check_foreign
 from dino_extract.store.guard import fate_of_reader
@@ -111,7 +111,7 @@ def _opened(path: str) -> h5py.File:
 def connect(path: str) -> h5py.File:
     """The same as `open_hdf5`, for a caller that closes the file itself."""
     if not os.path.lexists(path):
-        raise StoreError(f"there is no file `{path}`", hint=f"`dino-extract embed SOURCE -o {path}` makes it")
+        raise StoreError(f"there is no file `{path}`", hint=f"`dino-extract embed SOURCE -o {quoted(path)}` makes it")
     with disk.explained(f"read `{path}`"):
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # the plain reason, before HDF5 wraps it
     if not os.path.isfile(path):

@@ -184,6 +184,15 @@ def test_names_that_are_not_utf8_are_printed_as_they_are(photos: Path) -> None:
     assert b"  \xff.png\n" in ran.stdout
 
 
+def test_the_next_command_can_be_copied_for_a_name_that_is_not_utf8(photos: Path) -> None:
+    """What stands behind `next:` runs in a shell, for any name of the file."""
+    ran = subprocess.run([*COMMAND, "embed", "photos", "-o", b"caf\xe9 1.h5", *FAST], capture_output=True, check=True)
+
+    (command,) = [line.removeprefix(b"next: dino-extract ") for line in ran.stderr.splitlines() if line.startswith(b"next: ")]
+    again = subprocess.run(["bash", "-c", b'"$@" ' + command, "bash", *COMMAND], capture_output=True, check=True)
+    assert again.stdout.startswith(b"file            caf\xe9 1.h5\n")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
 def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(photos: Path, number: signal.Signals, code: int) -> None:
     """Ctrl-C ends with 130 and a pre-emption with 75; both print the command that continues, and it does."""
