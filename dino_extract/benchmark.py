@@ -216,7 +216,7 @@ def _part_of(job: Job, num_images: int) -> Job:
     if total <= num_images:
         return job
     images = [job.manifest[index * total // num_images] for index in range(num_images)]
-    return replace(job, manifest=manifest_of(job.manifest.root, images))
+    return replace(job, manifest=manifest_of(job.manifest.root, images), num_images=num_images)
 
 
 def _measure_input(job: Job) -> tuple[dict[str, Stage], np.ndarray, list[np.ndarray]]:

@@ -18,9 +18,10 @@ from dino_extract.config import EmbedConfig, most_failures
 from dino_extract.engine import Batch as EngineBatch
 from dino_extract.engine import Engine
 from dino_extract.errors import ConfigError, DinoExtractError, SourceError
-from dino_extract.job import Job, MadeWith, prepare, prepare_like
+from dino_extract.job import Job, prepare, prepare_like
 from dino_extract.loader import Batch
 from dino_extract.preprocess import Pictures
+from dino_extract.recipe import MadeWith
 from dino_extract.source import Sources
 from dino_extract.status import Status
 from dino_extract.store import Writer, open_store, open_writer

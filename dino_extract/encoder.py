@@ -16,13 +16,14 @@ from dino_extract.config import EmbedConfig
 from dino_extract.decode import open_upright, upright
 from dino_extract.engine import choose_batch_size
 from dino_extract.errors import ConfigError, DecodeError
-from dino_extract.job import MadeWith, prepare_alone
 from dino_extract.manifest import ImageError, ImageRef, read_image_bytes
 from dino_extract.preprocess import preprocess_picture
+from dino_extract.recipe import MadeWith, recipe_like, recipe_of
 from dino_extract.store import RowDataset, open_store
 
 AnyImage = Image.Image | NDArray[np.uint8] | str | os.PathLike[str] | bytes
 
+EXPECTED_IMAGES = 10_000  # enough for full batches on a GPU, too few for compiling unless that is asked for
 _OF_RUNS = ("resize", "decode", "workers", "decode_timeout_s", "shard")  # options that say how `embed` goes through many files
 
 
@@ -47,13 +48,13 @@ class Encoder:
         if useless := [name for name in _OF_RUNS if name in options]:
             raise ConfigError(f"an Encoder has no use for `{useless[0]}`", hint="`embed` goes through many files with it")
         if like is None:
-            self._job = prepare_alone(EmbedConfig(model=model, **options))
+            self._recipe = recipe_of(EmbedConfig(model=model, **options), EXPECTED_IMAGES)
         elif model is not None:
             raise ConfigError("both a model and a file to be like are given", hint="leave one out")
         else:
             with open_store(like) if isinstance(like, (str, os.PathLike)) else nullcontext(like) as store:
-                self._job = prepare_alone(store, **options)
-        self._engine = self._job.engine(release=True)
+                self._recipe = recipe_like(store, EXPECTED_IMAGES, **options)
+        self._engine = self._recipe.engine(release=True)
         self._lock = Lock()  # Pillow's limits are those of the process, and the engine's batch changes
 
     def __call__(self, images: AnyImage | Sequence[AnyImage]) -> dict[str, Any]:
@@ -73,13 +74,13 @@ class Encoder:
         """
         with self._lock:
             parts = list(self._encode(_several(images)))
-        return {dataset.name: _joined([part[dataset.name] for part in parts], dataset) for dataset in self._job.layout.datasets}
+        return {dataset.name: _joined([part[dataset.name] for part in parts], dataset) for dataset in self._recipe.datasets()}
 
     def _encode(self, images: Sequence[AnyImage]) -> Iterator[dict[str, NDArray[Any]]]:
-        job = self._job
-        if job.device.type == "cpu" and not job.config.batch and job.preprocess.policy != "native":
-            size = job.preprocess.height, job.preprocess.width
-            self._engine.fit(choose_batch_size(job.model.module, size, job.device, len(images)))  # padding costs a CPU much
+        recipe = self._recipe
+        if recipe.device.type == "cpu" and not recipe.config.batch and recipe.preprocess.policy != "native":
+            size = recipe.preprocess.height, recipe.preprocess.width
+            self._engine.fit(choose_batch_size(recipe.model.module, size, recipe.device, len(images)))  # padding costs a CPU much
         step = self._engine.batch_size
         for start in range(0, len(images), step):
             part = images[start : start + step]
@@ -87,7 +88,7 @@ class Encoder:
 
     def _pixels(self, image: AnyImage, number: int) -> NDArray[np.uint8]:
         """What the model sees of one image, (h, w, 3) uint8 RGB."""
-        options = self._job.preprocess
+        options = self._recipe.preprocess
         try:
             if isinstance(image, np.ndarray):
                 image = _from_array(image, number)

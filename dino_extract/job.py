@@ -1,4 +1,4 @@
-"""What a run of `embed` will do: images, model, pixels, tokens and layout, resolved from the options before any work."""
+"""What a run of `embed` will do: which images by which recipe into which file, resolved before any work."""
 
 from __future__ import annotations
 
@@ -7,54 +7,33 @@ import glob
 import json
 import os
 import shutil
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from dino_extract.config import SIGNATURE, EmbedConfig, parse_shard
-from dino_extract.engine import (
-    ComputeDtype,
-    Engine,
-    allocator_for,
-    choose_batch_size,
-    choose_compiled,
-    choose_device,
-    choose_dtype,
-    forward_flops,
-    needs_patches,
-    require_decoder,
-)
-from dino_extract.errors import ConfigError, SourceError, StoreError
+from dino_extract.engine import allocator_for
+from dino_extract.errors import SourceError
 from dino_extract.loader import Loader, scan_image_sizes
 from dino_extract.manifest import Manifest, manifest_of, printable, resolve, root_as_text, root_from_text
-from dino_extract.preprocess import Preprocess, parse_size
+from dino_extract.preprocess import Preprocess
+from dino_extract.recipe import MadeWith, Recipe, recipe_like, recipe_of
 from dino_extract.source import Sources, find_images
-from dino_extract.store import Layout, RowDataset, RowTable, Store, count_pending, ensure_space
-from dino_extract.tokens import TokenSpec
-from dino_extract.weights import RANDOM_WEIGHTS_WARNING, LoadedBackbone, is_timm
-from dino_extract.weights.loading import load
+from dino_extract.store import Layout, RowTable, Store, count_pending, ensure_space
+from dino_extract.weights import RANDOM_WEIGHTS_WARNING
 
 PROBE_BATCHES = 3  # of which the first warms up and the others are timed, for the estimate of `--dry-run`
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """Everything a run needs to know; made by `prepare`."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Job(Recipe):
+    """A recipe, the images it is for, and the file: everything a run needs to know; made by `prepare`."""
 
-    config: EmbedConfig
     manifest: Manifest
-    model: LoadedBackbone
-    spec: TokenSpec
-    preprocess: Preprocess
-    device: torch.device
-    dtype: ComputeDtype
-    batch_size: int
     output: str
     layout: Layout
     grid_size: np.ndarray | None  # (N, 2) int32 patch grid of each image, where they differ and patches are stored
@@ -63,35 +42,6 @@ class Job:
         """The images as the store wants them."""
         manifest = self.manifest
         return RowTable(manifest.keys, manifest.file_size, manifest.file_mtime_ns, self.grid_size, manifest.unread)
-
-    def engine(self, *, release: bool = False) -> Engine:
-        """The model, ready to run; with `release` it takes over the weights, and the job cannot make another one."""
-        # Of all images, not of those still to do: a run that was interrupted goes on with the same kernels, hence with the same bits.
-        # Of `native` none, as every shape would be compiled anew.
-        flops = None if self.image_flops is None or self.preprocess.grid is None else self.image_flops * len(self.manifest)
-        return Engine(
-            self.model.module,
-            self.spec,
-            device=self.device,
-            dtype=self.dtype,
-            store_dtype=self.config.store_dtype,
-            batch_size=self.batch_size,
-            release=release,
-            compiled=choose_compiled(self.config.compile, self.device, flops),
-            size=(self.preprocess.height, self.preprocess.width),
-        )
-
-    @property
-    def resizes_on_device(self) -> bool:
-        """Whether small images are resized beside the model; `native` images never are, as each has a shape of its own."""
-        config = self.config
-        is_wanted = "device" in (config.resize, config.decode) or (config.resize == "auto" and self.device.type == "cuda")
-        return is_wanted and self.preprocess.policy != "native"
-
-    @property
-    def image_flops(self) -> float | None:
-        """Floating-point operations of the model for one image of the job's size; None if it is not our network."""
-        return forward_flops(self.model.module, (self.preprocess.height, self.preprocess.width), whole=needs_patches(self.spec))
 
     def loader(self, rows: np.ndarray) -> Loader:
         """Decoded batches of the given rows (n,) of the manifest, in their order."""
@@ -153,18 +103,6 @@ class Job:
         return min(times[1:])
 
 
-class MadeWith(Protocol):
-    """Anything that records how embeddings were made: a store, or a classifier trained on one."""
-
-    @property
-    def path(self) -> str:
-        """The file."""
-
-    @property
-    def attrs(self) -> Mapping[str, Any]:
-        """Attributes as `embed` writes them."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a run would need.
@@ -221,7 +159,7 @@ def prepare(
     manifest = find_images(sources, suffixes=suffixes, stdin=stdin, leave_out=path)
     if config.shard is not None:
         manifest = manifest.shard(*parse_shard(config.shard))
-    job = _job(manifest, path, config)
+    job = _job(recipe_of(config, len(manifest)), manifest, path)
     if not os.path.exists(path):
         ensure_space(path, job.nbytes())
     return job
@@ -238,23 +176,8 @@ def prepare_like(store: MadeWith, sources: Sources, **changes: Any) -> Job:
     Raises:
         StoreError: the weights found now are not those the file was made with.
     """
-    return _job_like(store, find_images(sources), changes)
-
-
-def prepare_alone(made: EmbedConfig | MadeWith, **changes: Any) -> Job:
-    """A job without images, for the model and the steps before it, with batches for many.
-
-    Args:
-        made: all options, or a file, or anything that records how it was made.
-        changes: with a file, fields of `EmbedConfig` to set differently.
-
-    Raises:
-        StoreError: the weights found now are not those the file was made with.
-    """
-    nothing = manifest_of(os.getcwdb(), ())
-    if isinstance(made, EmbedConfig):
-        return _job(nothing, "", made, num_images=sys.maxsize)
-    return _job_like(made, nothing, changes, num_images=sys.maxsize)
+    manifest = find_images(sources)
+    return _job(recipe_like(store, len(manifest), **changes), manifest, store.path)
 
 
 def prepare_again(store: Store, rows: Sequence[int], **changes: Any) -> Job | None:
@@ -271,50 +194,24 @@ def prepare_again(store: Store, rows: Sequence[int], **changes: Any) -> Job | No
     for row in rows:
         with contextlib.suppress(SourceError):  # gone or changed: the manifest says which were found
             found.append(resolve(root, os.fsencode(paths[row]), stamp=(int(sizes[row]), int(times[row]))))
-    return _job_like(store, manifest_of(root, found), changes) if found else None
+    return _job(recipe_like(store, len(found), **changes), manifest_of(root, found), store.path) if found else None
 
 
-def _job_like(store: MadeWith, manifest: Manifest, changes: dict[str, Any], *, num_images: int | None = None) -> Job:
-    job = _job(manifest, store.path, config_of(store, **changes), num_images=num_images)
-    if job.model.weights_sha256 != store.attrs["weights_sha256"]:
-        message = f"`{store.path}` was made with weights {store.attrs['weights_sha256'][:16]}..., found {job.model.weights_sha256[:16]}..."
-        raise StoreError(
-            message,
-            hint="embed new images with the checkpoint it was made with and give that file, or name it to `verify` by `--weights`",
-        )
-    return job
-
-
-def _job(manifest: Manifest, path: str, config: EmbedConfig, *, num_images: int | None = None) -> Job:
-    """The job; `num_images` is how many are expected, if not those of the manifest."""
-    model = load(config.model, weights=config.weights, random_seed=config.random_weights, offline=config.offline)
-    spec = TokenSpec.parse(config.tokens, config.layers, model.module.depth)
-    preprocess = _preprocess(config, model)
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
-    is_native = preprocess.policy == "native"
-    if is_native and config.resize == "device":
-        raise ConfigError("`--resize device` needs images of one size, `--preprocess native` gives each its own", hint="leave it out")
-    if config.decode == "device":
-        if is_native or config.resize == "host" or config.fast_decode:
-            other = "--preprocess native" if is_native else "--fast-decode" if config.fast_decode else "--resize host"
-            raise ConfigError(f"`--decode device` does not go with `{other}`", hint="leave one of them out")
-        require_decoder()
-    batch_size = choose_batch_size(
-        model.module, (preprocess.height, preprocess.width), device, len(manifest) if num_images is None else num_images
-    )
+def _job(recipe: Recipe, manifest: Manifest, path: str) -> Job:
+    config = recipe.config
+    attrs = recipe.record() | {
+        "root": root_as_text(manifest.root),
+        "sources": json.dumps([printable(source) for source in manifest.sources]),
+    }
+    if config.shard is not None:
+        attrs["shard"] = config.shard
+    has_grids = recipe.preprocess.grid is None and "patch" in recipe.spec.kinds
     return Job(
-        config=config,
+        **vars(recipe),
         manifest=manifest,
-        model=model,
-        spec=spec,
-        preprocess=preprocess,
-        device=device,
-        dtype=dtype,
-        batch_size=1 if is_native else config.batch or batch_size,  # images of different shapes cannot share a batch
         output=path,
-        layout=_layout(config, manifest, model, spec, preprocess, dtype),
-        grid_size=_native_grids(config, manifest, preprocess) if is_native and "patch" in spec.kinds else None,
+        layout=Layout(recipe.datasets(), attrs, (*SIGNATURE, "shard")),
+        grid_size=_native_grids(config, manifest, recipe.preprocess) if has_grids else None,
     )
 
 
@@ -322,84 +219,6 @@ def _native_grids(config: EmbedConfig, manifest: Manifest, preprocess: Preproces
     """Patch grid (N, 2) int32 of every image from its header, (0, 0) where that cannot be read."""
     sizes = scan_image_sizes(manifest, preprocess, num_workers=config.workers, timeout_s=config.decode_timeout_s)
     return np.array([preprocess.native_grid(*size) if min(size) > 0 else (0, 0) for size in sizes.tolist()], np.int32)
-
-
-def config_of(store: MadeWith, **changes: Any) -> EmbedConfig:
-    """The options that a file was made with, so that other images get comparable embeddings.
-
-    Args:
-        store: the file.
-        changes: fields of `EmbedConfig` to set differently, such as `weights` where the checkpoint has moved.
-    """
-    attrs = store.attrs
-    pixels = Preprocess.from_record(json.loads(attrs["preprocessing"]))
-    sha256 = attrs["weights_sha256"]
-    made_with = {
-        # A checkpoint tells its model, whose name need not be one of the table; one for timm does not.
-        "model": None if attrs["weights_path"] and not is_timm(attrs["model"]) else attrs["model"],
-        "weights": os.fsdecode(root_from_text(attrs["weights_path"])) or None,
-        "random_weights": int(sha256.removeprefix("random:")) if sha256.startswith("random:") else None,
-        "tokens": attrs["tokens"],
-        "layers": attrs["layers"] or None,
-        "size": f"{pixels.height}x{pixels.width}" if pixels.height != pixels.width else str(pixels.height),
-        "preprocess": pixels.policy,
-        "alpha": pixels.alpha,
-        "fast_decode": pixels.fast_decode,
-        "max_pixels": pixels.max_pixels,
-        "dtype": attrs["compute_dtype"],
-        "store_dtype": attrs["store_dtype"],
-    }
-    return EmbedConfig(**{**made_with, **changes})
-
-
-def _preprocess(config: EmbedConfig, model: LoadedBackbone) -> Preprocess:
-    height, width = parse_size(model.size if config.size is None else config.size)
-    return Preprocess(
-        policy=config.preprocess,
-        height=height,
-        width=width,
-        patch=model.module.patch_size,
-        alpha=config.alpha,
-        fast_decode=config.fast_decode,
-        decode=config.decode,
-        max_pixels=config.max_pixels,
-        mean=model.module.mean,
-        std=model.module.std,
-    )
-
-
-def _layout(
-    config: EmbedConfig, manifest: Manifest, model: LoadedBackbone, spec: TokenSpec, preprocess: Preprocess, dtype: ComputeDtype
-) -> Layout:
-    backbone = model.module
-    is_native = preprocess.policy == "native"
-    shapes = spec.row_shapes(embed_dim=backbone.embed_dim, num_registers=backbone.num_registers, grid=preprocess.grid or (0, 0))
-    datasets = []
-    for name, shape in shapes.items():
-        is_ragged = is_native and name.endswith("patch_features")
-        datasets.append(RowDataset(name, shape[-1:] if is_ragged else shape, config.store_dtype, is_ragged))
-    packages = ("dino-extract", "torch", "pillow", "h5py", "numpy")
-    attrs: dict[str, str | int | float | bool] = {
-        "model": model.name,
-        "weights": printable(os.fsencode(model.weights_source)),
-        "weights_path": root_as_text(os.fsencode(os.path.abspath(os.path.expanduser(config.weights)))) if config.weights else "",
-        "weights_sha256": model.weights_sha256,
-        "licence": model.licence,
-        "preprocessing": json.dumps(preprocess.as_record(), sort_keys=True),
-        "tokens": ",".join(spec.kinds),
-        "layers": ",".join(map(str, spec.layers)),
-        "patch_size": backbone.patch_size,
-        "num_registers": backbone.num_registers,
-        "compute_dtype": dtype,
-        "store_dtype": config.store_dtype,
-        "normalised": False,  # embeddings are stored as the model gives them, not divided by their length
-        "versions": json.dumps({package: version(package) for package in packages}, sort_keys=True),
-        "root": root_as_text(manifest.root),
-        "sources": json.dumps([printable(source) for source in manifest.sources]),
-    }
-    if config.shard is not None:
-        attrs["shard"] = config.shard
-    return Layout(tuple(datasets), attrs, (*SIGNATURE, "shard"))
 
 
 def _default_output(sources: Sequence[str], shard: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dino_extract.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from dino_extract.job import MadeWith
+    from dino_extract.recipe import MadeWith
 
 # Of the record of preprocessing, what does not count: which images are read at all, and decoding that smooths a little differently. Nor
 # does the type of numbers, which rounds. (`embed` keeps these apart nevertheless, so that one file is of one piece.) Tokens and layers
