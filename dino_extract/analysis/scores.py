@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from dino_extract.analysis.captions import in_ascii, system_font
 from dino_extract.analysis.pictures import display_name
-from dino_extract.analysis.writing import writing
+from dino_extract.analysis.writing import require_place, writing
 from dino_extract.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_CLASSES = 1000  # of a confusion matrix that is drawn or printed; of more, a class is less than two dots, and the numbers are megabytes
 MAX_LINES = 100  # of the table per class
@@ -96,6 +100,29 @@ def printable(confusion_CC: NDArray[np.int64]) -> NDArray[np.int64] | None:
     return confusion_CC if len(confusion_CC) <= MAX_CLASSES else None
 
 
+def require_confusion_place(path: str | os.PathLike[str] | None) -> None:
+    """Check before the work that the confusion matrix can be drawn there; None asks for nothing.
+
+    Raises:
+        ConfigError: as `draw_confusion`.
+    """
+    if path is None:
+        return
+    require_place(path, "picture")
+    known, suffix = _figure_class()().canvas.get_supported_filetypes(), os.path.splitext(path)[1][1:]
+    if suffix and suffix.lower() not in known:
+        message = f"picture `{os.fspath(path)}` cannot be written: matplotlib writes no `.{suffix}`"
+        raise ConfigError(message, hint=f"one of {', '.join(f'`.{each}`' for each in sorted(known))}")
+
+
+def _figure_class() -> type[Figure]:
+    try:
+        from matplotlib.figure import Figure  # takes a second, and only this picture needs it
+    except ImportError as error:
+        raise ConfigError("the confusion picture needs matplotlib", hint="pip install 'dino-extract[analysis]'") from error
+    return Figure
+
+
 def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path: str | os.PathLike[str]) -> None:
     """Write the confusion matrix as a picture: a row per true class, coloured by the share of its images.
 
@@ -104,10 +131,7 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
     Raises:
         ConfigError: matplotlib is not installed, or the picture cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure  # takes a second, and only this picture needs it
-    except ImportError as error:
-        raise ConfigError("the confusion picture needs matplotlib", hint="pip install 'dino-extract[analysis]'") from error
+    figure_of_size = _figure_class()
     images, all_classes = confusion_CC.sum(axis=1), len(classes)
     if all_classes > MAX_CLASSES:
         drawn = np.sort(np.argsort(-images, kind="stable")[:MAX_CLASSES])
@@ -120,7 +144,7 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
     cell = max(0.3, 0.8 * _CHAR_INCHES * (len(str(confusion_CC.max())) + 1)) if is_numbered else 0.3  # inches
     side = min(max(2.5, cell * num_classes), 14.0)
     margin = _CHAR_INCHES * max(map(len, names)) + 0.5
-    figure = Figure(figsize=(margin + side + 1.2, side + margin), layout="constrained")
+    figure = figure_of_size(figsize=(margin + side + 1.2, side + margin), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
     axes.set_xlabel("predicted class")

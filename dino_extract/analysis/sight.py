@@ -52,8 +52,7 @@ def see(path: str | os.PathLike[str], backbone: Backbone, *, size: int = 448, po
         ConfigError: a size that is no multiple of the patch size.
     """
     name = os.fspath(path)
-    if not os.path.lexists(name):
-        raise SourceError(f"there is no file `{display_name(name)}`")
+    require_there(name)
     options = Preprocess(policy=policy, height=size, width=size, patch=backbone.patch_size)
     try:
         data = read_image_bytes(ImageRef(os.fsencode(name), -1, 0, os.fsencode(name)))
@@ -61,3 +60,14 @@ def see(path: str | os.PathLike[str], backbone: Backbone, *, size: int = 448, po
     except ImageError as error:
         raise SourceError(f"`{display_name(name)}` cannot be used: {error.message}") from error
     return SeenImage(name, preprocess_picture(picture, options))
+
+
+def require_there(*paths: str) -> None:
+    """Check that image files are there, before a model is loaded or even downloaded for them.
+
+    Raises:
+        SourceError: one is not.
+    """
+    for path in paths:
+        if not os.path.lexists(path):
+            raise SourceError(f"there is no file `{display_name(path)}`")

@@ -7,6 +7,8 @@ import errno
 import os
 from collections.abc import Iterator
 
+from PIL import Image
+
 from dino_extract.errors import ConfigError
 from dino_extract.store import is_store
 
@@ -46,6 +48,20 @@ def require_place(path: str | os.PathLike[str] | None, what: str) -> None:
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         os.stat(os.path.join(os.path.dirname(path), "") or ".")  # with a slash at the end, which a file must not have
+
+
+def require_picture_place(path: str | os.PathLike[str] | None, what: str) -> None:
+    """As `require_place`, for a picture that Pillow writes: its suffix says how.
+
+    Raises:
+        ConfigError: as `writing`, or a suffix of no picture.
+    """
+    require_place(path, what)
+    suffix = ".png" if path is None else os.path.splitext(path)[1]
+    if Image.registered_extensions().get(suffix.lower()) not in Image.SAVE:
+        raise ConfigError(
+            f"{what} `{os.fspath(path or '')}` cannot be written: no picture has the suffix `{suffix}`", hint="`.png` or `.jpg`"
+        )
 
 
 @contextlib.contextmanager

@@ -23,9 +23,11 @@ def attention(
 ) -> None:
     """Draw what the CLS token of each attention head attends to; register tokens are left out."""
     from dino_extract.analysis import attention as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.sight import see
+    from dino_extract.analysis.sight import require_there, see
     from dino_extract.weights.loading import load
 
+    if len(images) == 1:
+        require_there(*images)
     backbone = load(model, weights=weights, random_seed=random_weights, offline=offline).module
     results = []
     failed: list[str] = []

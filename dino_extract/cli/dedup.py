@@ -51,15 +51,16 @@ def dedup(
     """
     from dino_extract.analysis import dedup as analysis  # loads torch, which `--help` must not wait for
     from dino_extract.analysis.vectors import opened
-    from dino_extract.analysis.writing import require_place
+    from dino_extract.analysis.writing import require_picture_place, require_place
 
     options = {"threshold": threshold, "dataset": dataset, "seed": seed}
     if calibrate is not None and (against or keep_list or drop_list or sheet):
         raise ConfigError("`--calibrate` only measures: it takes no `--against`, `--keep`, `--drop` or `--sheet`")
     if keep_list is not None and keep_list == drop_list:
         raise ConfigError(f"`--keep` and `--drop` name one file, `{keep_list}`")
-    for path, what in ((keep_list, "list"), (drop_list, "list"), (sheet, "contact sheet")):
-        require_place(path, what)
+    for path in (keep_list, drop_list):
+        require_place(path, "list")
+    require_picture_place(sheet, "contact sheet")
     with opened(file) as store:
         if calibrate is not None:
             _print_calibration(_calibrate(store, calibrate, dataset, seed), file, as_json)

@@ -39,10 +39,9 @@ def knn(
     Prints top-1 and top-5 accuracy for each k, and a table per class.
     """
     from dino_extract.analysis import knn as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.scores import draw_confusion, printable, table_text
-    from dino_extract.analysis.writing import require_place
+    from dino_extract.analysis.scores import draw_confusion, printable, require_confusion_place, table_text
 
-    require_place(confusion, "picture")
+    require_confusion_place(confusion)
     wanted = _parse_k(k)
     result = analysis.knn(
         train,

@@ -43,11 +43,11 @@ def linear(
     Input, regularisation and learning rate are chosen on held-out training images, never on the test images.
     """
     from dino_extract.analysis import linear as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.scores import draw_confusion, printable, table_text
+    from dino_extract.analysis.scores import draw_confusion, printable, require_confusion_place, table_text
     from dino_extract.analysis.writing import require_place
 
     require_place(save, "classifier")
-    require_place(confusion, "picture")
+    require_confusion_place(confusion)
     result = analysis.linear(
         train,
         test,

@@ -35,8 +35,9 @@ def match(
 ) -> None:
     """Draw lines between patches of two images that are each other's most similar patch."""
     from dino_extract.analysis.match import match_patches  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.writing import writing
+    from dino_extract.analysis.writing import require_picture_place, writing
 
+    require_picture_place(output, "picture")
     if file is not None:
         if model is not None or weights is not None or random_weights is not None:
             raise ConfigError("`--file` has patch tokens already, so no model is taken", hint="leave `--file` out to embed the two images")
@@ -80,9 +81,10 @@ def _stored(file: str, *paths: str) -> list[Seen]:
 def _embedded(image_a: str, image_b: str, model: str | None, size: int, options: dict[str, Any]) -> list[Seen]:
     import torch
 
-    from dino_extract.analysis.sight import see
+    from dino_extract.analysis.sight import require_there, see
     from dino_extract.weights.loading import load
 
+    require_there(image_a, image_b)
     backbone = load(model, **options).module
     pairs: list[Seen] = []
     for path in (image_a, image_b):

@@ -50,9 +50,9 @@ def search(
     Images given as queries are embedded first, with exactly the model and settings that FILE.h5 was made with.
     """
     from dino_extract.analysis.vectors import opened  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.writing import require_place
+    from dino_extract.analysis.writing import require_picture_place
 
-    require_place(sheet, "contact sheet")
+    require_picture_place(sheet, "contact sheet")
     if measure and (queries or path or sheet):
         raise ConfigError("`--map` only measures: it takes no query, `--path` or `--sheet`")
     with opened(file) as store:

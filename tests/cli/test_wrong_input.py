@@ -65,7 +65,7 @@ TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
         (["cluster", "good.h5", "3", "--sheets", "text.txt"], "folder `text.txt` cannot be written: File exists\n"),
         (
             ["search", "good.h5", "--path", "class000/00000.jpg", "--sheet", "x.nope"],
-            "contact sheet `x.nope` cannot be written: unknown file",
+            "contact sheet `x.nope` cannot be written: no picture has the suffix `.nope`",
         ),
         (["search", "good.h5", "--path", "class000/00000.jpg", "--sheet", "none/x.png"], "cannot be written: No such file or directory\n"),
         (["classify", "none", "good.h5"], "there is no classifier `none`"),
@@ -136,6 +136,34 @@ def test_a_place_that_cannot_be_is_told_before_the_work(cli: Cli, words: list[st
 
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.endswith(f"`{target}` cannot be written: {reason}\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dedup", "missing.h5", "--sheet"],
+        ["knn", "missing.h5", "--confusion"],
+        ["linear", "missing.h5", "--confusion"],
+        ["search", "missing.h5", "--path", "a.jpg", "--sheet"],
+        ["match", "missing.png", "missing.png", "-o"],
+    ],
+)
+def test_a_suffix_of_no_picture_is_told_before_the_work(cli: Cli, words: list[str]) -> None:
+    """The result would be lost with the picture, so the input file is not even looked for."""
+    ran = cli(*words, "x.nope")
+
+    assert (ran.code, ran.out) == (1, "")
+    assert "`x.nope` cannot be written: " in ran.err
+    assert "missing" not in ran.err
+
+
+@pytest.mark.parametrize("words", [["match", "none.png", "picture.png"], ["attention", "none.png"]])
+def test_a_missing_image_is_told_before_the_model_is_loaded(cli: Cli, words: list[str]) -> None:
+    """A slip of a name costs no download: that there is no such model either is not said."""
+    ran = cli(*words, "--weights", "none.pth")
+
+    assert (ran.code, ran.out) == (1, "")
+    assert "there is no file `none.png`" in ran.err
 
 
 @pytest.mark.parametrize(
