@@ -427,18 +427,6 @@ def test_the_loader_leaves_plain_jpegs_as_they_are(tmp_path: Path) -> None:
     assert batch.image_size.tolist() == [[40, 60], [40, 60], [1500, 2000], [1500, 2000]]
 
 
-@pytest.mark.parametrize(
-    ("options", "other"),
-    [({"resize": "host"}, "--resize host"), ({"preprocess": "native"}, "--preprocess native"), ({"fast_decode": True}, "--fast-decode")],
-)
-def test_decoding_beside_the_model_goes_with_resizing_there_alone(
-    photos: Path, tmp_path: Path, options: dict[str, Any], other: str
-) -> None:
-    """What contradicts it is refused by name."""
-    with pytest.raises(ConfigError, match=f"`--decode device` does not go with `{other}`"):
-        prepare([str(photos)], tmp_path / "x.h5", replace(CONFIG, decode="device", **options))
-
-
 def test_weights_in_a_folder_of_any_name_are_found_again(photos: Path, tmp_path: Path) -> None:
     """A checkpoint whose path is not UTF-8 is recorded, and images are embedded by it again."""
     folder = tmp_path / os.fsdecode(b"w\xff\\x")
