@@ -127,7 +127,10 @@ def check_same(donor: Donor, layout: Layout) -> None:
         raise StoreError("\n  ".join([f"{what}:", *lines]), hint=_OVERWRITE_HINT)
     if is_of_other_images(donor.header, layout):
         message = f"the paths in `{donor.path}` are relative to `{donor.header.attrs['root']}`, those given to `{layout.attrs['root']}`"
-        raise StoreError(message, hint="`-o` chooses another file, `--overwrite` replaces this one")
+        hint = (
+            "embed what is new alone with another `-o`, then `dino-extract join` makes one file of the two; `--overwrite` replaces this one"
+        )
+        raise StoreError(message, hint=hint)
 
 
 def _attr_differences(name: str, has: object, wants: object, other: str) -> list[str]:

@@ -356,7 +356,7 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
         for begin in (open_writer, count_pending):
             with pytest.raises(StoreError, match=r"are relative to `.*/day1/images`, those given to `.*/day2/images`") as caught:
                 begin(tmp_path / name, table(5), second)
-    assert caught.value.hint == "`-o` chooses another file, `--overwrite` replaces this one"
+    assert "`dino-extract join` makes one file of the two" in str(caught.value.hint)
     assert (tmp_path / "images.h5").read_bytes() == before
 
 
