@@ -19,7 +19,7 @@ from dino_extract.analysis.arguments import at_least_one, require_test_file, sev
 from dino_extract.analysis.comparable import require_made_alike, require_other_images
 from dino_extract.analysis.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.neighbours import nearest_blocks
-from dino_extract.analysis.scores import ClassScore, add_to_confusion, class_table, top_accuracy
+from dino_extract.analysis.scores import Answers, ClassScore, add_to_confusion, class_table, mean_recall, top_accuracy
 from dino_extract.analysis.vectors import (
     StoreSource,
     Vectors,
@@ -89,6 +89,7 @@ class KnnResult:
         table_k: neighbours of the confusion matrix.
         num_train: training images of one try.
         num_test: test images of one try.
+        answers: what each test image was taken for, with `table_k` neighbours.
         unlabelled: images left out because they have no label.
     """
 
@@ -98,12 +99,18 @@ class KnnResult:
     table_k: int
     num_train: int
     num_test: int
+    answers: Answers
     unlabelled: int = 0
 
     @property
     def per_class(self) -> list[ClassScore]:
         """Recall, precision and the commonest mistake of each class."""
         return class_table(self.confusion, self.classes)
+
+    @property
+    def mean_recall(self) -> float:
+        """Accuracy as if classes were of one size, 0..1."""
+        return mean_recall(self.confusion)
 
 
 def knn(
@@ -186,9 +193,10 @@ def classify(
 class _Labelled(NamedTuple):
     vectors: Vectors  # (n, D)
     codes: NDArray[np.int64]  # (n,) position of the class
+    rows: NDArray[np.int64]  # (n,) position of each among all vectors given
 
     def take(self, rows: NDArray[np.int64]) -> _Labelled:
-        return _Labelled(self.vectors.take(rows), self.codes[rows])
+        return _Labelled(self.vectors.take(rows), self.codes[rows], self.rows[rows])
 
 
 def _labelled(vectors: Vectors, labels: Sequence[str], classes: Sequence[str]) -> _Labelled:
@@ -196,7 +204,7 @@ def _labelled(vectors: Vectors, labels: Sequence[str], classes: Sequence[str]) -
     if len(labels) != len(vectors):
         raise ConfigError(f"{vectors.name} has {len(vectors):,} images, but {len(labels):,} labels")
     codes = encode(labels, classes)
-    return _Labelled(vectors, codes).take(rows_where(codes >= 0))
+    return _Labelled(vectors, codes, np.arange(len(codes))).take(rows_where(codes >= 0))
 
 
 def _run(bank: _Labelled, query: _Labelled | None, classes: tuple[str, ...], options: KnnOptions, unlabelled: int) -> KnnResult:
@@ -217,7 +225,7 @@ def _run(bank: _Labelled, query: _Labelled | None, classes: tuple[str, ...], opt
     tries = np.stack(shares)  # (tries, ks, 2)
     mean, std = tries.mean(axis=0), tries[:, :, 0].std(axis=0)
     scores = [KnnScore(k, float(mean[row, 0]), float(mean[row, 1]), float(std[row])) for row, k in enumerate(ks)]
-    return KnnResult(tuple(scores), classes, vote.confusion, vote.table_k, num_train, num_test, unlabelled)
+    return KnnResult(tuple(scores), classes, vote.confusion, vote.table_k, num_train, num_test, vote.answers, unlabelled)
 
 
 def _few_shot(bank: _Labelled, query: _Labelled | None, per_class: int, seed: int) -> tuple[_Labelled, _Labelled]:
@@ -244,11 +252,12 @@ class _Vote:
         self.ks, self.temperature, self.num_classes = ks, temperature, num_classes
         self.table_k = max([k for k in ks if k <= TABLE_K], default=ks[0])
         self.confusion = np.zeros((num_classes, num_classes), np.int64)
+        self.answers: Answers  # of the last count
 
     def count(self, train: _Labelled, test: _Labelled | None) -> NDArray[np.int64]:
         """(len(ks), 2) int64 test images that are right within the first and within the first five classes; None leaves one out."""
         query = test or train
-        right = np.zeros((len(self.ks), 2), np.int64)
+        right, answers = np.zeros((len(self.ks), 2), np.int64), []
         codes_n = torch.from_numpy(train.codes)
         for first, similarity, index in nearest_blocks(query.vectors, train.vectors, max(self.ks), leave_one_out=test is None):
             true_B = torch.from_numpy(query.codes[first : first + len(index)])
@@ -258,8 +267,11 @@ class _Vote:
                 voted_BC = scores_BC.masked_fill(scores_BC == 0, -torch.inf)  # a class without a vote is no answer
                 right[row] += [top_accuracy(voted_BC, true_B, 1), top_accuracy(voted_BC, true_B, 5)]
                 if self.ks[row] == self.table_k:
-                    predicted = scores_BC.sort(dim=1, descending=True, stable=True).indices[:, 0]
-                    add_to_confusion(self.confusion, true_B.numpy(), predicted.numpy())
+                    best, ranked = scores_BC.sort(dim=1, descending=True, stable=True)
+                    answers.append((ranked[:, 0].numpy(), (best[:, 0] / best.sum(dim=1)).numpy()))
+        predicted, share = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+        self.answers = Answers(query.rows, query.codes, predicted, share)
+        add_to_confusion(self.confusion, query.codes, predicted)
         return right
 
 

@@ -20,7 +20,7 @@ from dino_extract.analysis.knn import draw_per_class
 from dino_extract.analysis.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.logistic import HELD_OUT, accuracy, choose_strength, fit_logistic, split_held_out
 from dino_extract.analysis.probe import Probe
-from dino_extract.analysis.scores import ClassScore, add_to_confusion, class_table, top_accuracy
+from dino_extract.analysis.scores import Answers, ClassScore, add_to_confusion, class_table, mean_recall, top_accuracy
 from dino_extract.analysis.sgd_heads import ITERATIONS, LEARNING_RATES, fit_heads
 from dino_extract.analysis.vectors import StoreSource, Vectors, opened, rows_where, stored_vectors
 from dino_extract.errors import ConfigError
@@ -53,6 +53,7 @@ class LinearResult:
         probe: the trained head.
         num_train: training images.
         num_test: test images.
+        answers: what each test image was taken for.
         unlabelled: images left out because they have no label.
     """
 
@@ -65,12 +66,18 @@ class LinearResult:
     probe: Probe
     num_train: int
     num_test: int
+    answers: Answers
     unlabelled: int
 
     @property
     def per_class(self) -> list[ClassScore]:
         """Recall, precision and the commonest mistake of each class."""
         return class_table(self.confusion, self.probe.classes)
+
+    @property
+    def mean_recall(self) -> float:
+        """Accuracy as if classes were of one size, 0..1."""
+        return mean_recall(self.confusion)
 
 
 def linear(
@@ -219,8 +226,11 @@ def _run(
         )
         weight, bias = weights[0], biases[0]
     probe = Probe(weight.astype(np.float32), bias.astype(np.float32), classes, datasets, train.store.attrs)
-    top1, top5, confusion = _test(probe, test.vectors(datasets), test.codes)
-    return LinearResult(method, tuple(candidates), chosen, top1, top5, confusion, probe, len(train.rows), len(test.rows), unlabelled)
+    top1, top5, answers = _test(probe, test, datasets)
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    add_to_confusion(confusion, answers.true, answers.predicted)
+    counts = len(train.rows), len(test.rows)
+    return LinearResult(method, tuple(candidates), chosen, top1, top5, confusion, probe, *counts, answers, unlabelled)
 
 
 def _choose_rate(vectors: Vectors, codes: NDArray[np.int64], num_classes: int, iterations: int, seed: int) -> tuple[float, float]:
@@ -234,13 +244,15 @@ def _choose_rate(vectors: Vectors, codes: NDArray[np.int64], num_classes: int, i
     return LEARNING_RATES[best], scores[best]
 
 
-def _test(probe: Probe, vectors: Vectors, codes: NDArray[np.int64]) -> tuple[float, float, NDArray[np.int64]]:
-    confusion = np.zeros((len(probe.classes), len(probe.classes)), np.int64)
-    right = np.zeros(2)
+def _test(probe: Probe, images: _Images, datasets: Sequence[str]) -> tuple[float, float, Answers]:
+    """Top-1 and top-5 accuracy, and the answers."""
+    vectors, right, answers = images.vectors(datasets), np.zeros(2), []
     for first, block in vectors.blocks():
         scores = torch.from_numpy(probe.probabilities(block))
-        true = codes[first : first + len(block)]
-        right += [top_accuracy(scores, torch.from_numpy(true), 1), top_accuracy(scores, torch.from_numpy(true), 5)]
-        add_to_confusion(confusion, true, scores.argmax(dim=1).numpy())
+        true = torch.from_numpy(images.codes[first : first + len(block)])
+        right += [top_accuracy(scores, true, 1), top_accuracy(scores, true, 5)]
+        share, predicted = scores.max(dim=1)
+        answers.append((predicted.numpy(), share.numpy()))
     top1, top5 = (right / len(vectors)).tolist()
-    return top1, top5, confusion
+    predicted, share = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+    return top1, top5, Answers(images.rows, images.codes, predicted, share)

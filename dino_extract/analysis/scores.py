@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dino_extract.analysis.captions import in_ascii, system_font
-from dino_extract.analysis.pictures import display_name
-from dino_extract.analysis.writing import require_place, writing
+from dino_extract.analysis.pictures import display_name, table_path
+from dino_extract.analysis.writing import replacing, require_place, writing
 from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,6 +45,43 @@ class ClassScore:
     recall: float
     precision: float
     mistaken_for: str
+
+
+class Answers(NamedTuple):
+    """What each test image was taken for; with several draws, in the last of them.
+
+    Args:
+        rows: (n,) int64 position of the image among the embedded ones of the file that was tested.
+        true: (n,) int64 its class.
+        predicted: (n,) int64 the class it was taken for.
+        share: (n,) float32, 0..1 of the votes, or of the probability, that this class has.
+    """
+
+    rows: NDArray[np.int64]
+    true: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    share: NDArray[np.float32]
+
+
+def write_answers(answers: Answers, paths: Sequence[str], classes: Sequence[str], output: str | os.PathLike[str]) -> None:
+    """Write path, label, predicted and share of each image as CSV: first the surest mistakes, among them labels that are wrong.
+
+    Args:
+        answers: of a test.
+        paths: of all embedded images of the file that was tested.
+        classes: names.
+        output: the file.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    is_wrong = answers.predicted != answers.true
+    order = np.argsort(np.where(is_wrong, -answers.share, answers.share + 1), kind="stable")
+    with replacing(output, "table") as partial, open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow(["path", "label", "predicted", "share"])
+        for row, true, predicted, share in zip(*(column[order].tolist() for column in answers), strict=True):
+            writer.writerow([table_path(paths[row]), classes[true], classes[predicted], round(share, 4)])
 
 
 def top_accuracy(scores_BC: Tensor, codes_B: Tensor, top: int) -> int:
@@ -79,6 +117,12 @@ def class_table(confusion_CC: NDArray[np.int64], classes: Sequence[str]) -> list
             )
         )
     return table
+
+
+def mean_recall(confusion_CC: NDArray[np.int64]) -> float:
+    """Mean recall of the classes that have test images, 0..1: accuracy as if classes were of one size, called balanced or per class too."""
+    images = confusion_CC.sum(axis=1)
+    return float((np.diag(confusion_CC)[images > 0] / images[images > 0]).mean())
 
 
 def table_text(table: Sequence[ClassScore]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dino_extract.cli.options import AsJson, Dataset, LabelDepth, Labels, Seed, print_json, say
+from dino_extract.cli.options import AsJson, Dataset, LabelDepth, Labels, Predictions, Seed, print_json, say
 from dino_extract.errors import ConfigError
 
 EXAMPLES = """Examples:
@@ -32,6 +32,7 @@ def knn(
     tries: Annotated[int, typer.Option(help="Few-shot: random draws to average.")] = 1,
     seed: Seed = 0,
     confusion: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the confusion matrix.")] = None,
+    predictions: Predictions = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify images by their nearest neighbours, by the official DINOv2 protocol.
@@ -39,9 +40,12 @@ def knn(
     Prints top-1 and top-5 accuracy for each k, and a table per class.
     """
     from dino_extract.analysis import knn as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.scores import draw_confusion, printable, require_confusion_place, table_text
+    from dino_extract.analysis.scores import draw_confusion, printable, require_confusion_place, table_text, write_answers
+    from dino_extract.analysis.vectors import opened
+    from dino_extract.analysis.writing import require_place
 
     require_confusion_place(confusion)
+    require_place(predictions, "table")
     wanted = _parse_k(k)
     result = analysis.knn(
         train,
@@ -61,16 +65,21 @@ def knn(
     if confusion:
         draw_confusion(result.confusion, result.classes, confusion)
         say(f"confusion matrix (k = {result.table_k}): {confusion}")
+    if predictions:
+        with opened(test or train) as store:
+            write_answers(result.answers, store.paths, result.classes, predictions)
+        say(f"predictions (k = {result.table_k}), the surest mistakes first: {predictions}")
     if as_json:
+        shown = {name: value for name, value in vars(result).items() if name != "answers"}
         lists = {"scores": [asdict(score) for score in result.scores], "per_class": [asdict(line) for line in result.per_class]}
-        print_json({**vars(result), **lists, "confusion": printable(result.confusion)})
+        print_json({**shown, **lists, "mean_recall": result.mean_recall, "confusion": printable(result.confusion)})
         return
     print(f"{result.num_test:,} images by {result.num_train:,} neighbours, {len(result.classes)} classes")
     print("    k   top-1   top-5")
     for score in result.scores:
         spread = f"  (top-1 +- {score.top1_std:.1%} over {tries} tries)" if per_class and tries > 1 else ""
         print(f"{score.k:5}  {score.top1:6.2%}  {score.top5:6.2%}{spread}")
-    print(f"\nper class, k = {result.table_k}\n{table_text(result.per_class)}")
+    print(f"\nper class, k = {result.table_k}: mean recall {result.mean_recall:.2%}\n{table_text(result.per_class)}")
 
 
 def notes(unlabelled: int, wanted: tuple[int, ...], used: list[int], num_train: int, per_class: int | None = None) -> list[str]:

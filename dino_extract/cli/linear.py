@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dino_extract.cli.options import AsJson, LabelDepth, Labels, Seed, end_with_failures, is_store, print_json, say
+from dino_extract.cli.options import AsJson, LabelDepth, Labels, Predictions, Seed, end_with_failures, is_store, print_json, say
 from dino_extract.errors import ConfigError
 
 EXAMPLES = """Examples:
@@ -36,6 +36,7 @@ def linear(
     seed: Seed = 0,
     save: Annotated[str | None, typer.Option(metavar="FILE.safetensors", help="Keep the classifier for `classify`.")] = None,
     confusion: Annotated[str | None, typer.Option(metavar="FILE.png", help="Draw the confusion matrix.")] = None,
+    predictions: Predictions = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a linear classifier on frozen embeddings and test it.
@@ -43,11 +44,13 @@ def linear(
     Input, regularisation and learning rate are chosen on held-out training images, never on the test images.
     """
     from dino_extract.analysis import linear as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.scores import draw_confusion, printable, require_confusion_place, table_text
+    from dino_extract.analysis.scores import draw_confusion, printable, require_confusion_place, table_text, write_answers
+    from dino_extract.analysis.vectors import opened
     from dino_extract.analysis.writing import require_place
 
     require_place(save, "classifier")
     require_confusion_place(confusion)
+    require_place(predictions, "table")
     result = analysis.linear(
         train,
         test,
@@ -68,11 +71,16 @@ def linear(
     if confusion:
         draw_confusion(result.confusion, result.probe.classes, confusion)
         say(f"confusion matrix: {confusion}")
+    if predictions:
+        with opened(test or train) as store:
+            write_answers(result.answers, store.paths, result.probe.classes, predictions)
+        say(f"predictions, the surest mistakes first: {predictions}")
     if as_json:
-        shown = {name: value for name, value in vars(result).items() if name not in ("probe", "candidates", "chosen")}
+        shown = {name: value for name, value in vars(result).items() if name not in ("probe", "candidates", "chosen", "answers")}
         tried = {"candidates": [asdict(each) for each in result.candidates], "chosen": asdict(result.chosen)}
         per_class = [asdict(line) for line in result.per_class]
-        print_json({**shown, **tried, "classes": result.probe.classes, "confusion": printable(result.confusion), "per_class": per_class})
+        scores = {"mean_recall": result.mean_recall, "confusion": printable(result.confusion), "per_class": per_class}
+        print_json({**shown, **tried, "classes": result.probe.classes, **scores})
         return
     setting = "C" if method == "logistic" else "learning rate"
     width = max(10, *(len(each.input) for each in result.candidates))
@@ -81,7 +89,8 @@ def linear(
         mark = "  chosen" if each is result.chosen else ""
         held_out = "-" if each.held_out != each.held_out else f"{each.held_out:.2%}"  # one image of each class leaves none to hold out
         print(f"{each.input:{width}}  {each.setting:13.3g}  {held_out:>8}{mark}")
-    print(f"\ntop-1 {result.top1:.2%}   top-5 {result.top5:.2%}   {result.num_test:,} test images, {result.num_train:,} training images")
+    accuracy = f"top-1 {result.top1:.2%}   top-5 {result.top5:.2%}   mean recall {result.mean_recall:.2%}"
+    print(f"\n{accuracy}   {result.num_test:,} test images, {result.num_train:,} training images")
     print(f"\n{table_text(result.per_class)}")
 
 

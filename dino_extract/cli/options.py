@@ -19,6 +19,10 @@ LabelDepth = Annotated[int, typer.Option("--label-depth", help="Which folder abo
 Dataset = Annotated[str, typer.Option("--dataset", help="Which vectors of the file: features, mean_features, layers/11/features, ...")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything drawn at random.")]
 Sheet = Annotated[str | None, typer.Option("--sheet", metavar="FILE.png", help="Draw the images found as a contact sheet.")]
+Predictions = Annotated[
+    str | None,
+    typer.Option("--predictions", metavar="FILE.csv", help="Write what each test image was taken for, the surest mistakes first."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

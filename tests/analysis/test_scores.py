@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_extract.analysis.scores import class_table, draw_confusion, table_text
+from dino_extract.analysis.scores import class_table, draw_confusion, mean_recall, table_text
 from dino_extract.errors import ConfigError
 
 CONFUSION = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
@@ -25,6 +25,13 @@ def test_recall_and_precision_equal_scikit_learn() -> None:
     assert [line.recall for line in table[:2]] == pytest.approx(recall)
     assert [line.precision for line in table[:2]] == pytest.approx(precision)
     assert [line.images for line in table[:2]] == images.tolist()
+
+
+def test_mean_recall_is_scikit_learn_s_balanced_accuracy() -> None:
+    """Every class counts alike, but one without test images does not count."""
+    metrics = pytest.importorskip("sklearn.metrics")
+
+    assert mean_recall(CONFUSION) == pytest.approx(metrics.balanced_accuracy_score([0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 1]))
 
 
 def test_a_class_without_test_images_is_shown_as_such() -> None:

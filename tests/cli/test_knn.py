@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def test_the_table_is_on_stdout_and_notes_on_stderr(path: str) -> None:
 
     assert out.splitlines()[0] == "30 images by 30 neighbours, 3 classes"
     assert [line.split()[0] for line in out.splitlines()[2:5]] == ["10", "20", "29"]
+    assert "per class, k = 20: mean recall 100.00%" in out
     assert "note: k = 100, 200 became 29: there are 30 training images" in err
 
 
@@ -39,6 +41,26 @@ def test_json_has_the_whole_result(path: str, tmp_path: Path) -> None:
     assert result["scores"] == [{"k": 5, "top1": 1.0, "top5": 1.0, "top1_std": 0.0}]
     assert result["confusion"] == [[10, 0, 0], [0, 10, 0], [0, 0, 10]]
     assert (tmp_path / "c.png").stat().st_size > 1000
+
+
+def test_predictions_begin_with_the_surest_mistakes(tmp_path: Path) -> None:
+    """An image with the label of another class stands first, although it is not the first of the file, and each image is in the table."""
+    vectors, labels = blobs(3, 10, 16, spread=0.1)
+    names = keys_of(labels)
+    path = write_store(tmp_path / "x.h5", names, {"features": vectors}, failed=(4,))
+    lines = [f"{name},{label}" for name, label in zip(names, labels, strict=True)]
+    lines[13] = f"{names[13]},class002"  # and not class001
+    del lines[7]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+
+    run_command(knn, path, "--labels", str(tmp_path / "labels.csv"), "--k", "5", "--predictions", str(tmp_path / "p.csv"))
+
+    with open(tmp_path / "p.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert (table[0]["path"], table[0]["label"], table[0]["predicted"]) == (names[13], "class002", "class001")
+    assert float(table[0]["share"]) > 0.9
+    assert {line["path"] for line in table} == set(names) - {names[4], names[7]}
+    assert all(line["predicted"] == line["path"].split("/")[0] for line in table)
 
 
 def test_k_must_be_numbers(path: str) -> None:

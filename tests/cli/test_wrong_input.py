@@ -121,6 +121,8 @@ def test_numbers_below_their_range_are_wrong_usage(cli: Cli, words: list[str]) -
         ["dedup", "missing.h5", "--keep"],
         ["dedup", "missing.h5", "--sheet"],
         ["knn", "missing.h5", "--confusion"],
+        ["knn", "missing.h5", "--predictions"],
+        ["linear", "missing.h5", "--predictions"],
         ["linear", "missing.h5", "--save"],
         ["linear", "missing.h5", "--confusion"],
         ["search", "missing.h5", "--path", "a.jpg", "--sheet"],
