@@ -251,8 +251,8 @@ def _test(probe: Probe, images: _Images, datasets: Sequence[str]) -> tuple[float
         scores = torch.from_numpy(probe.probabilities(block))
         true = torch.from_numpy(images.codes[first : first + len(block)])
         right += [top_accuracy(scores, true, 1), top_accuracy(scores, true, 5)]
-        share, predicted = scores.max(dim=1)
-        answers.append((predicted.numpy(), share.numpy()))
+        best = scores.max(dim=1)
+        answers.append((best.indices.numpy(), best.values.numpy()))
     top1, top5 = (right / len(vectors)).tolist()
     predicted, share = (np.concatenate(parts) for parts in zip(*answers, strict=True))
     return top1, top5, Answers(images.rows, images.codes, predicted, share)

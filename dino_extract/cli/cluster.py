@@ -197,7 +197,7 @@ def _draw(store: Store, level: Clusters, folder: str) -> None:
     draw_strips(overview, os.path.join(folder, "clusters.png"))
     with writing(folder, "folder"):
         for name in os.listdir(folder):  # sheets of an earlier run with more clusters would pass for some of this one
-            number = re.fullmatch(r"cluster-(\d{4,})\.png", name)
-            if number and int(number[1]) >= len(level.centres):
+            sheet = re.fullmatch(r"cluster-(\d{4,})\.png", name)
+            if sheet and int(sheet[1]) >= len(level.centres):
                 os.unlink(os.path.join(folder, name))
     say(f"{len(level.centres):,} contact sheets, and `clusters.png` with the most typical images of each: {folder}")

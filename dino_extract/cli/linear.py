@@ -78,8 +78,8 @@ def linear(
     if as_json:
         shown = {name: value for name, value in vars(result).items() if name not in ("probe", "candidates", "chosen", "answers")}
         tried = {"candidates": [asdict(each) for each in result.candidates], "chosen": asdict(result.chosen)}
-        per_class = [asdict(line) for line in result.per_class]
-        scores = {"mean_recall": result.mean_recall, "confusion": printable(result.confusion), "per_class": per_class}
+        table = [asdict(line) for line in result.per_class]
+        scores = {"mean_recall": result.mean_recall, "confusion": printable(result.confusion), "per_class": table}
         print_json({**shown, **tried, "classes": result.probe.classes, **scores})
         return
     setting = "C" if method == "logistic" else "learning rate"
