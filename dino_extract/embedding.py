@@ -270,7 +270,7 @@ def _manifest_rows(job: Job, writer: Writer) -> np.ndarray:
 def _num_failed(path: str) -> int:
     """Committed rows of a store that have no embedding."""
     with open_store(path) as store:
-        return int(np.count_nonzero((store.all_status != Status.OK) & (store.all_status != Status.PENDING)))
+        return store.num_failed
 
 
 def _check_failures(failed: int, total: int, limit: float | None) -> None:

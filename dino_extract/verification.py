@@ -73,12 +73,12 @@ def verify(path: str, *, num_rows: int = 8, seed: int = 0, **changes: Any) -> Ve
 
 def _recompute(store: Store, num_rows: int, seed: int, changes: dict[str, Any]) -> Recomputed:
     chosen = np.sort(np.random.default_rng(seed).permutation(len(store))[:num_rows])
-    paths = store.paths
     job = prepare_again(store, chosen.tolist(), **changes)
     if job is None:
         message = f"none of the {len(chosen)} images drawn is still at `{store.attrs['root']}` with its size and time"
         raise StoreError(message, hint="`--rows 0` checks the file alone")
-    row_of = {path: row for row, path in enumerate(paths)}
+    paths = store.paths
+    row_of = {paths[row]: row for row in chosen.tolist()}
     differences, cosines, names = [], [], []
     for batch, arrays in embedded_batches(job, np.arange(len(job.manifest)), {"decode": 0.0, "model": 0.0}):
         for position, row in enumerate(batch.rows.tolist()):

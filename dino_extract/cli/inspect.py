@@ -80,7 +80,7 @@ def _facts(store: Store) -> dict[str, Any]:
         "rows": total,
         "done": done,
         "embedded": len(store),
-        "failed": len(store.failures),
+        "failed": store.num_failed,
         "model": attrs["model"],
         "weights": attrs["weights"],
         "weights_sha256": attrs["weights_sha256"],

@@ -40,7 +40,7 @@ class Header:
         nbytes: its size.
         attrs: root attributes as Python values.
         datasets: row datasets in stored order, `image_size`, `status` and `error` among them.
-        keys: (N,) raw bytes, sorted.
+        paths: (N,) keys as an array, which takes a third of the memory of `keys`.
         file_size: (N,) int64.
         file_mtime_ns: (N,) int64.
         grid_size: (N, 2) int32 where ragged.
@@ -54,7 +54,7 @@ class Header:
     nbytes: int
     attrs: dict[str, Any]
     datasets: tuple[RowDataset, ...]
-    keys: list[bytes] = field(repr=False)
+    paths: NDArray[np.bytes_] = field(repr=False)
     file_size: NDArray[np.int64]
     file_mtime_ns: NDArray[np.int64]
     grid_size: NDArray[np.int32] | None
@@ -62,6 +62,12 @@ class Header:
     layout_crc: int
     has_intact_layout: bool
     extents: dict[str, Extent]
+
+    @cached_property
+    def keys(self) -> list[bytes]:
+        """(N,) raw bytes, sorted."""
+        keys: list[bytes] = self.paths.tolist()
+        return keys
 
     @cached_property
     def areas(self) -> list[RowArea]:
@@ -219,7 +225,7 @@ def _read_header(file: h5py.File, path: str, *, is_intact: bool) -> Header:
         nbytes=os.stat(path).st_size,
         attrs=attrs,
         datasets=datasets,
-        keys=file["paths"][:].tolist(),
+        paths=file["paths"][:],
         file_size=file["file_size"][:].astype(np.int64),
         file_mtime_ns=file["file_mtime_ns"][:].astype(np.int64),
         grid_size=file["grid_size"][:].astype(np.int32) if ragged else None,

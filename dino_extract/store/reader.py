@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -61,7 +61,7 @@ class Store:
     @cached_property
     def all_paths(self) -> list[str]:
         """(N,) paths of every image of the file, embedded or not."""
-        return [os.fsdecode(key) for key in self._header.keys]
+        return [os.fsdecode(key) for key in self._header.paths.tolist()]
 
     @property
     def is_complete(self) -> bool:
@@ -86,20 +86,28 @@ class Store:
         return [self.all_paths[row] for row in self._rows.tolist()]
 
     @property
+    def num_failed(self) -> int:
+        """Number of images that could not be embedded."""
+        return int(np.count_nonzero(self._is_failed))
+
+    @property
+    def _is_failed(self) -> NDArray[np.bool_]:
+        return np.asarray((self.all_status != Status.OK) & (self.all_status != Status.PENDING))
+
+    @property
     def failures(self) -> list[Failure]:
         """The images that could not be embedded, and why."""
-        is_failed = (self.all_status != Status.OK) & (self.all_status != Status.PENDING)
-        rows = np.flatnonzero(is_failed)
-        texts = Rows(self._dataset("error"), rows)[:]
+        rows = np.flatnonzero(self._is_failed)
+        texts = Rows(self._dataset("error"), rows, (self, "error"))[:]
         return [
-            Failure(self.all_paths[row], Status(self.all_status[row]), text.decode(errors="replace"))
+            Failure(os.fsdecode(self._header.paths[row]), Status(self.all_status[row]), text.decode(errors="replace"))
             for row, text in zip(rows.tolist(), texts.tolist(), strict=True)
         ]
 
     @property
     def image_size(self) -> NDArray[np.int32]:
         """(n, 2) int32 height and width in pixels of the embedded images, after orientation."""
-        return Rows(self._dataset("image_size"), self._rows)[:]
+        return Rows(self._dataset("image_size"), self._rows, (self, "image_size"))[:]
 
     @property
     def file_size(self) -> NDArray[np.int64]:
@@ -125,8 +133,8 @@ class Store:
             raise StoreError(message, hint="embed again with the `--tokens` or `--layers` that make it, and another `-o`")
         if any(dataset.name == name and dataset.is_ragged for dataset in self._header.datasets):
             assert self._header.patch_offsets is not None and self._header.grid_size is not None, "checked when the header was read"
-            return RaggedRows(self._dataset(name), self._rows, self._header.patch_offsets, self._header.grid_size)
-        return Rows(self._dataset(name), self._rows)
+            return RaggedRows(self._dataset(name), self._rows, self._header.patch_offsets, self._header.grid_size, (self, name))
+        return Rows(self._dataset(name), self._rows, (self, name))
 
     def _dataset(self, name: str) -> h5py.Dataset:
         if not self._file:
@@ -161,6 +169,9 @@ class Store:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (os.path.abspath(self.path),)  # opened again where it is unpickled, as HDF5 files cannot be shared
 
     def __enter__(self) -> Store:
         return self

@@ -67,7 +67,7 @@ def verify_store(path: str | os.PathLike[str], *, header_limit_s: int | None = R
     return VerifyReport(
         path=path,
         num_rows=len(crcs),
-        damaged_rows=tuple((row, os.fsdecode(header.keys[row])) for row in damaged),
+        damaged_rows=tuple((row, os.fsdecode(header.paths[row])) for row in damaged),
         num_uncommitted=int((crcs == 0).sum()),
         header_damage=None if header.has_intact_layout else "metadata, paths, or file sizes and times are not as they were written",
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def test_failed_rows_are_left_out(finished: Path) -> None:
         assert len(store.image_size) == len(OK_KEYS)
         assert len(store.all_paths) == 40
         failed = [key for key in table(40).keys if key not in OK_KEYS]
+        assert store.num_failed == len(failed)
         assert [(failure.path, failure.status) for failure in store.failures] == [(os.fsdecode(key), Status.UNREADABLE) for key in failed]
         assert store.failures[0].error == f"decode: DecodeError: {failed[0]!r} is odd"
 
@@ -59,6 +61,10 @@ def test_failed_rows_are_left_out(finished: Path) -> None:
         np.array([30, 2]),
         [],
         np.arange(36) % 3 == 0,
+        ...,
+        np.array(3),
+        np.array([35, -1], np.int8),
+        np.array([35, 0], np.uint8),
     ],
 )
 def test_rows_are_indexed_like_an_array(finished: Path, index: object) -> None:
@@ -69,7 +75,7 @@ def test_rows_are_indexed_like_an_array(finished: Path, index: object) -> None:
     np.testing.assert_array_equal(found, expected("features", (8,))[index])  # type: ignore[index]
 
 
-@pytest.mark.parametrize("index", [36, -37, [0, 99], np.ones(3, bool), 1.5, [[1]]])
+@pytest.mark.parametrize("index", [36, -37, [0, 99], np.ones(3, bool), 1.5, [[1]], True, None, np.True_])
 def test_index_outside_the_rows_is_an_error(finished: Path, index: object) -> None:
     """An index that names no row raises, and never gives another row."""
     with open_store(finished) as store, pytest.raises((IndexError, TypeError)):
@@ -138,6 +144,29 @@ def test_a_closed_store_says_so(finished: Path) -> None:
             read()
 
 
+def test_rows_of_a_closed_store_say_so(finished: Path) -> None:
+    """Rows that were taken inside a `with` block and are read behind it are one sentence, not an error of h5py."""
+    with open_store(finished) as store:
+        rows = store.features
+
+    with pytest.raises(StoreError, match="the file of these rows is closed"):
+        rows[:]
+    assert repr(rows) == "<Rows features: shape (36, 8), float16>"
+
+
+def test_stores_and_rows_reach_other_processes(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pickled, as for the workers of torch's DataLoader, they open the file again, from any working directory."""
+    monkeypatch.chdir(finished.parent)
+    with open_store(finished.name) as store:
+        pickled = pickle.dumps((store, store["layers/9/patch_features"]))
+    monkeypatch.chdir("/")
+
+    again, rows = pickle.loads(pickled)
+
+    assert again.paths == [os.fsdecode(key) for key in OK_KEYS]
+    np.testing.assert_array_equal(rows[:], expected("layers/9/patch_features", (2, 3, 4)))
+
+
 def test_ragged_rows_have_the_shape_of_their_image(tmp_path: Path) -> None:
     """Each image's patch tokens come as its own grid (h, w, D)."""
     with open_writer(tmp_path / "out.h5", table(40, is_ragged=True), RAGGED) as writer:
@@ -151,6 +180,11 @@ def test_ragged_rows_have_the_shape_of_their_image(tmp_path: Path) -> None:
         for key, grid, found in zip(OK_KEYS, patches.grid_size, patches, strict=True):
             assert found.shape == (*grid, 4)
             np.testing.assert_array_equal(found.reshape(-1, 4), row_values(key, RAGGED, "patch_features", (int(grid.prod()), 4)))
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(patches))[-1], patches[len(patches) - 1])
+        with pytest.raises(IndexError, match="are read one by one"):
+            patches[:2]  # type: ignore[index]
+    with pytest.raises(StoreError, match="is closed"):
+        patches[0]
 
 
 def test_run_in_progress_can_be_read(tmp_path: Path) -> None:
