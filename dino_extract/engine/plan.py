@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from typing import Literal
 
 import torch
@@ -150,9 +151,11 @@ def is_worth_compiling(device: torch.device, flops: float | None) -> bool:
 def compiler_problem(device: torch.device) -> str | None:
     """Why torch cannot compile for this device, in one line; None if it can. Found by compiling a sum, which takes seconds."""
     try:
-        torch.compile(lambda x: x.cos() + 1)(torch.zeros(4, device=device))
-    except RuntimeError as error:
-        return str(error).strip().splitlines()[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the compiler's own parts
+            torch.compile(lambda x: x.cos() + 1)(torch.zeros(4, device=device))
+    except Exception as error:  # whatever the compilers run into: Triton's may fail as a subprocess without Python's headers
+        return (str(error).strip() or repr(error)).splitlines()[0]
     return None
 
 

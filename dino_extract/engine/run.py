@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -77,6 +78,8 @@ class Engine:
             backbone, spec, device=device, dtype=getattr(torch, dtype), attend=attend, release=release, compiled=compiled
         )
         self._lean = layer_tokens if isinstance(layer_tokens, LeanTokens) else None
+        if compiled:
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # advice of torch 2.11 against what float32 is chosen for
         self._network = TokenNetwork(
             torch.compile(layer_tokens) if compiled else layer_tokens,
             spec,

@@ -31,10 +31,15 @@ TOLERANCE = 2e-2  # of bfloat16
 
 
 def attend_by(backend: SDPBackend, *, only: bool = False) -> Attend:
-    """Attention (B, K, D) by one of torch's kernels, by another where it does not take the shape; with `only` that is a RuntimeError."""
+    """Attention (B, K, D) by one of torch's kernels, by another where it does not take the shape; with `only` that is a RuntimeError.
+
+    Of fewer queries than keys, which is not what was tried, by torch's choice: where only CLS is wanted, of the last block.
+    """
     order = [backend] if only else [backend, *(other for other in (*KERNELS.values(), SDPBackend.MATH) if other != backend)]
 
     def attend(query_BAKd: Tensor, key_BASd: Tensor, value_BASd: Tensor) -> Tensor:
+        if query_BAKd.shape[2] < key_BASd.shape[2]:
+            return attend_fused(query_BAKd, key_BASd, value_BASd)
         with sdpa_kernel(order, set_priority=True):
             return attend_fused(query_BAKd, key_BASd, value_BASd)
 
@@ -84,11 +89,12 @@ def fastest_attention(device: torch.device, dtype: torch.dtype, shape: tuple[int
     """
     draw = torch.Generator().manual_seed(0)
     batch, length, heads, width = min(shape[0], MAX_BATCH), *shape[1:]
-    one = torch.randn(1, length, 3, heads, width, generator=draw).to(device, dtype).expand(batch, -1, -1, -1, -1)
-    query, key, value = one.contiguous().permute(2, 0, 3, 1, 4).unbind(0)  # laid out as a block lays them out
+    one = torch.randn(1, length, 3, heads, width, generator=draw)
+    one[:, :, 0] *= width**-0.5
+    sample = one.to(device, dtype).expand(batch, -1, -1, -1, -1).contiguous().permute(2, 0, 3, 1, 4)  # laid out as a block lays them out
     wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     candidates = {name: attend_by(backend, only=True) for name, backend in KERNELS.items()}
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch explains why a kernel does not take a shape
-        name = fastest(candidates, (query * width**-0.5, key, value), wait)
+        name = fastest(candidates, (sample[0], sample[1], sample[2]), wait)
     return ("default", attend_fused) if name is None else (name, attend_by(KERNELS[name]))

@@ -54,6 +54,16 @@ def test_a_kernel_alone_refuses_what_it_cannot_do() -> None:
         attend_by(SDPBackend.CUDNN_ATTENTION, only=True)(*make_sample())
 
 
+def test_fewer_queries_than_keys_are_left_to_torch() -> None:
+    """What the last block asks for where only CLS is wanted was not tried, and never meets a kernel that may refuse it."""
+    query, key, value = make_sample()
+    query = query[:, :, :1]
+
+    got = attend_by(SDPBackend.CUDNN_ATTENTION, only=True)(query, key, value)
+
+    torch.testing.assert_close(got.double(), naive_attention(query.double(), key.double(), value.double()), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("seconds", "name"), [((1.0, 1.0, 1.0), "a"), ((1.0, 0.97, 0.96), "a"), ((1.0, 0.9, 0.7), "c"), ((1.0, 0.8, 0.79), "b")]
 )

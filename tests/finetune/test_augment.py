@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD
+from dino_extract.finetune import augment
 from dino_extract.finetune.augment import blur, cut_crops, jitter_colours, make_crops, resize_weights
 from dino_extract.finetune.config import CropConfig
 from dino_extract.finetune.crops import CropParams, draw_crops
+from tests.fake_gpu import CUDA, Traffic
 
 SIDE = 96
 
@@ -149,6 +153,24 @@ def test_all_crops_of_a_real_draw_are_finite() -> None:
 
     assert got.isfinite().all()
     assert got.abs().max() < 3
+
+
+def test_a_gpu_is_given_random_numbers_and_asked_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crops on a GPU take their parameters from pinned memory, and nothing comes back to the host."""
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)  # needs a driver
+    monkeypatch.setattr(augment, "_constant", cache(augment._constant.__wrapped__))  # which later tests must not find
+    config = CropConfig(global_crops_size=28, local_crops_size=14)
+    sizes, rngs = np.full((8, 2), SIDE, np.int32), [np.random.default_rng(number) for number in range(8)]
+    images = batch_of(*(picture(number) for number in range(8)))
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_gpu = images.to(CUDA)
+        with Traffic() as traffic:
+            crops = [make_crops(on_gpu, params, 28) for params in draw_crops(rngs, sizes, config)]
+
+    assert [each.device.type for each in crops] == ["cuda", "cuda"]
+    assert traffic.seen == ["aten::_to_copy"] * (len(pinned) + 3)  # mean, standard deviation and hues once
 
 
 @pytest.mark.parametrize(("start", "length"), [(10.6, 0.3), (10.4, 0.05), (10.0, 0.4), (47.9, 0.1), (0.0, 0.2), (47.99999, 0.00001)])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dino_extract.finetune.losses import anchor_loss
 from dino_extract.finetune.optim import multipliers
-from dino_extract.finetune.step import DivergedError
+from dino_extract.finetune.step import DivergedError, TrainingStep
+from tests.fake_gpu import CUDA, Traffic
 from tests.finetune import golden
 
 Golden = tuple[dict[str, Any], dict[str, Tensor]]
@@ -136,6 +139,23 @@ def test_mixed_precision_stays_close(step_file: Golden) -> None:
 
     assert {name: loss.dtype for name, loss in losses.items()} == dict.fromkeys(losses, torch.float32)
     assert sum(loss.item() for loss in losses.values()) == pytest.approx(sum(spec["steps"][0]["losses"].values()), rel=0.02)
+
+
+def test_a_gpu_is_not_waited_for_before_the_gradients(step_file: Golden) -> None:
+    """Tokens, targets and losses of a batch on a GPU need nothing of the host, whose only question is whether gradients are finite."""
+    spec, tensors = step_file
+    step, batch = golden.training_step(spec, tensors), golden.batch(tensors, 0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_gpu = replace(batch, **{entry.name: getattr(batch, entry.name).to(CUDA) for entry in fields(batch) if entry.name != "hide"})
+        step = TrainingStep(step.models, step.objective.config, step.optim, device=CUDA)
+
+        with Traffic() as traffic:
+            targets = step.objective.targets(step.models.teacher.teach(on_gpu), 0.04)
+            losses = step.objective.losses(step.student(on_gpu), targets, on_gpu.masks)
+
+    assert traffic.seen == []
+    assert losses.total.device.type == "cuda"
+    assert step.optimizer.defaults["fused"]
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
