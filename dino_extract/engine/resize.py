@@ -141,5 +141,5 @@ def weighted_sum(source: Tensor, first: Tensor, weights: Iterable[Tensor]) -> Te
     """
     total = torch.full((*first.shape, source.shape[1]), 1 << (_FRACTION_BITS - 1), dtype=torch.int32, device=source.device)
     for tap, weight in enumerate(weights):
-        total += source[tap:][first] * weight[..., None]
+        total.addcmul_(source[tap:][first], weight[..., None])
     return (total >> _FRACTION_BITS).clamp_(0, 255).to(torch.uint8)

@@ -8,10 +8,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dino_extract.engine import resize
 from dino_extract.engine.resize import bicubic, to_device
 from dino_extract.preprocess import MAX_DEVICE_PIXELS, Pictures, Preprocess, preprocess
+from tests.fake_gpu import CUDA, Traffic
 
 CPU = torch.device("cpu")
 SIZES = [(14, 14), (28, 42), (70, 28), (224, 224), (336, 224)]
@@ -83,6 +85,18 @@ def test_more_pictures_than_a_group_keep_their_order(monkeypatch: pytest.MonkeyP
     parts = [heights[group] for group in resize.groups(Pictures(images, np.zeros(7, bool), options))]
     assert parts == [[40, 10, 40], [40], [200], [60, 30]]
     np.testing.assert_array_equal(resized(images, options), want)
+
+
+def test_a_gpu_is_given_pixels_and_sizes_and_asked_for_nothing() -> None:
+    """Each picture and the sizes of all go up once; the host never waits for a number, and never computes with the GPU's."""
+    options = Preprocess(height=28, width=42)
+    images = [noise(90, 120), noise(50, 60, 1), noise(0, 0), noise(28, 42, 2)]
+
+    with FakeTensorMode(allow_non_fake_inputs=True), Traffic() as traffic:
+        pixels = to_device(Pictures(images, np.array([False, False, True, True]), options), CUDA)
+
+    assert (pixels.device.type, pixels.shape, pixels.dtype) == ("cuda", (4, 28, 42, 3), torch.uint8)
+    assert sorted(traffic.seen) == ["aten::_to_copy"] + ["aten::copy_"] * 4
 
 
 def test_a_part_of_the_pictures_is_pictures() -> None:
