@@ -107,7 +107,8 @@ class Network(nn.Module):
             crops, masks = [*crops, batch.local_crops], [*masks, None]
         tokens = self.backbone(crops, masks)
         global_tokens = tokens[0]
-        patches_MD = global_tokens.patches.flatten(0, 1)[batch.mask_indices]
+        # Not with [], in whose backward pass a GPU sorts the indices.
+        patches_MD = global_tokens.patches.flatten(0, 1).index_select(0, batch.mask_indices)
         cls_TD = torch.cat([part.cls for part in tokens])
         cls_logits, masked_logits = self._score(cls_TD, patches_MD)
         images = len(batch.global_crops) // NUM_GLOBAL_CROPS
