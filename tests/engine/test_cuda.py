@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
+from dino_extract.config import Resize
 from dino_extract.decode import decode_image
+from dino_extract.embedding import embed
 from dino_extract.engine import ComputeDtype, Engine, allocator_for
 from dino_extract.engine.resize import to_device
 from dino_extract.preprocess import Jpeg, Pictures, Preprocess, preprocess
+from dino_extract.status import Status
+from dino_extract.store import open_store
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import load_backbone
 
@@ -147,6 +154,30 @@ def test_pinned_pixels_are_those_of_any_memory() -> None:
 
     for batch, features in zip(under_way, want, strict=True):
         np.testing.assert_array_equal(batch.result()["features"], features)
+
+
+@pytest.mark.parametrize("resize", ["host", "device"])
+def test_a_run_gives_the_file_of_the_cpu(tmp_path: Path, resize: Resize) -> None:
+    """Twenty images, one of them broken, in batches of three: the vectors of the CPU, in their rows, and the same failure."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(20):
+        coarse = Image.fromarray(draw.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        coarse.resize((100 + 7 * number, 90)).save(folder / f"{number:02}.jpg")
+    (folder / "07.jpg").write_bytes((folder / "07.jpg").read_bytes()[:300])
+
+    options: dict[str, Any] = {"model": "tiny", "random_weights": 0, "size": "56", "tokens": "cls,patch", "dtype": "float32", "batch": 3}
+    options |= {"workers": 2, "store_dtype": "float32"}
+    embed(folder, tmp_path / "cpu.h5", device="cpu", **options)
+    embed(folder, tmp_path / "gpu.h5", device="cuda", resize=resize, **options)
+
+    with open_store(tmp_path / "cpu.h5") as cpu, open_store(tmp_path / "gpu.h5") as gpu:
+        assert gpu.all_status.tolist() == cpu.all_status.tolist()
+        assert np.flatnonzero(cpu.all_status != Status.OK).tolist() == [7]
+    with h5py.File(tmp_path / "cpu.h5") as cpu_file, h5py.File(tmp_path / "gpu.h5") as gpu_file:
+        for name in ("features", "patch_features"):
+            np.testing.assert_allclose(gpu_file[name][:], cpu_file[name][:], rtol=0, atol=1e-4)
 
 
 def test_a_batch_beyond_the_memory_is_halved_until_it_fits() -> None:
