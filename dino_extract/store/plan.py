@@ -70,12 +70,11 @@ def make_plan(rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, pr
         take[take] &= source[target[take]] == NOBODY
         source[target[take]], source_row[target[take]] = number, np.flatnonzero(take)
         if not prune:
-            for row in np.flatnonzero(~is_listed).tolist():
-                key = donor.header.keys[row]
-                if donor.usable[row] and donor.status[row] != Status.VANISHED:  # nobody will ever try that one again
-                    kept.setdefault(key, (number, row))
-                elif donor.crcs[row] and not donor.usable[row]:
-                    lost.add(key)
+            usable, keys = donor.usable, donor.header.keys
+            is_kept = ~is_listed & usable & (donor.status != Status.VANISHED)  # nobody will ever try that one again
+            for row in np.flatnonzero(is_kept).tolist():
+                kept.setdefault(keys[row], (number, row))
+            lost.update(keys[row] for row in np.flatnonzero(~is_listed & ~usable & (donor.crcs != 0)).tolist())
     return _merged(rows, donors, source, source_row, kept, tuple(sorted(lost - kept.keys())))
 
 

@@ -13,6 +13,7 @@ from dino_extract.errors import SourceError, StoreBusyError, StoreError
 from dino_extract.manifest import root_as_text
 from dino_extract.status import Status
 from dino_extract.store import Layout, RowDataset, StoreWarning, count_pending, open_store, open_writer, verify_store
+from dino_extract.store.donor import Donor
 from tests.store.sample import LAYOUT, RAGGED, fate, fill, table
 
 
@@ -79,6 +80,16 @@ def test_gone_images_are_kept(tmp_path: Path) -> None:
     assert computed == keys(4)
     with h5py.File(tmp_path / "out.h5") as file:
         assert file["paths"][:].tolist() == keys(1, 2, 3, 4)
+
+
+def test_gone_images_are_looked_at_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which rows are usable is asked a few times and not once for each gone image: that would take hours for millions."""
+    finish(tmp_path / "out.h5", 100)
+    asked, usable = [], Donor.usable.fget
+    monkeypatch.setattr(Donor, "usable", property(lambda donor: asked.append(donor) or usable(donor)))  # type: ignore[misc,func-returns-value]
+
+    assert count_pending(tmp_path / "out.h5", table([b"new.jpg"]), LAYOUT) == (101, 1)
+    assert len(asked) < 5
 
 
 def test_prune_drops_gone_images(tmp_path: Path) -> None:
