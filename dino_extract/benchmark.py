@@ -125,6 +125,10 @@ def benchmark(sources: Sequence[str], config: EmbedConfig, *, num_images: int = 
     Raises:
         DinoExtractError: as from `embed`; or not one of the images can be read.
     """
+    if "," in config.device or config.device == "all":
+        raise ConfigError(
+            f"`benchmark` measures one device, got `--device {config.device}`", hint="each GPU alone, or `embed --device all`"
+        )
     if config.preprocess == "native":
         raise ConfigError("`benchmark` needs images of one size, `--preprocess native` gives each its own", hint="leave it out")
     with tempfile.TemporaryDirectory(prefix="dino-extract-benchmark-", dir=scratch) as folder:

@@ -33,8 +33,8 @@ LEAST = {"batch": 0, "workers": 0, "decode_timeout_s": 0.1, "max_pixels": 1}  # 
 class EmbedConfig:
     """How images become embeddings.
 
-    From Python, `tokens` and `layers` may be lists or one number, `size` a number or a pair (height, width), `shard` a pair, `device` a
-    `torch.device`, and `model` and `weights` a `Path`; they are kept as text.
+    From Python, `tokens` and `layers` may be lists or one number, `size` a number or a pair (height, width), `shard` a pair, `device` one
+    `torch.device` or several, and `model` and `weights` a `Path`; they are kept as text.
 
     Args:
         model: name from `dino-extract weights list`, or `timm/NAME` for any ViT of the timm library; by default what the
@@ -49,7 +49,7 @@ class EmbedConfig:
         preprocess: how an image becomes that size; `crop` is the official evaluation transform.
         alpha: what becomes of transparency: dropped as the official transform does, or laid over white or black.
         fast_decode: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, never below twice the model's: faster, not exact.
-        device: auto, cpu, cuda, cuda:1, ...
+        device: auto, cpu, cuda, cuda:1, ...; several GPUs with commas, or `all`: batches go to them in turn.
         dtype: of the matrix products; auto is bfloat16 where the hardware is fast at it.
         store_dtype: of the embeddings in the file.
         compile: let torch.compile fuse the steps between the matrix products; auto does on a GPU when it pays, for very many images.
@@ -96,8 +96,6 @@ class EmbedConfig:
                 value = value.tolist()  # numbers and arrays of numpy and torch, which this module does not load
             if name in _BETWEEN and value is not None:
                 value = _joined(value, _BETWEEN[name])
-            elif name == "device":
-                value = str(value)
             elif isinstance(value, os.PathLike):
                 value = os.fspath(value)
             _check(name, hint, value)
@@ -106,7 +104,13 @@ class EmbedConfig:
             object.__setattr__(self, "shard", "{}/{}".format(*parse_shard(self.shard)))
 
 
-_BETWEEN = {"tokens": ",", "layers": ",", "size": "x", "shard": "/"}  # what stands between several of them on the command line
+_BETWEEN = {
+    "tokens": ",",
+    "layers": ",",
+    "size": "x",
+    "shard": "/",
+    "device": ",",
+}  # what stands between several of them on the command line
 _KINDS = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
 
 

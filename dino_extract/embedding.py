@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from bisect import bisect_left
@@ -33,7 +34,7 @@ ADVICE = {
     "write": "writing: a faster disk, `--store-dtype float16` or fewer `--tokens` would help",
 }
 
-BATCHES_IN_FLIGHT = 2  # while one is read back the next is computed, so that the model never waits
+BATCHES_IN_FLIGHT = 2  # on each device: while one is read back the next is computed, so that the model never waits
 
 OnProgress = Callable[[int, int, int], None]  # images done, images in all, images without an embedding
 
@@ -196,7 +197,7 @@ def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Ge
     """
     if not len(rows):
         return
-    engine = job.engine(release=True)
+    engines = itertools.cycle(job.engines(release=True))
     in_flight: deque[tuple[Batch, Callable[[], dict[str, Any]]]] = deque()
 
     def finish_oldest() -> tuple[Batch, dict[str, Any]]:
@@ -215,13 +216,14 @@ def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Ge
             waited["decode"] += time.monotonic() - clock
             if batch is None:
                 break
+            engine = next(engines)
             if isinstance(batch.pixels, np.ndarray):
                 in_flight.append((batch, engine.submit(batch.pixels).result))
             elif job.resizes_on_device:
                 in_flight.append((batch, engine.submit(Pictures(batch.pixels, batch.is_resized, job.preprocess)).result))
             else:
                 in_flight.append((batch, _submit_native(job, engine, batch)))
-            if len(in_flight) > BATCHES_IN_FLIGHT:
+            if len(in_flight) > BATCHES_IN_FLIGHT * len(job.devices):
                 yield finish_oldest()
         while in_flight:
             yield finish_oldest()

@@ -54,6 +54,10 @@ class Encoder:
         else:
             with open_store(like) if isinstance(like, (str, os.PathLike)) else nullcontext(like) as store:
                 self._recipe = recipe_like(store, EXPECTED_IMAGES, **options)
+        if len(self._recipe.devices) > 1:
+            raise ConfigError(
+                f"an Encoder runs on one device, got `{self._recipe.config.device}`", hint="make one for each, or `embed` files"
+            )
         self._engine = self._recipe.engine(release=True)
         self._lock = Lock()  # Pillow's limits are those of the process, and the engine's batch changes
 

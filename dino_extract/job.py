@@ -52,7 +52,7 @@ class Job(Recipe):
             resizes=not self.resizes_on_device,
             batch_size=self.batch_size,
             num_workers=self.config.workers,
-            prefetch_batches=2 if self.resizes_on_device else 4,  # decoded images are larger than resized ones
+            prefetch_batches=(2 if self.resizes_on_device else 4) * len(self.devices),  # decoded images are larger than resized ones
             timeout_s=self.config.decode_timeout_s,
             allocate=allocator_for(self.device),
         )
@@ -69,12 +69,13 @@ class Job(Recipe):
         lines = [f"{len(self.manifest):,} images{shard}" + (f" (left out: {skipped})" if skipped else "")]
         height, width = self.preprocess.height, self.preprocess.width
         lines.append(
-            f"{self.model.name} ({self.model.weights_source}) on {self.device} in {self.dtype}, "
+            f"{self.model.name} ({self.model.weights_source}) on {', '.join(map(str, self.devices))} in {self.dtype}, "
             f"{self.config.preprocess} {height}x{width}, batch {self.batch_size} -> {self.output}"
         )
         lines.extend(f"note: {note}" for note in self.model.notes)
-        if self.device.type == "cuda" and self.config.shard is None and (num_gpus := torch.cuda.device_count()) > 1:
-            lines.append(f"note: one of {num_gpus} GPUs is used; `--shard K/{num_gpus}` on each and `join` use all")
+        is_alone = self.device.type == "cuda" and len(self.devices) == 1 and self.config.shard is None
+        if is_alone and (num_gpus := torch.cuda.device_count()) > 1:
+            lines.append(f"note: one of {num_gpus} GPUs is used; `--device all` uses all")
         if self.config.random_weights is not None:
             lines.append(f"warning: {RANDOM_WEIGHTS_WARNING}")
         return lines
@@ -88,7 +89,7 @@ class Job(Recipe):
         rows, pending = count_pending(
             self.output, self.row_table(), self.layout, overwrite=overwrite, retry_failed=retry_failed, prune=prune
         )
-        seconds = self._batch_seconds() * pending / self.batch_size if pending else 0.0
+        seconds = self._batch_seconds() * pending / self.batch_size / len(self.devices) if pending else 0.0
         free = shutil.disk_usage(os.path.dirname(os.path.realpath(self.output))).free
         return Plan(self.output, len(self.manifest), rows, pending, self.nbytes(), free, round(seconds, 1))
 

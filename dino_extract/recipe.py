@@ -17,7 +17,7 @@ from dino_extract.engine import (
     Engine,
     choose_batch_size,
     choose_compiled,
-    choose_device,
+    choose_devices,
     choose_dtype,
     forward_flops,
     needs_patches,
@@ -40,24 +40,37 @@ class Recipe:
     model: LoadedBackbone
     spec: TokenSpec
     preprocess: Preprocess
-    device: torch.device
+    devices: tuple[torch.device, ...]  # of one kind; batches go to them in turn
     dtype: ComputeDtype
     num_images: int  # of the whole job, finished ones too: a run that was interrupted goes on with the same kernels, hence the same bits
     batch_size: int
 
+    @property
+    def device(self) -> torch.device:
+        """The first device, or one for all where only the kind counts."""
+        return self.devices[0]
+
+    def engines(self, *, release: bool = False) -> list[Engine]:
+        """The model on each device, ready to run; with `release` the last takes over the weights, and no other one can be made."""
+        last = len(self.devices) - 1
+        return [self._engine(device, release=release and number == last) for number, device in enumerate(self.devices)]
+
     def engine(self, *, release: bool = False) -> Engine:
-        """The model, ready to run; with `release` it takes over the weights, and no other one can be made."""
+        """As `engines`, on the first device."""
+        return self._engine(self.device, release=release)
+
+    def _engine(self, device: torch.device, *, release: bool) -> Engine:
         # Of `native` nothing is compiled, as every shape would be compiled anew.
         flops = None if self.image_flops is None or self.preprocess.grid is None else self.image_flops * self.num_images
         return Engine(
             self.model.module,
             self.spec,
-            device=self.device,
+            device=device,
             dtype=self.dtype,
             store_dtype=self.config.store_dtype,
             batch_size=self.batch_size,
             release=release,
-            compiled=choose_compiled(self.config.compile, self.device, flops),
+            compiled=choose_compiled(self.config.compile, device, flops),
             size=(self.preprocess.height, self.preprocess.width),
         )
 
@@ -130,7 +143,8 @@ def recipe_of(config: EmbedConfig, num_images: int) -> Recipe:
     model = load(config.model, weights=config.weights, random_seed=config.random_weights, offline=config.offline)
     spec = TokenSpec.parse(config.tokens, config.layers, model.module.depth)
     preprocess = _preprocess(config, model)
-    device = choose_device(config.device)
+    devices = choose_devices(config.device)
+    device = devices[0]
     dtype = choose_dtype(config.dtype, device)
     is_native = preprocess.policy == "native"
     if is_native and config.resize == "device":
@@ -146,7 +160,7 @@ def recipe_of(config: EmbedConfig, num_images: int) -> Recipe:
         model=model,
         spec=spec,
         preprocess=preprocess,
-        device=device,
+        devices=devices,
         dtype=dtype,
         num_images=num_images,
         batch_size=1 if is_native else config.batch or batch_size,  # images of different shapes cannot share a batch

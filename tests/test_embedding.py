@@ -17,6 +17,7 @@ from PIL import Image
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
 from dino_extract.config import EmbedConfig
 from dino_extract.embedding import EmbedResult, embed, embed_like, run
+from dino_extract.engine import Engine
 from dino_extract.errors import ConfigError, DinoExtractError, StoreError
 from dino_extract.job import prepare
 from dino_extract.preprocess import Jpeg
@@ -425,6 +426,27 @@ def test_the_loader_leaves_plain_jpegs_as_they_are(tmp_path: Path) -> None:
     )
     assert batch.is_resized.tolist() == [False, False, False, True]
     assert batch.image_size.tolist() == [[40, 60], [40, 60], [1500, 2000], [1500, 2000]]
+
+
+def test_several_devices_take_batches_in_turn(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices give the bytes of one; every other batch goes to the same, and the last one alone takes over the weights."""
+    engines = []
+    submit = Engine.submit
+
+    def noting(self: Engine, pixels: Any) -> Any:
+        engines.append(self)
+        return submit(self, pixels)
+
+    monkeypatch.setattr(Engine, "submit", noting)
+    options = {**asdict(CONFIG), "batch": 2, "tokens": "cls,patch"}
+
+    embed(photos, tmp_path / "two.h5", **{**options, "device": [torch.device("cpu")] * 2})
+
+    assert len(engines) == 5
+    assert engines[0] is engines[2] is engines[4]
+    assert engines[1] is engines[3] is not engines[0]
+    embed(photos, tmp_path / "one.h5", **options)
+    assert (tmp_path / "two.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
 
 
 def test_weights_in_a_folder_of_any_name_are_found_again(photos: Path, tmp_path: Path) -> None:

@@ -49,10 +49,11 @@ def test_gpus_that_would_be_idle_are_told_of(tmp_path: Path, monkeypatch: pytest
     save_pictures(tmp_path / "photos", range(2))
     job = prepare([str(tmp_path / "photos")], tmp_path / "x.h5", CONFIG)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    note = "note: one of 4 GPUs is used; `--shard K/4` on each and `join` use all"
+    note = "note: one of 4 GPUs is used; `--device all` uses all"
 
-    on_gpu = replace(job, device=torch.device("cuda"))
+    on_gpu = replace(job, devices=(torch.device("cuda"),))
 
     assert note in on_gpu.describe()
     assert note not in job.describe()
+    assert note not in replace(on_gpu, devices=(torch.device("cuda:0"), torch.device("cuda:1"))).describe()
     assert note not in replace(on_gpu, config=replace(CONFIG, shard="1/4")).describe()

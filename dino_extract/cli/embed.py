@@ -31,7 +31,7 @@ EXAMPLES = """Examples:
 
   dino-extract embed shards/*.tar -o all.h5 --prune
 
-  CUDA_VISIBLE_DEVICES=2 dino-extract embed photos/ --shard 3/8
+  dino-extract embed photos/ --model vitl14 --device all
 
   find . -name '*.jpg' -print0 | dino-extract embed - -0 -o found.h5"""
 
@@ -84,7 +84,9 @@ def embed(
         list[str] | None, typer.Option(help="Take exactly files with this suffix (repeatable).", rich_help_panel=PIXELS)
     ] = None,
     null: Annotated[bool, typer.Option("--null", "-0", help="The list on stdin is separated by NUL.", rich_help_panel=PIXELS)] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=MACHINE)] = EmbedConfig.device,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, ...; several with commas, or all GPUs by `all`.", rich_help_panel=MACHINE)
+    ] = EmbedConfig.device,
     dtype: Annotated[Dtype, typer.Option(help="Of the computation.", rich_help_panel=MACHINE)] = EmbedConfig.dtype,
     store_dtype: Annotated[StoreDtype, typer.Option(help="Of the stored embeddings.", rich_help_panel=MACHINE)] = EmbedConfig.store_dtype,
     compile: Annotated[  # noqa: A002 - the name of the option

@@ -3,7 +3,15 @@
 from dino_extract.engine.cuda import allocator_for
 from dino_extract.engine.jpeg import require_decoder
 from dino_extract.engine.network import needs_patches
-from dino_extract.engine.plan import ComputeDtype, choose_batch_size, choose_compiled, choose_device, choose_dtype, forward_flops
+from dino_extract.engine.plan import (
+    ComputeDtype,
+    choose_batch_size,
+    choose_compiled,
+    choose_device,
+    choose_devices,
+    choose_dtype,
+    forward_flops,
+)
 from dino_extract.engine.resize import to_device
 from dino_extract.engine.run import Batch, Engine
 
@@ -15,6 +23,7 @@ __all__ = [
     "choose_batch_size",
     "choose_compiled",
     "choose_device",
+    "choose_devices",
     "choose_dtype",
     "forward_flops",
     "needs_patches",

@@ -49,6 +49,23 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+def choose_devices(devices: str) -> tuple[torch.device, ...]:
+    """The torch devices of `--device`: one as for `choose_device`, several with commas, or `all` CUDA GPUs.
+
+    Raises:
+        ConfigError: as from `choose_device`; GPUs and the CPU together; or `all` of none.
+    """
+    names = [name.strip() for name in devices.split(",")]
+    if names == ["all"]:
+        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        if not names:
+            raise ConfigError("`--device all` takes all GPUs, and there are none", hint="`dino-extract doctor` lists what this machine has")
+    chosen = tuple(choose_device(name) for name in names)
+    if len({device.type for device in chosen}) > 1:
+        raise ConfigError(f"`--device` takes GPUs or the CPU, not both, got `{devices}`")
+    return chosen
+
+
 def choose_dtype(dtype: str, device: torch.device) -> ComputeDtype:
     """The compute dtype of `--dtype`: `auto` is bfloat16 where the hardware multiplies it fast, else float32.
 

@@ -88,6 +88,19 @@ def test_batches_under_way_do_not_mix() -> None:
         np.testing.assert_array_equal(got, want)
 
 
+def test_engines_on_all_gpus_give_the_same() -> None:
+    """One engine on each GPU, or two on the only one, with batches under way on all of them: each gives what the first gives alone."""
+    devices = [torch.device("cuda", number % torch.cuda.device_count()) for number in range(max(2, torch.cuda.device_count()))]
+    engines = [Engine(make_backbone(), TokenSpec(("cls",)), device=device, dtype="float32", batch_size=4) for device in devices]
+    batches = [make_pixels(4, seed) for seed in range(4 * len(engines))]
+    alone = [engines[0](pixels)["features"] for pixels in batches]
+
+    under_way = [engines[number % len(engines)].submit(pixels) for number, pixels in enumerate(batches)]
+
+    for batch, want in zip(under_way, alone, strict=True):
+        np.testing.assert_allclose(batch.result()["features"], want, rtol=1e-3, atol=1e-3)
+
+
 def test_graphs_of_several_sizes_share_their_memory_and_nothing_else() -> None:
     """Two sizes of images in turn give, whichever is captured first, what each gives in an engine of its own."""
     sizes = {side: np.ascontiguousarray(make_pixels(4, side)[:, :side]) for side in (28, 56)}

@@ -9,7 +9,7 @@ import torch
 from torch._inductor import config as inductor
 
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
-from dino_extract.engine import choose_batch_size, choose_compiled, choose_device, choose_dtype, forward_flops, plan
+from dino_extract.engine import choose_batch_size, choose_compiled, choose_device, choose_devices, choose_dtype, forward_flops, plan
 from dino_extract.engine.plan import compiler_problem, is_worth_compiling
 from dino_extract.errors import ConfigError
 
@@ -34,6 +34,20 @@ def test_an_unknown_device_is_refused_with_the_choices(device: str) -> None:
     """A word that is no device, or a device that nothing is computed on, is answered with those there are."""
     with pytest.raises(ConfigError, match=f"`--device` takes auto, cpu, cuda or cuda:N, got `{device}`"):
         choose_device(device)
+
+
+def test_several_devices_are_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names with commas, in their order; `all` is every GPU there is; GPUs and the CPU do not share a run."""
+    assert choose_devices("cpu, cpu") == (torch.device("cpu"),) * 2
+    monkeypatch.setattr(plan, "choose_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert choose_devices("all") == tuple(torch.device(f"cuda:{number}") for number in range(3))
+    assert choose_devices("cuda:2,cuda:0") == (torch.device("cuda:2"), torch.device("cuda:0"))
+    with pytest.raises(ConfigError, match="GPUs or the CPU, not both"):
+        choose_devices("cuda,cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="takes all GPUs, and there are none"):
+        choose_devices("all")
 
 
 def test_automatic_device_is_one_that_exists() -> None:
