@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from dino_extract.errors import StoreError
 from dino_extract.store import disk
 from dino_extract.store.donor import Donor, check_same, differences, is_of_other_images, root_differs
-from dino_extract.store.layout import Layout, RowTable, Skeleton, build_skeleton, part_path_of, target_of
+from dino_extract.store.layout import Extent, Layout, RowTable, Skeleton, build_skeleton, part_path_of, target_of
 from dino_extract.store.lock import StoreWarning, WriterLock
-from dino_extract.store.plan import Plan, make_plan
-from dino_extract.store.rows import RowArea, row_areas, row_blocks, runs
+from dino_extract.store.plan import NOBODY, Plan, make_plan
+from dino_extract.store.rows import RowArea, row_areas, row_blocks, runs, stretches
 from dino_extract.store.writer import OpenPart, Writer, identity_of
+
+_COPY_NBYTES = 4 << 20  # bytes of rows copied at a time
 
 
 def open_writer(
@@ -206,8 +208,7 @@ def _begin_part(part_path: str, skeleton: Skeleton, plan: Plan, donors: Sequence
         _reserve(fd, new_path, skeleton)
         for offset, page in skeleton.content.written():
             disk.write_all(fd, page, offset)
-        for number, donor in enumerate(donors):
-            _copy_rows(fd, skeleton, areas, donor, np.flatnonzero(plan.source == number), plan.source_row)
+        _copy_rows(fd, skeleton, areas, donors, plan)
         disk.sync_file(fd)
         disk.rename(new_path, part_path)
     except BaseException:
@@ -234,18 +235,48 @@ def _reserve(fd: int, name: str, skeleton: Skeleton) -> None:
         raise StoreError(f"{reason.message} (needs {missing:,} bytes, the disk has {free:,} free)", hint=reason.hint) from error
 
 
-def _copy_rows(
-    fd: int, skeleton: Skeleton, areas: Sequence[RowArea], donor: Donor, targets: NDArray[np.int64], source_row: NDArray[np.int64]
-) -> None:
-    """Copy rows, already checked, with their checksums, in stretches as long as they are neighbours in both files."""
-    origins = source_row[targets]
-    crc_offset = skeleton.extents["row_crc"].offset
-    for first, last in runs(targets, origins):
-        target, origin = int(targets[first]), int(origins[first])
-        for begin, end in row_blocks(donor.header.areas, last - first, start=origin):
-            for ours, theirs in zip(areas, donor.header.areas, strict=True):
-                content = disk.read_exactly(donor.fd, *reversed(theirs.span(begin, end)))
-                if ours.name != "error" or content.strip(b"\0"):
-                    disk.write_all(fd, content, ours.span(target + begin - origin, target + end - origin)[0])
-        crcs = donor.crcs[origin : origin + last - first].astype("<u4")
-        disk.write_all(fd, crcs, crc_offset + 4 * target)
+def _copy_rows(fd: int, skeleton: Skeleton, areas: Sequence[RowArea], donors: Sequence[Donor], plan: Plan) -> None:
+    """Copy rows, already checked, with their checksums."""
+    for number in range(len(donors)):
+        assert bool((np.diff(plan.source_row[plan.source == number]) > 0).all()), "rows of a donor keep their order: all keys are sorted"
+    places = [[*donor.header.areas, _crc_area(donor.header.extents)] for donor in donors]
+    for ours, *theirs in zip([*areas, _crc_area(skeleton.extents)], *places, strict=True):
+        copy = _copy_even if ours.starts is None else _copy_ragged
+        copy(fd, ours, [(donor.fd, each) for donor, each in zip(donors, theirs, strict=True)], plan)
+
+
+def _crc_area(extents: dict[str, Extent]) -> RowArea:
+    return RowArea("row_crc", extents["row_crc"].offset, 4, None)
+
+
+def _copy_even(fd: int, ours: RowArea, donors: Sequence[tuple[int, RowArea]], plan: Plan) -> None:
+    """Copy rows of one length a block at a time, as the rows of shards take turns: one by one would be a system call or two for each."""
+    step = max(1, _COPY_NBYTES // ours.item_nbytes)
+    for start in range(0, len(plan.source), step):
+        source, source_row = plan.source[start : start + step], plan.source_row[start : start + step]
+        block = np.zeros((len(source), ours.item_nbytes), np.uint8)
+        for number, (donor_fd, theirs) in enumerate(donors):
+            places = np.flatnonzero(source == number)
+            rows = source_row[places]
+            for first, last in stretches(rows, ours.item_nbytes, _COPY_NBYTES):
+                offset, nbytes = theirs.span(int(rows[first]), int(rows[last - 1]) + 1)
+                held = np.frombuffer(disk.read_exactly(donor_fd, nbytes, offset), np.uint8).reshape(-1, ours.item_nbytes)
+                block[places[first:last]] = held[rows[first:last] - rows[first]]
+        taken = np.flatnonzero(source != NOBODY)
+        if ours.name == "error":  # stays a hole where there is no text
+            taken = taken[block[taken].any(axis=1)]
+        for first, last in runs(taken):
+            begin, end = int(taken[first]), int(taken[last - 1]) + 1
+            disk.write_all(fd, block[begin:end], ours.span(start + begin, start + end)[0])
+
+
+def _copy_ragged(fd: int, ours: RowArea, donors: Sequence[tuple[int, RowArea]], plan: Plan) -> None:
+    """Copy rows of different lengths, in stretches as long as they are neighbours in both files."""
+    for number, (donor_fd, theirs) in enumerate(donors):
+        targets = np.flatnonzero(plan.source == number)
+        origins = plan.source_row[targets]
+        for first, last in runs(targets, origins):
+            target, origin = int(targets[first]), int(origins[first])
+            for begin, end in row_blocks([theirs], last - first, start=origin):
+                content = disk.read_exactly(donor_fd, *reversed(theirs.span(begin, end)))
+                disk.write_all(fd, content, ours.span(target + begin - origin, target + end - origin)[0])

@@ -14,6 +14,7 @@ from dino_extract.store import disk
 from dino_extract.store.layout import Extent, RowDataset
 
 _SMALL_ROW = 1024  # bytes; below, gluing the columns of a row together is cheaper than one more checksum call
+_GAP_NBYTES = 64 << 10  # reading this much too much costs no more than one more call
 _READ_NBYTES = 4 << 20  # bytes read at a time: small enough to stay in the cache until they are summed
 
 
@@ -130,3 +131,14 @@ def runs(rows: NDArray[np.int64], *others: NDArray[np.int64]) -> Iterator[tuple[
         breaks |= np.diff(each) != 1
     edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(rows)]
     yield from pairwise(edges)
+
+
+def stretches(ascending: NDArray[np.int64], row_nbytes: int, max_nbytes: int) -> Iterator[tuple[int, int]]:
+    """Cut ascending row numbers into (first, last) positions, each worth reading in one go of at most `max_nbytes` or one row."""
+    max_gap, max_rows = 1 + _GAP_NBYTES // row_nbytes, max(1, max_nbytes // row_nbytes)
+    edges = [0, *(np.flatnonzero(np.diff(ascending) > max_gap) + 1).tolist(), len(ascending)]
+    for begin, end in pairwise(edges):
+        while begin < end:
+            last = int(np.searchsorted(ascending[begin:end], ascending[begin] + max_rows)) + begin
+            yield begin, last
+            begin = last

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from types import EllipsisType
 from typing import Any
 
@@ -13,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.errors import StoreError
+from dino_extract.store.rows import stretches
 
 _BLOCK_NBYTES = 64 << 20  # bytes of one block
-_GAP_NBYTES = 64 << 10  # reading this much too much costs no more than one more call
 
 Index = int | slice | EllipsisType | Sequence[int] | NDArray[Any]
 
@@ -141,20 +140,10 @@ class Rows:
         order = np.argsort(rows, kind="stable")
         ascending = rows[order]
         row_nbytes = max(1, found.nbytes // max(1, len(rows)))
-        for first, last in _stretches(ascending, 1 + _GAP_NBYTES // row_nbytes, max(1, _BLOCK_NBYTES // row_nbytes)):
+        for first, last in stretches(ascending, row_nbytes, _BLOCK_NBYTES):
             start, end = int(ascending[first]), int(ascending[last - 1]) + 1
             found[order[first:last]] = self._dataset[start:end][ascending[first:last] - start]
         return found
-
-
-def _stretches(ascending: NDArray[np.int64], max_gap: int, max_rows: int) -> Iterator[tuple[int, int]]:
-    """Cut ascending row numbers into (first, last) positions, each worth reading in one go."""
-    edges = [0, *(np.flatnonzero(np.diff(ascending) > max_gap) + 1).tolist(), len(ascending)]
-    for begin, end in pairwise(edges):
-        while begin < end:
-            last = int(np.searchsorted(ascending[begin:end], ascending[begin] + max_rows)) + begin
-            yield begin, last
-            begin = last
 
 
 class RaggedRows:

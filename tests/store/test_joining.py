@@ -12,7 +12,7 @@ import pytest
 
 from dino_extract.errors import StoreError
 from dino_extract.status import Status
-from dino_extract.store import JoinResult, Layout, join_stores, open_store, open_writer, verify_store
+from dino_extract.store import JoinResult, Layout, join_stores, open_store, open_writer, opening, verify_store
 from tests.store.sample import LAYOUT, RAGGED, fate, fill, table
 
 
@@ -36,9 +36,11 @@ def join(files: list[Path], output: Path, **options: bool) -> JoinResult:
     return join_stores(files, output, signature=LAYOUT.signature, **options)
 
 
+@pytest.mark.parametrize("block_nbytes", [4 << 20, 40])
 @pytest.mark.parametrize("layout", [LAYOUT, RAGGED], ids=["even", "ragged"])
-def test_shards_give_the_file_of_one_run(tmp_path: Path, layout: Layout) -> None:
-    """Three interleaved parts, one of them without any image, become the bytes that one run over all of them writes."""
+def test_shards_give_the_file_of_one_run(tmp_path: Path, layout: Layout, block_nbytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three interleaved parts, one without any image, become the bytes that one run over all writes, in whatever blocks they are copied."""
+    monkeypatch.setattr(opening, "_COPY_NBYTES", block_nbytes)
     keys = table(40).keys
     parts = [keys[::2], [], keys[1::2]]
     files = [
