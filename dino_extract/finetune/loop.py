@@ -51,6 +51,10 @@ class CollapsedError(DinoExtractError):
     """The embeddings have lost what they could tell apart."""
 
 
+class GpuMemoryError(DinoExtractError):
+    """A step needs more memory than the GPU has."""
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """What a run came to.
@@ -83,6 +87,7 @@ def finetune(config: FinetuneConfig, say: Say = lambda text: None) -> RunSummary
         DivergedError: a gradient became NaN or infinite.
         CollapsedError: the monitor saw a collapse; `model.safetensors` is that of the best look.
         PreemptedError: SIGTERM or SIGUSR1 came; everything is saved.
+        GpuMemoryError: the batch is too large for the GPU.
     """
     check(config)
     device = setup.choose_device(config.device)
@@ -95,6 +100,8 @@ def finetune(config: FinetuneConfig, say: Say = lambda text: None) -> RunSummary
         # Held from here on: before a teacher's heads are trained into it, and before anything of another run is overwritten.
         with RunFolder(Path(config.output), config) if share.rank == 0 else nullcontext() as folder:
             return Run(config, manifest, order, share, folder, device, say).train()
+    except torch.OutOfMemoryError as error:
+        raise _gpu_memory_error(config, device) from error
     finally:
         distributed.stop()
 
@@ -390,6 +397,13 @@ class Run:
             f"the embeddings collapsed by step {done}: {report}",
             hint="halve `--set optim.base_lr`, or raise `--set objective.anchor_loss_weight`",
         )
+
+
+def _gpu_memory_error(config: FinetuneConfig, device: torch.device) -> GpuMemoryError:
+    hint = f"`--batch {max(1, config.batch_size // 2)} --accumulation {2 * config.accumulation}` with another `-o` takes about half"
+    if not config.checkpoint_blocks:
+        hint = f"add `--checkpoint-blocks`, with which the same command goes on with a fraction of it, more slowly; or {hint}"
+    return GpuMemoryError(f"`{device}` has not enough memory for batches of {config.batch_size} images", hint=hint)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

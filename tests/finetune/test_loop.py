@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,10 +20,10 @@ from safetensors.torch import load_file
 
 from dino_extract.errors import ConfigError, ExitCode, SourceError
 from dino_extract.finetune.data import Order, Share
-from dino_extract.finetune.loop import CollapsedError, PreemptedError, finetune
+from dino_extract.finetune.loop import CollapsedError, GpuMemoryError, PreemptedError, finetune
 from dino_extract.finetune.output import RunBusyError, RunFolder
 from dino_extract.finetune.setup import choose_device, completed
-from dino_extract.finetune.step import DivergedError
+from dino_extract.finetune.step import DivergedError, TrainingStep
 from dino_extract.weights.loading import load
 from tests.finetune import runs
 
@@ -459,6 +460,25 @@ def test_lengths_left_open_become_shares_of_the_run(pictures: Path, tmp_path: Pa
     full = completed(config, Order(22, 4, 0), choose_device("cpu"))
 
     assert (full.head_warmup_steps, full.schedule.warmup_steps, full.monitor.every_steps) == (20, 18, 10)
+
+
+@pytest.mark.parametrize(
+    ("is_recomputed", "hint"), [(False, "add `--checkpoint-blocks`, with which .*; or `--batch 2"), (True, "^`--batch 2")]
+)
+def test_a_batch_too_large_for_a_gpu_is_a_sentence(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_recomputed: bool, hint: str
+) -> None:
+    """Where memory runs out in a step the error names the batch, and the hint what takes less."""
+
+    def run_out(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.25 GiB.")
+
+    monkeypatch.setattr(TrainingStep, "backward", run_out)
+
+    with pytest.raises(GpuMemoryError, match="`cpu` has not enough memory for batches of 4 images") as stopped:
+        finetune(runs.small_config(pictures, tmp_path / "run", checkpoint_blocks=is_recomputed))
+
+    assert re.search(hint + " --accumulation 2` with another `-o` takes about half$", stopped.value.hint or "")
 
 
 # The compiler looks at every tensor's gradient and hides what torch says about that, but not from pytest.
