@@ -17,6 +17,9 @@ from dino_extract.store.header import connect, read_header
 from dino_extract.store.layout import BOOKKEEPING, part_path_of
 from dino_extract.store.selection import RaggedRows, Rows
 
+# datasets of the file that have an attribute of their own here
+_ELSEWHERE = {name: name for name in ("paths", "image_size", "file_size", "file_mtime_ns")} | {"status": "all_status", "error": "failures"}
+
 
 class Failure(NamedTuple):
     """An image that could not be embedded."""
@@ -80,7 +83,7 @@ class Store:
             raise StoreError(message, hint="run the same `dino-extract embed` command again, it continues")
         return self
 
-    @property
+    @cached_property
     def paths(self) -> list[str]:
         """(n,) paths of the embedded images relative to their source; bytes that are not UTF-8 as surrogates, see `os.fsdecode`."""
         return [self.all_paths[row] for row in self._rows.tolist()]
@@ -128,9 +131,12 @@ class Store:
         Raises:
             StoreError: the store has no such dataset.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"a store is indexed by the name of a dataset, got {name!r}: rows are `store['{self.names[0]}'][{name!r}]`")
         if name not in self.names:
             message = f"`{self.path}` has no `{name}`, only {', '.join(self.names)}"
-            raise StoreError(message, hint="embed again with the `--tokens` or `--layers` that make it, and another `-o`")
+            usual = "embed again with the `--tokens` or `--layers` that make it, and another `-o`"
+            raise StoreError(message, hint=f"`store.{_ELSEWHERE[name]}` has it" if name in _ELSEWHERE else usual)
         if any(dataset.name == name and dataset.is_ragged for dataset in self._header.datasets):
             assert self._header.patch_offsets is not None and self._header.grid_size is not None, "checked when the header was read"
             return RaggedRows(self._dataset(name), self._rows, self._header.patch_offsets, self._header.grid_size, (self, name))

@@ -133,6 +133,17 @@ def test_unknown_dataset_is_named(finished: Path) -> None:
         _ = store.mean_features
 
 
+def test_a_store_is_indexed_by_names_of_tokens(finished: Path) -> None:
+    """What else the file holds is where the hint says, and a number or a loop over the store is told what to write."""
+    with open_store(finished) as store:
+        for name in ("paths", "image_size", "file_size", "file_mtime_ns", "status", "error"):
+            with pytest.raises(StoreError, match=f"has no `{name}`") as caught:
+                store[name]
+            assert hasattr(store, str(caught.value.hint).split("`")[1].removeprefix("store."))
+        with pytest.raises(TypeError, match=r"rows are `store\['features'\]\[0\]`"):
+            list(store)
+
+
 def test_a_closed_store_says_so(finished: Path) -> None:
     """Datasets and failures of a store that was closed are one sentence, not an error of h5py; closing twice is nothing."""
     store = open_store(finished)
