@@ -173,8 +173,9 @@ def build_skeleton(layout: Layout, rows: RowTable) -> Skeleton:
     if rows.grid_size is not None and offsets is not None:
         content |= {"grid_size": rows.grid_size, "patch_offsets": offsets}
     for name, array in content.items():
-        dtype = array.dtype if array.dtype.kind == "S" else _FIXED_DTYPES[name]
-        draft.content.put(draft.extents[name].offset, array.astype(dtype).tobytes())
+        stored = np.ascontiguousarray(array, _FIXED_DTYPES.get(name, array.dtype))
+        if stored.size:
+            draft.content.put(draft.extents[name].offset, stored.reshape(-1).view(np.uint8).data)  # gigabytes for many images: no copy
     left_out = [extent for name, extent in draft.extents.items() if name not in LAYOUT_DATASETS]
     crc = 0
     for start, end in covered_spans(draft.nbytes, left_out):

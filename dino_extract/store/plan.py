@@ -55,9 +55,11 @@ def make_plan(rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, pr
     Raises:
         SourceError: `prune` would drop rows of images that could not be looked for.
     """
-    index_of = {key: row for row, key in enumerate(rows.keys)}
     source = np.full(len(rows), NOBODY, np.int64)
     source_row = np.full(len(rows), NOBODY, np.int64)
+    if not donors:
+        return Plan(rows, source, source_row, ())
+    index_of = {key: row for row, key in enumerate(rows.keys)}  # hundreds of bytes a row: not for a new file
     kept: dict[bytes, tuple[int, int]] = {}
     lost: set[bytes] = set()
     if prune:
