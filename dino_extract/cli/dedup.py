@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dino_extract.cli.options import AsJson, Dataset, Seed, Sheet, print_json, say, write_list
-from dino_extract.errors import ConfigError
+from dino_extract.errors import ConfigError, quoted
 
 if TYPE_CHECKING:
     from dino_extract.analysis.dedup import Calibration, DedupResult, Group, Leak
@@ -188,5 +188,5 @@ def _print_calibration(steps: Sequence[Calibration], file: str, as_json: bool) -
         print(f"{step.threshold:9}  " + "  ".join(f"{step.recall[kind]:9.1%}" for kind in kinds) + f"  {step.others:11.1%}")
     say(
         "The last column counts duplicates that the file has, and mistakes. Take a threshold that finds the copies that matter and\n"
-        f"little else, and look at what it joins: `dino-extract dedup {file} --threshold T --sheet groups.png`"
+        f"little else, and look at what it joins: `dino-extract dedup {quoted(file)} --threshold T --sheet groups.png`"
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from dino_extract.cli.options import AsJson, LabelDepth, Labels, Predictions, Seed, end_with_failures, is_store, print_json, say
-from dino_extract.errors import ConfigError
+from dino_extract.errors import ConfigError, quoted
 
 EXAMPLES = """Examples:
 
@@ -67,7 +67,7 @@ def linear(
         say(f"note: {result.unlabelled:,} images without a label are left out")
     if save:
         result.probe.save(save)
-        say(f"classifier: {save}; apply it with `dino-extract classify {save} NEW.h5`")
+        say(f"classifier: {save}; apply it with `dino-extract classify {quoted(save)} NEW.h5`")
     if confusion:
         draw_confusion(result.confusion, result.probe.classes, confusion)
         say(f"confusion matrix: {confusion}")

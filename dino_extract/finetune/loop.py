@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from dino_extract.backbone import DinoVisionTransformer
-from dino_extract.errors import DinoExtractError, ExitCode
+from dino_extract.errors import DinoExtractError, ExitCode, quoted
 from dino_extract.finetune import distributed, setup
 from dino_extract.finetune.checkpoint import load_training_state, newest_state, training_state
 from dino_extract.finetune.config import FinetuneConfig
@@ -383,7 +383,7 @@ class Run:
         output, slower = self.config.output, self.config.optim.base_lr / 2
         return DivergedError(
             f"training diverged at step {step}: {error.message} (losses: {terms}); the last good weights are in `{output}`",
-            hint=f"start a new run from them with `--weights {output} -o ANOTHER --set optim.base_lr={slower:g}`",
+            hint=f"start a new run from them with `--weights {quoted(output)} -o ANOTHER --set optim.base_lr={slower:g}`",
         )
 
     def _collapsed(self, done: int) -> CollapsedError:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from dino_extract.errors import WeightsError
+from dino_extract.errors import WeightsError, quoted
 from dino_extract.weights.checksum import file_sha256
 from dino_extract.weights.download import CONNECT_TIMEOUT_S, Progress, download, locked, unreachable
 from dino_extract.weights.locate import cache_dir, cached_path, copy_hint, released_facts
@@ -75,7 +75,7 @@ def add_file(path: Path, checkpoint: Checkpoint) -> Path:
         known = ", ".join(checkpoint.known_sha256) or "none known"
         raise WeightsError(
             f"`{path}` has SHA-256 {sha256}, which is no released file of `{checkpoint.name}` ({known})",
-            hint=f"your own weights need no import: `--weights {path}`; a file that `weights pull` printed elsewhere is copied to "
+            hint=f"your own weights need no import: `--weights {quoted(str(path))}`; a file that `weights pull` printed elsewhere is copied to "
             f"`{cached_path(checkpoint.name)}`",
         )
     with locked(cached_path(checkpoint.name)):
