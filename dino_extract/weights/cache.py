@@ -75,8 +75,8 @@ def add_file(path: Path, checkpoint: Checkpoint) -> Path:
         known = ", ".join(checkpoint.known_sha256) or "none known"
         raise WeightsError(
             f"`{path}` has SHA-256 {sha256}, which is no released file of `{checkpoint.name}` ({known})",
-            hint=f"your own weights need no import: `--weights {quoted(str(path))}`; a file that `weights pull` printed elsewhere is copied to "
-            f"`{cached_path(checkpoint.name)}`",
+            hint=f"your own weights need no import: `--weights {quoted(str(path))}`; a file that `weights pull` printed elsewhere "
+            f"is copied to `{cached_path(checkpoint.name)}`",
         )
     with locked(cached_path(checkpoint.name)):
         return store(path, checkpoint, sha256=sha256, source=str(path.name))
