@@ -137,7 +137,10 @@ class TrainingStep:
         if self.group is None or self.is_sharded:
             return self.models.student
         distils = self.models.teacher is not self.models.average  # and hides nothing: the mask token has no gradient then
-        return DistributedDataParallel(self.models.student, process_group=self.group, find_unused_parameters=distils)
+        # Gradients lie in the memory that is sent, instead of in a second one as large.
+        return DistributedDataParallel(
+            self.models.student, process_group=self.group, find_unused_parameters=distils, gradient_as_bucket_view=True
+        )
 
     def _gradients_stay_here(self, stay: bool) -> AbstractContextManager[Any]:
         if self.is_sharded:
