@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,15 +113,17 @@ def write_onnx(model: LoadedBackbone, target: Path, *, size: str | int | None = 
 def _export(network: NamedOutputs, examples: Tensor, path: Path, about: dict[str, str]) -> None:
     with torch.inference_mode():
         names = list(network(examples[:1]))
-    program = torch.onnx.export(
-        network,
-        (examples,),
-        dynamo=True,
-        input_names=["images"],
-        output_names=names,
-        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own parts
+        program = torch.onnx.export(
+            network,
+            (examples,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=names,
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
     assert program is not None, "with `dynamo` it gives a program"
     program.model.metadata_props.update(about)
     nbytes = sum(tensor.nbytes for tensor in network.state_dict().values())
