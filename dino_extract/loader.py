@@ -76,7 +76,7 @@ class _Task:
 
 
 def default_num_workers(num_processes: int = 1) -> int:
-    """The processors this process may use, between 1 and 16; its part of them, where several processes like it share the machine.
+    """The processors this process may use, between 1 and 32; its part of them, where several processes like it share the machine.
 
     A model that runs on the CPU shares them too.
     """

@@ -340,15 +340,15 @@ def test_ctrl_c_ends_a_run_with_one_message(tmp_path: Path) -> None:
 
 
 def test_default_number_of_workers_is_bounded() -> None:
-    """By default there is one decoder for each processor this process may use, at most 16."""
-    assert default_num_workers() == min(len(os.sched_getaffinity(0)), 16)
+    """By default there is one decoder for each processor this process may use, at most 32."""
+    assert default_num_workers() == min(len(os.sched_getaffinity(0)), 32)
 
 
-@pytest.mark.parametrize(("processors", "processes", "want"), [(128, 8, 16), (128, 1, 16), (32, 8, 4), (2, 8, 1)])
+@pytest.mark.parametrize(("processors", "processes", "want"), [(512, 8, 32), (128, 8, 16), (128, 1, 32), (32, 8, 4), (2, 8, 1)])
 def test_processes_that_share_a_machine_share_its_processors(
     processors: int, processes: int, want: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of eight processes has an eighth of the processors for its decoders: the bound of 16 is for each, not for all together."""
+    """Each of eight processes has an eighth of the processors for its decoders: the bound of 32 is for each, not for all together."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(processors)))
 
     assert default_num_workers(processes) == want
