@@ -96,7 +96,7 @@ class Loader:
         preprocess: what is made of each.
         resizes: the decoders resize all images; if not, those that may wait (`Preprocess.may_wait`) come as they are decoded.
         batch_size: images per batch; the last batch may be shorter.
-        num_workers: decoder processes; 0: one for each available processor, at most 16.
+        num_workers: decoder processes; 0: one for each available processor, at most 32.
         prefetch_batches: batches decoded ahead of the consumer, which bounds the memory.
         timeout_s: what one image may take to read and decode.
         memory_bytes: what one image may take in memory.

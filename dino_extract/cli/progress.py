@@ -55,7 +55,7 @@ class Lines:
             return
         self._printed_at = now
         rate = (done - self._first[1]) / max(now - self._first[0], 1e-9)
-        left = f", {(total - done) / rate:,.0f} s left" if rate > 0 else ""
+        left = f", {tqdm.format_interval((total - done) / rate)} left" if rate > 0 else ""
         print(f"{done:,} of {total:,} {self._unit}, {rate:,.1f}/s{left}, {failed:,} failed", file=sys.stderr, flush=True)
 
     def close(self) -> None:
