@@ -14,6 +14,10 @@ from dino_extract.cli.progress import choose_progress
 def report(
     file: Annotated[str, typer.Argument(metavar="FILE.h5", help="A file made by `dino-extract embed`.")],
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE.html", help="By default beside FILE.h5.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="CSV|H5:DATASET", help="Colour the map by these: path,label lines, or one label per row."),
+    ] = None,
     dataset: Dataset = "features",
     max_images: Annotated[int, typer.Option(help="At most this many on the map, evenly spread.")] = 10_000,
     map_method: Annotated[Literal["auto", "pca", "tsne", "umap"], typer.Option("--map", help="How vectors become places.")] = "auto",
@@ -30,6 +34,7 @@ def report(
         result = analysis.report(
             file,
             output,
+            labels=labels,
             dataset=dataset,
             max_images=max_images,
             map_method=map_method,

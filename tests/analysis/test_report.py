@@ -51,7 +51,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of 40 images."""
     folder = tmp_path_factory.mktemp("report")
     with sample(folder, broken=["a/003.jpg"]) as store:
-        return Path(report(store, map_method="pca").path)
+        labels = {path: "<i>first" if row < 9 else "last" for row, path in enumerate(store.paths)}
+        return Path(report(store, labels=labels, map_method="pca").path)
 
 
 def data_of(page: Path) -> dict[str, Any]:
@@ -144,6 +145,18 @@ def test_a_limit_takes_images_evenly_and_says_so(tmp_path: Path) -> None:
     assert (result.images, result.shown) == (40, 10)
     assert "The map shows 10 of the 40 images" in text
     assert "<td>40 embedded, none failed</td>" in text
+
+
+def test_labels_go_by_the_images_that_are_shown(tmp_path: Path) -> None:
+    """Of ten images out of forty each has the label that was given for its path, and those without one are said to have none."""
+    with sample(tmp_path) as store:
+        label_of = {path: f"odd <b>{len(path) % 2}" for path in store.paths[:-1]}
+        result = report(store, labels=label_of, max_images=10, map_method="pca")
+
+    data = data_of(Path(result.path))
+    numbers = np.frombuffer(base64.b64decode(data["label"]), "<i4")
+    assert [data["labels"][number] for number in numbers] == [label_of.get(name, "(no label)") for name in data["names"]]
+    assert "(no label)" in data["labels"]
 
 
 def test_an_unfinished_file_is_refused(tmp_path: Path) -> None:
@@ -254,6 +267,15 @@ def test_clicking_a_neighbour_selects_it(tab: Any) -> None:
     first.click()
 
     assert tab.locator("#panel").get_attribute("data-index") == wanted
+
+
+def test_the_label_of_an_image_is_shown_as_text(tab: Any, page: Path) -> None:
+    """Where labels are given the map has their colours first, and the panel names that of the image, whatever it contains."""
+    tab.locator("#find").fill(data_of(page)["names"][0])
+
+    assert tab.locator("#colour-choice").input_value() == "label"
+    assert tab.locator("#panel .facts").inner_text().startswith("<i>first, vector length ")
+    assert tab.locator("#legend span").all_inner_texts() == ["last", "<i>first"]
 
 
 def test_finding_a_name_selects_the_image(tab: Any) -> None:

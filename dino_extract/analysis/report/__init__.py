@@ -13,6 +13,7 @@ import numpy as np
 
 from dino_extract.analysis.arguments import require_choice
 from dino_extract.analysis.dedup import THRESHOLD
+from dino_extract.analysis.labels import LabelSource, labels_of
 from dino_extract.analysis.pictures import choose_positions, display_name
 from dino_extract.analysis.report.facts import MAX_FAILURES_SHOWN, failures, how_it_was_made, what_is_in_it
 from dino_extract.analysis.report.geometry import MapMethod, Neighbourhood, Survey, maps_of, neighbourhood, survey
@@ -69,6 +70,7 @@ def report(
     store: StoreSource,
     output: str | os.PathLike[str] | None = None,
     *,
+    labels: LabelSource = None,
     dataset: str = "features",
     max_images: int = MAX_IMAGES,
     map_method: MapMethod = "auto",
@@ -81,6 +83,7 @@ def report(
     Args:
         store: a finished file, or its path.
         output: the page; by default beside the store with `.html`.
+        labels: a file or a list, see `labels_of`, by which the map is coloured; None for the folders alone.
         dataset: one vector per image.
         max_images: at most this many on the map, evenly spread over the file; figures are always of all.
         map_method: how vectors become places; `auto` takes what is installed and fast enough.
@@ -90,6 +93,7 @@ def report(
 
     Raises:
         StoreError: an unfinished or empty file, or values that are not finite.
+        SourceError: the labels cannot be read.
         ConfigError: a library is missing, or the page cannot be written.
     """
     require_choice("map", map_method, MapMethod)
@@ -99,6 +103,7 @@ def report(
         path = os.fspath(output) if output is not None else os.path.splitext(file.path)[0] + ".html"
         require_place(path, "page")
         vectors = stored_vectors(file, dataset)
+        names = None if labels is None else labels_of(file, labels)
         figures_of_all = survey(vectors)
         positions = choose_positions(file, limit=max_images)
         if len(positions) < 2:
@@ -116,6 +121,7 @@ def report(
             sections=_sections(file, figures_of_all, near, threshold),
             data={
                 **_image_data(paths, near, thumbnails),
+                **(_label_data([names[position] for position in positions]) if names is not None else {}),
                 "maps": {name: base64_array(points, "f4") for name, points in maps.items()},
                 "norms": base64_array(figures_of_all.norms[positions], "f4"),
             },
@@ -130,15 +136,13 @@ def report(
 def _image_data(paths: Sequence[str], near: Neighbourhood, thumbnails: Thumbnails) -> dict[str, Any]:
     """What the script of the page knows of each image."""
     names = [display_name(path) for path in paths]
-    in_folder = _short_folders(names)
-    folders = [name for name, _ in Counter(in_folder).most_common()]
-    number_of = {name: number for number, name in enumerate(folders)}
+    folders, in_folder = _commonest_first(_short_folders(names))
     num_clusters = int(near.cluster.max()) + 1
     typical = [np.flatnonzero(near.cluster == each) for each in range(num_clusters)]
     return {
         "names": names,
         "folders": folders,
-        "folder": base64_array(np.array([number_of[name] for name in in_folder]), "i4"),
+        "folder": in_folder,
         "neighbours": base64_array(near.index, "i4"),
         "similarity": base64_array(near.similarity, "f4"),
         "isolation": base64_array(near.isolation, "f4"),
@@ -151,6 +155,18 @@ def _image_data(paths: Sequence[str], near: Neighbourhood, thumbnails: Thumbnail
         "perRow": thumbnails.per_row,
         "thumbSize": base64_array(thumbnails.size, "u1"),
     }
+
+
+def _label_data(labels: Sequence[str]) -> dict[str, Any]:
+    names, numbers = _commonest_first([display_name(label) or "(no label)" for label in labels])
+    return {"labels": names, "label": numbers}
+
+
+def _commonest_first(kinds: Sequence[str]) -> tuple[list[str], str]:
+    """The different kinds, the commonest first, and as base64 for each image the number of its kind."""
+    names = [name for name, _ in Counter(kinds).most_common()]
+    number_of = {name: number for number, name in enumerate(names)}
+    return names, base64_array(np.array([number_of[kind] for kind in kinds]), "i4")
 
 
 def _short_folders(names: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@
   const k = n ? neighbours.length / n : 0;
   const cluster = new Int32Array(bytes(data.cluster));
   const folder = new Int32Array(bytes(data.folder));
+  const label = data.labels && new Int32Array(bytes(data.label));
   const isolation = new Float32Array(bytes(data.isolation));
   const norms = new Float32Array(bytes(data.norms));
   const thumbSize = new Uint8Array(bytes(data.thumbSize));
@@ -38,8 +39,9 @@
   };
   const kinds = (names) => () => names.slice(0, 12).map((name, c) => [PALETTE[c], name]).concat(names.length > 12 ? [[PALE, "..."]] : []);
   const colourings = {
-    cluster: byKind(cluster, kinds(members.map((list, c) => `${c + 1} (${list.length})`))),
+    cluster: byKind(cluster, kinds(members.map((list, c) => `${c} (${list.length})`))),
     folder: byKind(folder, kinds(data.folders)),
+    ...(label && { label: byKind(label, kinds(data.labels)) }),
     duplicates: { colour: (i) => (groupOf[i] < 0 ? PALE : PALETTE[groupOf[i] % PALETTE.length]), legend: () => [[PALE, "no duplicate"]] },
     "outliers": byRank(isolation, "like others", "like no other"),
     "vector length": byRank(norms, "short", "long"),
@@ -209,7 +211,7 @@
   const panel = document.getElementById("panel");
   function select(i, fromTile) {
     selected = i;
-    const text = [`vector length ${norms[i].toPrecision(4)}`, `cluster ${cluster[i] + 1} of ${data.numClusters}`];
+    const text = [...(label ? [data.labels[label[i]]] : []), `vector length ${norms[i].toPrecision(4)}`, `cluster ${cluster[i]}`];
     const parts = [...(hasThumb(i) ? [thumbCanvas(i, Math.max(data.side, 160), true)] : [line("p", "The image can no longer be read.", "empty")]),
       line("p", data.names[i], "path"), line("p", text.join(", "), "facts")];
     const near = Array.from({ length: k }, (_, j) => j);
@@ -217,7 +219,7 @@
     if (groupOf[i] >= 0) {
       parts.push(line("h3", "Duplicates"), strip(data.duplicates[groupOf[i]].filter((other) => other !== i).slice(0, 24), 76));
     }
-    parts.push(line("h3", `Cluster ${cluster[i] + 1}, ${members[cluster[i]].length} images`), strip(members[cluster[i]].filter((other) => other !== i).slice(0, 16), 76));
+    parts.push(line("h3", `Cluster ${cluster[i]}, ${members[cluster[i]].length} images`), strip(members[cluster[i]].filter((other) => other !== i).slice(0, 16), 76));
     panel.replaceChildren(...parts);
     panel.dataset.index = i;
     panel.scrollTop = 0;
@@ -308,12 +310,12 @@
     if (shown.length < data.duplicates.length) target.append(line("p", `and ${data.duplicates.length - shown.length} more groups`, "note"));
   }
   function fillClusters(target) {
-    target.append(...data.clusterShown.map((list, c) => groupBox(`Cluster ${c + 1}, ${members[c].length} images`, strip(list, 84))));
+    target.append(...data.clusterShown.map((list, c) => groupBox(`Cluster ${c}, ${members[c].length} images`, strip(list, 84))));
   }
 
   for (const name of Object.keys(maps).reverse()) mapChoice.append(new Option(name, name));
   for (const name of Object.keys(colourings)) colourChoice.append(new Option(name, name));
-  colourChoice.value = colourings.folder ? "folder" : "cluster";
+  colourChoice.value = ["label", "folder", "cluster"].find((name) => colourings[name]);
   mapChoice.onchange = () => useMap(mapChoice.value);
   colourChoice.onchange = () => { legend(); draw(); };
   if (n) { useMap(mapChoice.value); legend(); }
