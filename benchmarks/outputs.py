@@ -64,9 +64,10 @@ def main() -> None:
     parser.add_argument("--model", default="vits14")
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="cases with this in their name")
     options = parser.parse_args()
     print("| output | MB/image | model alone, images/s | whole run, images/s | share |\n|---|---|---|---|---|")
-    for name, changes in CASES.items():
+    for name, changes in ((name, changes) for name, changes in CASES.items() if options.only in name):
         rates: list[tuple[float, float]] = []
         for _ in range(options.rounds):
             with tempfile.TemporaryDirectory() as folder:

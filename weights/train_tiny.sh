@@ -1,5 +1,5 @@
 #!/bin/sh
-# How `tiny.safetensors` was trained: `weights/train_tiny.sh PHOTOS SAMPLE WORK` writes WORK/tiny.safetensors. Seven hours on a CPU core or two.
+# How `tiny.safetensors` was trained: `weights/train_tiny.sh PHOTOS SAMPLE WORK` writes WORK/tiny.safetensors. Nine hours on a CPU core or two.
 # PHOTOS is a folder, a quoted glob of .tar shards, or a list, and SAMPLE some thousand of them, to whiten with; see docs/training.md for the
 # photographs and the figures. The file that comes with the project had its first phase stopped after step 2311. Run it in the
 # environment of dino-extract.
@@ -39,8 +39,11 @@ dino-extract finetune $photos -o "$work/fifth" $hidden --weights "$work/fourth" 
 # shellcheck disable=SC2086
 dino-extract finetune $photos -o "$work/sixth" $hidden --weights "$work/fifth" --steps 2600 --seed 5 --set schedule.final_momentum_teacher=0.999 \
     --set 'crops.global_crops_scale=[0.14,1.0]'
+# shellcheck disable=SC2086
+dino-extract finetune $photos -o "$work/seventh" $hidden --weights "$work/sixth" --steps 2850 --seed 6 --set schedule.final_momentum_teacher=0.999 \
+    --set 'crops.global_crops_scale=[0.14,1.0]'
 
 # shellcheck disable=SC2086
-dino-extract embed $sample -o "$work/tokens.h5" --weights "$work/sixth" --size 224 --tokens cls,patch --overwrite
-python "$(dirname "$0")/whiten.py" "$work/sixth" "$work/tokens.h5" "$work/white.safetensors"
+dino-extract embed $sample -o "$work/tokens.h5" --weights "$work/seventh" --size 224 --tokens cls,patch --overwrite
+python "$(dirname "$0")/whiten.py" "$work/seventh" "$work/tokens.h5" "$work/white.safetensors"
 dino-extract weights convert "$work/white.safetensors" "$work/tiny.safetensors" --to dino-extract --dtype float16 --licence Apache-2.0 --size 224 --overwrite
