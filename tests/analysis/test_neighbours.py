@@ -114,7 +114,7 @@ def test_a_nan_row_is_named() -> None:
     bank = random_vectors(10)
     bank[7, 3] = np.nan
 
-    with pytest.raises(StoreError, match="row 7 of the bank has NaN or infinite values"):
+    with pytest.raises(StoreError, match="row 7 of the bank has NaN, infinite or enormous values"):
         nearest(random_vectors(3), bank, 2)
 
 
