@@ -104,13 +104,8 @@ class EmbedConfig:
             object.__setattr__(self, "shard", "{}/{}".format(*parse_shard(self.shard)))
 
 
-_BETWEEN = {
-    "tokens": ",",
-    "layers": ",",
-    "size": "x",
-    "shard": "/",
-    "device": ",",
-}  # what stands between several of them on the command line
+# what stands between several of them on the command line
+_BETWEEN = {"tokens": ",", "layers": ",", "device": ",", "size": "x", "shard": "/"}
 _KINDS = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
 
 

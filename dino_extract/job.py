@@ -170,12 +170,9 @@ def prepare_like(store: MadeWith, sources: Sources, **changes: Any) -> Job:
     """A job that embeds other images exactly as those of a file were embedded; it is not meant to be written to a file.
 
     Args:
-        store: the file, or anything that records how it was made.
+        store: as for `recipe_like`, as are the errors.
         sources: as for `find_images`.
-        changes: fields of `EmbedConfig` to set differently from the file, such as `weights` where the checkpoint has moved.
-
-    Raises:
-        StoreError: the weights found now are not those the file was made with.
+        changes: as for `recipe_like`.
     """
     manifest = find_images(sources)
     return _job(recipe_like(store, len(manifest), **changes), manifest, store.path)
@@ -187,7 +184,7 @@ def prepare_again(store: Store, rows: Sequence[int], **changes: Any) -> Job | No
     Args:
         store: the file.
         rows: of embedded images, ascending; those that are gone or have changed are left out of the job's manifest.
-        changes: as for `prepare_like`.
+        changes: as for `recipe_like`.
     """
     root = root_from_text(store.attrs["root"])
     paths, sizes, times = store.paths, store.file_size, store.file_mtime_ns

@@ -19,7 +19,7 @@ from dino_extract.manifest import ImageRef, Manifest
 from dino_extract.preprocess import Jpeg, Picture, Preprocess
 from dino_extract.status import Status
 
-MAX_WORKERS = 32  # of small photographs; beyond this the parent's share of the work, not decoding, sets the pace
+MAX_WORKERS = 32  # so many decode and resize small photographs about as fast as one parent can pass them on
 OPEN_REQUESTS = 2  # per child: the next image waits in its pipe while the reply to this one is being read
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Protocol
@@ -216,7 +217,8 @@ def fast_tokens(
 ) -> LayerTokens:
     """The model in the form that is fastest on the device: folded for our own network, as it is for any other."""
     if not isinstance(backbone, DinoVisionTransformer):
-        return AnyTokens(backbone, device=device, dtype=dtype)
+        # Moving a module moves it for everybody who holds it, such as an engine on another device.
+        return AnyTokens(backbone if release else copy.deepcopy(backbone), device=device, dtype=dtype)
 
     def plain_linear(weight: Tensor, bias: Tensor) -> PlainLinear:
         return PlainLinear(weight.to(device, dtype), bias.to(device, dtype))

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from dino_extract.backbone import DinoVisionTransformer
-from dino_extract.errors import DinoExtractError, ExitCode, quoted
+from dino_extract.errors import quoted
 from dino_extract.finetune import distributed, setup
 from dino_extract.finetune.checkpoint import load_training_state, newest_state, training_state
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.data import Decoded, Order, Share, TrainingData
 from dino_extract.finetune.distillation import warmed_up_teacher
+from dino_extract.finetune.endings import CollapsedError, PreemptedError, gpu_memory_error
 from dino_extract.finetune.kept_heads import continue_heads
 from dino_extract.finetune.meter import TERMS, Meter
 from dino_extract.finetune.monitor import Monitor, target_entropy
@@ -39,20 +40,6 @@ from dino_extract.source import find_images
 Say = Callable[[str], None]
 
 HEAD_WARMUP_MOMENTUM = 0.99  # of the average of heads that start from nothing: it must follow them within the warm-up
-
-
-class PreemptedError(DinoExtractError):
-    """SIGTERM or SIGUSR1 came; the run is saved and can be continued."""
-
-    exit_code = ExitCode.TRY_AGAIN
-
-
-class CollapsedError(DinoExtractError):
-    """The embeddings have lost what they could tell apart."""
-
-
-class GpuMemoryError(DinoExtractError):
-    """A step needs more memory than the GPU has."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +88,7 @@ def finetune(config: FinetuneConfig, say: Say = lambda text: None) -> RunSummary
         with RunFolder(Path(config.output), config) if share.rank == 0 else nullcontext() as folder:
             return Run(config, manifest, order, share, folder, device, say).train()
     except torch.OutOfMemoryError as error:
-        raise _gpu_memory_error(config, device) from error
+        raise gpu_memory_error(config, device) from error
     finally:
         distributed.stop()
 
@@ -397,13 +384,6 @@ class Run:
             f"the embeddings collapsed by step {done}: {report}",
             hint="halve `--set optim.base_lr`, or raise `--set objective.anchor_loss_weight`",
         )
-
-
-def _gpu_memory_error(config: FinetuneConfig, device: torch.device) -> GpuMemoryError:
-    hint = f"`--batch {max(1, config.batch_size // 2)} --accumulation {2 * config.accumulation}` with another `-o` takes about half"
-    if not config.checkpoint_blocks:
-        hint = f"add `--checkpoint-blocks`, with which the same command goes on with a fraction of it, more slowly; or {hint}"
-    return GpuMemoryError(f"`{device}` has not enough memory for batches of {config.batch_size} images", hint=hint)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -13,9 +13,12 @@ from torch import Tensor
 from dino_extract.backbone import Backbone, BackboneConfig, DinoVisionTransformer, Tokens
 from dino_extract.config import StoreDtype
 from dino_extract.engine import ComputeDtype, Engine, lean
+from dino_extract.engine.lean import attend_fused
 from dino_extract.engine.plan import compiler_problem
+from dino_extract.engine.run import fast_tokens
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import load_backbone
+from tests.pictures import MeanColour
 
 CPU = torch.device("cpu")
 EVERYTHING = TokenSpec(("cls", "patch", "registers", "mean"), (0, 2))
@@ -436,3 +439,14 @@ def test_a_released_backbone_gives_its_memory_back(dtype: ComputeDtype) -> None:
 
     assert sum(weight.untyped_storage().nbytes() for weight in backbone.blocks.parameters()) == 0
     np.testing.assert_array_equal(engine(pixels)["features"], want)
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_a_model_of_another_library_is_moved_only_if_it_is_handed_over(release: bool) -> None:
+    """An engine on one device leaves the model where it is, for an engine on another, unless it may take it."""
+    model = MeanColour()
+    model.register_buffer("weight", torch.zeros(3))
+
+    fast_tokens(model, TokenSpec(), device=torch.device("meta"), dtype=torch.float32, attend=attend_fused, release=release, compiled=False)
+
+    assert model.weight.device.type == ("meta" if release else "cpu")

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from dino_extract.errors import ConfigError, ExitCode, SourceError
 from dino_extract.finetune.data import Order, Share
-from dino_extract.finetune.loop import CollapsedError, GpuMemoryError, PreemptedError, finetune
+from dino_extract.finetune.endings import CollapsedError, GpuMemoryError, PreemptedError
+from dino_extract.finetune.loop import finetune
 from dino_extract.finetune.output import RunBusyError, RunFolder
 from dino_extract.finetune.setup import choose_device, completed
 from dino_extract.finetune.step import DivergedError, TrainingStep
