@@ -117,7 +117,7 @@ def benchmark(sources: Sequence[str], config: EmbedConfig, *, num_images: int = 
     """Measure every stage of embedding alone, and the whole.
 
     Args:
-        sources: folders, files, globs or `.tar` shards with the images to measure with; none makes up some of 500 x 375 pixels.
+        sources: folders, files, globs, `.tar` or `.zip` archives with the images to measure with; none makes up some of 500 x 375 pixels.
         config: as for `embed`.
         num_images: take this many of the images at most, spread evenly over all.
         scratch: folder on the disk to be measured; everything written there is removed.

@@ -89,7 +89,7 @@ def embed(
     """Embed images into one HDF5 file; called again, embed only what is missing or has changed.
 
     Args:
-        sources: folders, files, globs or `.tar` shards; one or several.
+        sources: folders, files, globs, `.tar` or `.zip` archives; one or several.
         output: the HDF5 file; by default the source's name with `.h5` in the working directory.
         suffixes: take exactly files with this suffix or these, instead of everything that may be an image.
         stdin: binary stream from which the source `-` reads its list.
@@ -152,7 +152,7 @@ def embed_like(
 
     Args:
         store: the file, opened or by its path, or anything else that records how it was made.
-        sources: folders, files, globs or `.tar` shards, one or several; images that cannot be read are left out. The paths lead to
+        sources: folders, files, globs, `.tar` or `.zip` archives, one or several; images that cannot be read are left out. Paths lead to
             the images from the working directory.
         on_failure: called with the path and the reason for each image that is left out.
         changes: fields of `EmbedConfig` to set differently from the file, such as `weights` where the checkpoint has moved.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 import stat
+import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.archive import read_tar_index
+from dino_extract.archive import is_archive, is_zip, read_archive_index, read_range, read_zip_member
 from dino_extract.errors import DecodeError, SourceError
 from dino_extract.status import Status
 
@@ -31,11 +32,11 @@ class ImageError(DecodeError):
 class ImageRef(NamedTuple):
     """Where the bytes of one image lie."""
 
-    path: bytes  # absolute path of the file, or of the tar that holds it
-    offset: int  # first byte inside a tar; -1 for a file of its own
+    path: bytes  # absolute path of the file, or of the archive that holds it
+    offset: int  # its place inside the archive (see `archive.Member`); -1 for a file of its own
     size: int  # bytes
     key: bytes
-    archive_size: int = -1  # bytes of the tar when it was listed; -1: not known, or a file of its own
+    archive_size: int = -1  # bytes of the archive when it was listed; -1: not known, or a file of its own
     archive_mtime_ns: int = 0
 
 
@@ -46,14 +47,14 @@ class Manifest:
     `root` and a key are enough to find an image again (see `resolve`).
     """
 
-    root: bytes  # absolute: the one folder or tar that was given, else the working directory
+    root: bytes  # absolute: the one folder or archive that was given, else the working directory
     sources: tuple[bytes, ...]  # as given, made absolute; `-` stands for a list on stdin
     keys: list[bytes]
     file_size: NDArray[np.int64]  # (N,) bytes
     file_mtime_ns: NDArray[np.int64]  # (N,)
-    containers: tuple[bytes, ...]  # absolute paths of tars
+    containers: tuple[bytes, ...]  # absolute paths of archives
     container: NDArray[np.int32]  # (N,) index into `containers`, -1 for a file of its own
-    offset: NDArray[np.int64]  # (N,) first byte inside its container, -1 for a file of its own
+    offset: NDArray[np.int64]  # (N,) place inside its container, -1 for a file of its own
     container_stamps: tuple[tuple[int, int], ...]  # (bytes, mtime in ns) of each container when it was listed
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> how many were left out
     unread: dict[bytes, str] = field(default_factory=dict)  # start of the keys that may be there -> what could not be looked into
@@ -82,7 +83,7 @@ class Manifest:
 
 
 def resolve(root: bytes, key: bytes, *, stamp: tuple[int, int] | None = None) -> ImageRef:
-    """Where the image of a stored key is now, inside a tar too.
+    """Where the image of a stored key is now, inside an archive too.
 
     Args:
         root: the manifest's root, absolute.
@@ -97,8 +98,8 @@ def resolve(root: bytes, key: bytes, *, stamp: tuple[int, int] | None = None) ->
         info = os.stat(path)
         found, now = ImageRef(path, -1, info.st_size, key), (info.st_size, info.st_mtime_ns)
     else:
-        head, member_name = (root, key) if is_tar(root) else _split_at_tar(path)
-        index = read_tar_index(head) if head else None
+        head, member_name = (root, key) if is_archive(root) else _split_at_archive(path)
+        index = read_archive_index(head) if head else None
         if index is None or member_name not in index.members:
             raise SourceError(f"`{printable(key)}` is no longer in `{printable(root)}`")
         member = index.members[member_name]
@@ -127,13 +128,11 @@ def manifest_of(root: bytes, images: Sequence[ImageRef]) -> Manifest:
     )
 
 
-def _split_at_tar(path: bytes) -> tuple[bytes, bytes]:
-    end = path.lower().find(b".tar/")
-    while end >= 0:
-        head, tail = path[: end + 4], path[end + 5 :]
+def _split_at_archive(path: bytes) -> tuple[bytes, bytes]:
+    for found in re.finditer(rb"\.(?:tar|zip)/", path, re.IGNORECASE):
+        head = path[: found.end() - 1]
         if os.path.isfile(head):
-            return head, tail
-        end = path.lower().find(b".tar/", end + 1)
+            return head, path[found.end() :]
     return b"", b""
 
 
@@ -141,7 +140,7 @@ def read_image_bytes(ref: ImageRef, *, max_bytes: int = MAX_FILE_BYTES) -> bytes
     """The bytes of one image; never waits on a FIFO or device and never reads more than `max_bytes`.
 
     Raises:
-        ImageError: the file has gone, or its tar is another than was listed (VANISHED), is too large (TOO_LARGE), or unreadable.
+        ImageError: the file has gone, or its archive is another than was listed (VANISHED), is too large (TOO_LARGE), or unreadable.
     """
     try:
         descriptor = os.open(ref.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without O_NONBLOCK a FIFO would wait for ever
@@ -154,27 +153,17 @@ def read_image_bytes(ref: ImageRef, *, max_bytes: int = MAX_FILE_BYTES) -> bytes
             size = ref.size if ref.offset >= 0 else info.st_size
             if size > max_bytes:
                 raise ImageError(Status.TOO_LARGE, f"read: {size:,} bytes, more than {max_bytes:,}")
-            return b"".join(_read_range(descriptor, max(ref.offset, 0), size))
+            if ref.offset >= 0 and is_zip(ref.path):
+                return read_zip_member(descriptor, ref.offset, size)
+            return b"".join(read_range(descriptor, max(ref.offset, 0), size))
         finally:
             os.close(descriptor)
     except FileNotFoundError:
         raise ImageError(Status.VANISHED, "read: the file has gone") from None
     except OSError as error:
         raise ImageError(Status.UNREADABLE, f"read: {type(error).__name__}: {error.strerror}") from error
-
-
-def _read_range(descriptor: int, offset: int, size: int) -> Iterator[bytes]:
-    while size > 0:
-        part = os.pread(descriptor, size, offset)
-        if not part:  # the file has shrunk: the decoder will say what is wrong with the rest
-            return
-        yield part
-        offset, size = offset + len(part), size - len(part)
-
-
-def is_tar(path: bytes) -> bool:
-    """Whether the path is that of a tar file."""
-    return path.lower().endswith(b".tar") and os.path.isfile(path)
+    except zipfile.BadZipFile as error:
+        raise ImageError(Status.UNREADABLE, f"read: {error}") from error
 
 
 def root_as_text(root: bytes) -> str:

@@ -14,9 +14,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dino_extract.archive import clean_key, read_tar_index
+from dino_extract.archive import clean_key, is_archive, read_archive_index
 from dino_extract.errors import SourceError
-from dino_extract.manifest import Manifest, is_tar, printable
+from dino_extract.manifest import Manifest, printable
 from dino_extract.suffixes import UNREADABLE_ARCHIVES, is_hidden, reason_to_skip
 
 AnyPath = str | bytes | os.PathLike[str]
@@ -33,12 +33,12 @@ def find_images(
 ) -> Manifest:
     """The images of all sources as one sorted manifest.
 
-    Keys are relative to the source where it is one folder or one tar; else they are the paths as typed, and members of a tar follow
-    its path (`shards/000.tar/cat.jpg`). An image that is reached twice is listed once.
+    Keys are relative to the source where it is one folder or one archive; else they are the paths as typed, and members of an archive
+    follow its path (`shards/000.tar/cat.jpg`). An image that is reached twice is listed once.
 
     Args:
-        sources: folders, files, quoted globs, `.tar` files, `-` (one path per line on stdin) or `-0` (paths ended by NUL).
-        suffixes: take exactly these from folders, globs and tars (`.heic`), instead of everything that may be an image.
+        sources: folders, files, quoted globs, `.tar` and `.zip` archives, `-` (one path per line on stdin) or `-0` (paths ended by NUL).
+        suffixes: take exactly these from folders, globs and archives (`.heic`), instead of everything that may be an image.
         stdin: where `-` and `-0` read from, binary.
         leave_out: a file that folders and globs do not give, because it is the one to be written.
 
@@ -51,7 +51,7 @@ def find_images(
     wanted = [suffixes] if isinstance(suffixes, str) else suffixes
     finder = _Finder(tuple(suffix.lower() if suffix.startswith(".") else f".{suffix.lower()}" for suffix in wanted), leave_out)
     root = os.getcwdb()
-    if len(typed) == 1 and typed[0] not in (b"-", b"-0") and (os.path.isdir(typed[0]) or is_tar(typed[0])):
+    if len(typed) == 1 and typed[0] not in (b"-", b"-0") and (os.path.isdir(typed[0]) or is_archive(typed[0])):
         root = _absolute(typed[0])
         finder.add_path(root, b"")
     else:
@@ -66,7 +66,9 @@ def find_images(
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in finder.skipped.most_common(3))
         raise SourceError(
             f"`{' '.join(map(printable, typed))}` holds {what}" + (f" (left out: {left_out})" if left_out else ""),
-            hint="expected folders, images, globs, .tar shards, or a list of them on stdin",
+            hint="archives in a folder are not looked into: name them, for example `photos/*.zip`"
+            if finder.skipped.keys() & {".tar", ".zip"}
+            else "expected folders, images, globs, .tar or .zip archives, or a list of them on stdin",
         )
     absolute = tuple(source if source in (b"-", b"-0") else _absolute(source) for source in typed)
     return finder.manifest(root, absolute)
@@ -120,8 +122,8 @@ class _Finder:
         for match in matches:
             if os.path.isdir(match):
                 folders.append((match, clean_key(match)))
-            elif is_tar(match):
-                self._add_tar(match, clean_key(match))
+            elif is_archive(match):
+                self._add_archive(match, clean_key(match))
             else:
                 self._add_file(match, os.path.basename(match), clean_key(match), os.stat)
         self._add_folders(folders)
@@ -142,7 +144,7 @@ class _Finder:
             )
 
     def add_path(self, path: bytes, key: bytes) -> None:
-        """A folder, a tar, or one file; its keys start with `key`."""
+        """A folder, an archive, or one file; its keys start with `key`."""
         with _reading(path):
             info = os.stat(path)
             if stat.S_ISDIR(info.st_mode):
@@ -151,11 +153,12 @@ class _Finder:
             self._add_folders([(path, key)])
         elif not stat.S_ISREG(info.st_mode):
             raise SourceError(f"`{printable(path)}` is neither a folder nor a regular file")
-        elif is_tar(path):
-            self._add_tar(path, key)
+        elif is_archive(path):
+            self._add_archive(path, key)
         elif path.lower().endswith(tuple(map(str.encode, UNREADABLE_ARCHIVES))):
             raise SourceError(
-                f"`{printable(path)}` is an archive that cannot be read in place", hint="give a `.tar` without compression, or a folder"
+                f"`{printable(path)}` is an archive that cannot be read in place",
+                hint="give a `.zip`, a `.tar` without compression, or a folder",
             )
         else:
             self.add(key, info.st_size, info.st_mtime_ns)
@@ -212,8 +215,8 @@ class _Finder:
             self.skipped[reason] += 1
         return reason is None
 
-    def _add_tar(self, path: bytes, key: bytes) -> None:
-        index = read_tar_index(path)
+    def _add_archive(self, path: bytes, key: bytes) -> None:
+        index = read_archive_index(path)
         self.skipped.update(index.skipped)
         container = len(self.containers)
         self.containers.append(_absolute(path))

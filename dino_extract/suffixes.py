@@ -22,7 +22,7 @@ NOT_IMAGE_SUFFIXES = frozenset(
         "rec idx db sqlite sqlite3 bin dat tmp part lock bak"
     )
 )
-UNREADABLE_ARCHIVES = _suffixes("tgz gz tbz bz2 txz xz zst zip 7z rar lz4")
+UNREADABLE_ARCHIVES = _suffixes("tgz gz tbz bz2 txz xz zst 7z rar lz4")
 JUNK_NAMES = frozenset([b"Thumbs.db", b"desktop.ini", b"__MACOSX"])  # left behind by file managers
 
 

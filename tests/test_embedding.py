@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tarfile
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -219,17 +219,17 @@ def test_failed_images_are_tried_again_only_when_asked(photos: Path, tmp_path: P
     assert (again.embedded, again.failed) == (1, 0)
 
 
-def test_a_tar_shard_gives_the_rows_of_its_folder(photos: Path, tmp_path: Path) -> None:
-    """The members of a tar get the same keys and vectors as the files they were made from."""
-    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
-        tar.add(photos, arcname=".")
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_an_archive_gives_the_rows_of_its_folder(photos: Path, tmp_path: Path, kind: str) -> None:
+    """The members of an archive get the same keys and vectors as the files they were made from."""
+    shutil.make_archive(str(tmp_path / "photos"), kind, photos)
 
     embed_colours(photos, tmp_path / "folder.h5")
-    embed_colours(tmp_path / "photos.tar", tmp_path / "tar.h5")
+    embed_colours(tmp_path / f"photos.{kind}", tmp_path / "archive.h5")
 
-    with open_store(tmp_path / "folder.h5") as folder, open_store(tmp_path / "tar.h5") as tarred:
-        assert folder.paths == tarred.paths
-        np.testing.assert_array_equal(folder.features[:], tarred.features[:])
+    with open_store(tmp_path / "folder.h5") as folder, open_store(tmp_path / "archive.h5") as archived:
+        assert folder.paths == archived.paths
+        np.testing.assert_array_equal(folder.features[:], archived.features[:])
 
 
 def test_native_aspect_stores_each_image_s_own_patch_grid(photos: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dino_extract.errors import SourceError
 from dino_extract.manifest import ImageError, ImageRef, manifest_of, printable, read_image_bytes, resolve, root_as_text, root_from_text
 from dino_extract.source import find_images
 from dino_extract.status import Status
-from tests.folders import fill, make_tar
+from tests.folders import fill, make_tar, make_zip
 
 
 def test_replaced_archive_gives_no_other_member(tmp_path: Path) -> None:
@@ -42,10 +42,11 @@ def test_changed_image_is_not_found_again(tmp_path: Path) -> None:
 
 
 def test_stored_keys_lead_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root and key find every image again: plain files, members of one tar and of several, relative and absolute."""
+    """Root and key find every image again: plain files, members of one archive and of several, relative and absolute."""
     monkeypatch.chdir(fill(tmp_path, "dir.tar/x.jpg", "y.jpg"))
     make_tar(tmp_path / "s.tar", {"a/b.jpg": b"member"})
-    for sources in (["dir.tar"], ["s.tar"], ["s.tar", "y.jpg", "dir.tar"], [str(tmp_path / "s.tar"), "y.jpg"]):
+    make_zip(tmp_path / "s.Zip", {"a/b.jpg": b"packed"})
+    for sources in (["dir.tar"], ["s.tar"], ["s.Zip"], ["s.tar", "y.jpg", "dir.tar", "s.Zip"], [str(tmp_path / "s.tar"), "y.jpg"]):
         manifest = find_images(sources)
 
         assert [resolve(manifest.root, key) for key in manifest.keys] == [manifest[row] for row in range(len(manifest))]
@@ -61,15 +62,16 @@ def test_key_of_a_lost_image_is_an_error(tmp_path: Path) -> None:
 
 
 def test_known_images_make_a_manifest(tmp_path: Path) -> None:
-    """A manifest of resolved images gives them back in their order, tar members included."""
+    """A manifest of resolved images gives them back in their order, members of archives included."""
     fill(tmp_path, "y.jpg")
     make_tar(tmp_path / "s.tar", {"a.jpg": b"member"})
+    make_zip(tmp_path / "s.zip", {"a.jpg": b"packed"})
     root = os.fsencode(tmp_path)
-    images = [resolve(root, b"s.tar/a.jpg"), resolve(root, b"y.jpg")]
+    images = [resolve(root, key) for key in (b"s.tar/a.jpg", b"y.jpg", b"s.zip/a.jpg")]
 
     manifest = manifest_of(root, images)
 
-    assert [manifest[0], manifest[1]] == images
+    assert [manifest[row] for row in range(3)] == images
 
 
 @pytest.mark.parametrize("change", ["fifo", "folder"])

@@ -140,7 +140,13 @@ def test_folder_without_images_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"holds no file that may be an image \(left out: 1 \.txt\)") as caught:
         find_images([str(tmp_path)])
 
-    assert caught.value.hint == "expected folders, images, globs, .tar shards, or a list of them on stdin"
+    assert caught.value.hint == "expected folders, images, globs, .tar or .zip archives, or a list of them on stdin"
+
+    fill(tmp_path, "b.zip")
+    with pytest.raises(SourceError, match=r"left out: 1 \.txt, 1 \.zip") as caught:
+        find_images([str(tmp_path)])
+
+    assert caught.value.hint == "archives in a folder are not looked into: name them, for example `photos/*.zip`"
 
 
 @pytest.mark.parametrize("source", ["missing", "missing/*.jpg"])

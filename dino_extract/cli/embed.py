@@ -38,7 +38,7 @@ EXAMPLES = """Examples:
 
 def embed(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE", help="Folders, images, quoted globs, .tar shards, or - for a list on stdin.")
+        list[str], typer.Argument(metavar="SOURCE", help="Folders, images, quoted globs, .tar and .zip archives, or - for a list on stdin.")
     ],
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE.h5", help="The HDF5 file; by default the source's name with .h5.")

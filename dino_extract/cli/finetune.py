@@ -26,7 +26,7 @@ _NO_VALUE = "the preset's"
 
 def finetune(
     context: typer.Context,
-    sources: Annotated[list[str] | None, typer.Argument(metavar="SOURCE...", help="Folders, images, quoted globs, .tar shards.")] = None,
+    sources: Annotated[list[str] | None, typer.Argument(metavar="SOURCE...", help="Folders, images, quoted globs, .tar, .zip.")] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="RUN/", help="Folder of the run; it continues what is there.")
     ] = None,

@@ -180,7 +180,7 @@ class FinetuneConfig:
     """A training run, complete: the same config and images give the same weights on the same kind of CPU, and to rounding on a GPU.
 
     Args:
-        sources: folders, images, globs, `.tar` shards or lists.
+        sources: folders, images, globs, `.tar` or `.zip` archives, or lists.
         output: folder of the run.
         model: backbone from the table.
         weights: checkpoint to start from; None for the released one of `model`.
