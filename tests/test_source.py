@@ -143,7 +143,7 @@ def test_folder_without_images_is_an_error(tmp_path: Path) -> None:
     assert caught.value.hint == "expected folders, images, globs, .tar or .zip archives, or a list of them on stdin"
 
     fill(tmp_path, "b.zip")
-    with pytest.raises(SourceError, match=r"left out: 1 \.txt, 1 \.zip") as caught:
+    with pytest.raises(SourceError, match=r"left out: .*1 \.zip") as caught:
         find_images([str(tmp_path)])
 
     assert caught.value.hint == "archives in a folder are not looked into: name them, for example `photos/*.zip`"
