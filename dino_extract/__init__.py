@@ -30,6 +30,7 @@ _EXPORTS = {
     "load_backbone": ("dino_extract.weights", "load_backbone"),
     "match_patches": ("dino_extract.analysis.match", "match_patches"),
     "open": ("dino_extract.store", "open_store"),
+    "outliers": ("dino_extract.analysis.outliers", "outliers"),
     "pca": ("dino_extract.analysis.pca", "pca"),
     "report": ("dino_extract.analysis.report", "report"),
     "search": ("dino_extract.analysis.search", "search"),

@@ -56,6 +56,16 @@ def require_other_images(train: MadeWith, test: MadeWith, told_apart_by: object)
         )
 
 
+def require_other_file(one: MadeWith, against: MadeWith) -> None:
+    """Check that a file is not compared with itself, which has every image.
+
+    Raises:
+        ConfigError: one file.
+    """
+    if os.path.realpath(one.path) == os.path.realpath(against.path):
+        raise ConfigError(f"`--against {against.path}` is the file itself, which has every image", hint="leave `--against` out")
+
+
 def _record(attrs: Mapping[str, Any]) -> dict[str, str]:
     """What counts, as text by the name that users know it by."""
     pixels = {name: value for name, value in json.loads(str(attrs.get("preprocessing", "{}"))).items() if name not in _NOT_IN_THE_VECTORS}

@@ -8,7 +8,6 @@ with DINOv2 embeddings unrelated images are often that similar (docs/dedup.md).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.comparable import require_made_alike
+from dino_extract.analysis.comparable import require_made_alike, require_other_file
 from dino_extract.analysis.covering import representatives
 from dino_extract.analysis.near_pairs import near_pairs, near_pairs_between
 from dino_extract.analysis.neighbours import nearest
@@ -173,8 +172,7 @@ def leaks(
     """
     _check(threshold)
     with opened(store) as ours, opened(against) as theirs:
-        if os.path.realpath(ours.path) == os.path.realpath(theirs.path):
-            raise ConfigError(f"`--against {theirs.path}` is the file itself, which has every image", hint="leave `--against` out")
+        require_other_file(ours, theirs)
         require_made_alike(ours, theirs)
         queries, bank = stored_vectors(ours, dataset), stored_vectors(theirs, dataset)
         require_same_dim(queries, bank)

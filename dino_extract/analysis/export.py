@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from dino_extract.analysis.arguments import require_choice
 from dino_extract.analysis.neighbours import nearest
-from dino_extract.analysis.pictures import display_name, file_stem, table_path
+from dino_extract.analysis.pictures import display_name, file_stem
+from dino_extract.analysis.tables import table_path
 from dino_extract.analysis.vectors import StoreSource, Vectors, opened, require_images, stored_vectors, unit
 from dino_extract.analysis.writing import replacing, writing
 from dino_extract.errors import ConfigError, StoreError

@@ -23,24 +23,12 @@ from dino_extract.store import Store
 
 GAP_PX = 6  # white between pictures
 _CAPTION_PX = 18
-_FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # and their double-byte forms, which Japanese spreadsheets take for the same
 _NAME_CHARS = 60  # of a path that go into a file name: up to four bytes each, of the 255 that common file systems allow
 
 
 def display_name(path: str) -> str:
     """A stored path as text that any file format and terminal takes: bytes that are not UTF-8 and control characters are escaped."""
     return printable(os.fsencode(path))
-
-
-def table_path(path: str) -> str:
-    """A path for a table of text: where a spreadsheet would run it as a formula, with `./` in front, which names the same file.
-
-    The usual remedy, an apostrophe (OWASP, "CSV Injection"), would name another file to everything that is not a spreadsheet.
-
-    >>> table_path("=1+2.jpg"), table_path("cats/a.jpg")
-    ('./=1+2.jpg', 'cats/a.jpg')
-    """
-    return f"./{path}" if path.lstrip().startswith(_FORMULA_STARTS) or path.startswith(("\t", "\r", "\n")) else path
 
 
 def file_stem(path: str) -> str:

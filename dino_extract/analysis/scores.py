@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino_extract.analysis.captions import in_ascii, system_font
-from dino_extract.analysis.pictures import display_name, table_path
-from dino_extract.analysis.writing import replacing, require_place, writing
+from dino_extract.analysis.pictures import display_name
+from dino_extract.analysis.tables import write_table
+from dino_extract.analysis.writing import require_place, writing
 from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,11 +77,9 @@ def write_answers(answers: Answers, paths: Sequence[str], classes: Sequence[str]
     """
     is_wrong = answers.predicted != answers.true
     order = np.argsort(np.where(is_wrong, -answers.share, answers.share + 1), kind="stable")
-    with replacing(output, "table") as partial, open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow(["path", "label", "predicted", "share"])
-        for row, true, predicted, share in zip(*(column[order].tolist() for column in answers), strict=True):
-            writer.writerow([table_path(paths[row]), classes[true], classes[predicted], round(share, 4)])
+    rows, true, predicted, share = (column[order].tolist() for column in answers)
+    columns = {"label": [classes[code] for code in true], "predicted": [classes[code] for code in predicted]}
+    write_table(output, [paths[row] for row in rows], {**columns, "share": [round(value, 4) for value in share]})
 
 
 def top_accuracy(scores_BC: Tensor, codes_B: Tensor, top: int) -> int:

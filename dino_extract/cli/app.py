@@ -20,6 +20,7 @@ from dino_extract.cli import (
     linear,
     linear_dense,
     match,
+    outliers,
     pca,
     report,
     search,
@@ -52,6 +53,7 @@ app.command("classify", rich_help_panel=NUMBERS)(linear.classify)
 app.command("linear-dense", rich_help_panel=NUMBERS, epilog=linear_dense.EXAMPLES)(linear_dense.linear_dense)
 app.command("search", rich_help_panel=NUMBERS, epilog=search.EXAMPLES)(search.search)
 app.command("dedup", rich_help_panel=NUMBERS, epilog=dedup.EXAMPLES)(dedup.dedup)
+app.command("outliers", rich_help_panel=NUMBERS, epilog=outliers.EXAMPLES)(outliers.outliers)
 app.command("cluster", rich_help_panel=NUMBERS, epilog=cluster.EXAMPLES)(cluster.cluster)
 app.command("curate", rich_help_panel=NUMBERS)(cluster.curate)
 app.command("pca", rich_help_panel=PICTURES)(pca.pca)

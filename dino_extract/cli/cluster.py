@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import sys
@@ -11,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dino_extract.cli.options import AsJson, Dataset, LabelDepth, Labels, Seed, print_json, say, warn_of_line_breaks, write_list
+from dino_extract.cli.options import (
+    AsJson,
+    Dataset,
+    LabelDepth,
+    Labels,
+    Seed,
+    print_json,
+    say,
+    warn_of_line_breaks,
+    write_images,
+    write_list,
+)
 from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,7 +78,8 @@ def cluster(
         agreements = [None if codes is None else asdict(analysis.agreement(level.codes, codes)) for level in levels]
         paths = store.paths
         if output:
-            _write_csv(output, paths, levels)
+            columns = {f"cluster{len(level.centres)}": level.codes.tolist() for level in levels}
+            write_images(output, paths, {**columns, "similarity": [round(value, 4) for value in levels[0].similarity.tolist()]})
         if sheets:
             _draw(store, levels[0], sheets)
     if as_json:
@@ -154,22 +165,6 @@ def _by_similarity(level: Clusters, number: int) -> NDArray[np.int64]:
     order: NDArray[np.int64] = (-level.similarity[rows]).argsort(kind="stable")
     found: NDArray[np.int64] = rows[order]
     return found
-
-
-def _write_csv(output: str, paths: list[str], levels: list[Clusters]) -> None:
-    from dino_extract.analysis.pictures import table_path
-    from dino_extract.analysis.writing import writing
-
-    shown = [table_path(path) for path in paths]
-    with writing(output, "table"), open(output, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow(["path", *(f"cluster{len(level.centres)}" for level in levels), "similarity"])
-        columns = zip(*(level.codes.tolist() for level in levels), strict=True)
-        for path, codes, similarity in zip(shown, columns, levels[0].similarity.tolist(), strict=True):
-            writer.writerow([path, *codes, round(similarity, 4)])
-    say(f"{len(paths):,} images: {output}")
-    if prefixed := sum(path != name for path, name in zip(paths, shown, strict=True)):
-        say(f"note: {prefixed:,} paths that a spreadsheet would run as formulas have `./` in front")
 
 
 def _draw(store: Store, level: Clusters, folder: str) -> None:

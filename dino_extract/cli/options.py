@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -54,6 +54,16 @@ def write_list(list_path: str, paths: Sequence[str]) -> None:
         file.writelines(f"{path}\n" for path in paths)
     say(f"{len(paths):,} paths: {list_path}")
     warn_of_line_breaks(paths)
+
+
+def write_images(output: str, paths: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write a table with a line for each image."""
+    from dino_extract.analysis.tables import write_table  # loads h5py, which `--help` must not wait for
+
+    num_prefixed = write_table(output, paths, columns)
+    say(f"{len(paths):,} images: {output}")
+    if num_prefixed:
+        say(f"note: {num_prefixed:,} paths that a spreadsheet would run as formulas have `./` in front")
 
 
 def warn_of_line_breaks(paths: Sequence[str]) -> None:

@@ -56,6 +56,7 @@ TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
             ["dedup", "good.h5", "--against", "./good.h5", "--drop", "x.txt"],
             "`--against ./good.h5` is the file itself, which has every image\n",
         ),
+        (["outliers", "good.h5", "--against", "./good.h5"], "`--against ./good.h5` is the file itself, which has every image\n"),
         (["match", "a.jpg", "b.jpg", "--file", "good.h5", "--model", "tiny"], "`--file` has patch tokens already, so no model is taken"),
         (["export", "good.h5", "-o", "good.xlsx"], "`.xlsx` is no format this writes\n\nhint: `--to` takes npy, parquet,"),
         (["cluster", "good.h5", "50"], "30 images of `good.h5` cannot make 50 clusters\n\nhint: ask for 30 or fewer\n"),
@@ -125,6 +126,8 @@ def test_numbers_below_their_range_are_wrong_usage(cli: Cli, words: list[str]) -
         ["linear", "missing.h5", "--predictions"],
         ["linear", "missing.h5", "--save"],
         ["linear", "missing.h5", "--confusion"],
+        ["outliers", "missing.h5", "-o"],
+        ["outliers", "missing.h5", "--sheet"],
         ["search", "missing.h5", "--path", "a.jpg", "--sheet"],
     ],
 )

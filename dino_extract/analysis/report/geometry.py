@@ -19,13 +19,13 @@ from dino_extract.analysis.kmeans import kmeans
 from dino_extract.analysis.moments import moments, principal_axes
 from dino_extract.analysis.near_pairs import near_pairs
 from dino_extract.analysis.neighbours import nearest
+from dino_extract.analysis.outliers import NEIGHBOURS, isolation_of
 from dino_extract.analysis.vectors import Vectors, as_vectors, unit
 from dino_extract.errors import ConfigError
 
 MapMethod = Literal["auto", "pca", "tsne", "umap"]
 
 TSNE_IMAGES = 5000  # above this t-SNE takes minutes
-_ISOLATION_NEIGHBOURS = 5
 _SAME = 1e-6  # spread of vectors of length 1 that are the same but for rounding
 
 
@@ -154,7 +154,7 @@ def neighbourhood(unit_nD: NDArray[np.float32], *, num_neighbours: int, threshol
         num_clusters: C; 0 takes about sqrt(n / 2), at most 30.
     """
     similarity, index = nearest(unit_nD, unit_nD, min(num_neighbours, len(unit_nD) - 1), leave_one_out=True)
-    isolation = 1 - similarity[:, :_ISOLATION_NEIGHBOURS].mean(axis=1)
+    isolation = isolation_of(similarity[:, :NEIGHBOURS])
     linked = DisjointSet(len(unit_nD))
     for one, other, _ in near_pairs(as_vectors(unit_nD), threshold):
         linked.join(one, other)

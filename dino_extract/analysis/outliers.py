@@ -1,0 +1,153 @@
+"""Images like no other: how far each lies from its nearest neighbours, in its own file or in another one.
+
+Dimension key: n images, m images they are compared with, k neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_extract.analysis.arguments import at_least_one
+from dino_extract.analysis.comparable import require_made_alike, require_other_file
+from dino_extract.analysis.neighbours import nearest_blocks
+from dino_extract.analysis.vectors import StoreSource, Vectors, opened, stored_vectors
+from dino_extract.errors import ConfigError
+
+NEIGHBOURS = 5
+MAX_COMPARED = 100_000  # more neighbours to choose from change little and cost time in proportion
+
+
+class Outlier(NamedTuple):
+    """One image of `Outliers`."""
+
+    path: str
+    isolation: float
+    unusual: float
+    nearest: str
+    similarity: float
+
+
+@dataclass(frozen=True, eq=False)
+class Outliers:
+    """Images, the most isolated first.
+
+    Args:
+        paths: (n,) all embedded images of the file.
+        isolation: (n,) float32, 0..2: 1 less the mean cosine with the k nearest others.
+        unusual: (n,) float32, 0..1: the share of the images they are compared with that are less isolated among themselves.
+        nearest: (n,) path of the most similar of these.
+        similarity: (n,) float32, -1..1, its cosine.
+        num_compared: m.
+    """
+
+    paths: Sequence[str]
+    isolation: NDArray[np.float32]
+    unusual: NDArray[np.float32]
+    nearest: Sequence[str]
+    similarity: NDArray[np.float32]
+    num_compared: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def first(self, count: int) -> list[Outlier]:
+        """The most isolated images, fewer than `count` where there are fewer."""
+        columns = (self.paths, self.isolation.tolist(), self.unusual.tolist(), self.nearest, self.similarity.tolist())
+        return [Outlier(*line) for line in zip(*(column[:count] for column in columns), strict=True)]
+
+
+def outliers(
+    store: StoreSource,
+    against: StoreSource | None = None,
+    *,
+    neighbours: int = NEIGHBOURS,
+    dataset: str = "features",
+    seed: int = 0,
+) -> Outliers:
+    """The images of a file by how unlike all others they are, or with `against` how unlike those of another file.
+
+    An image with a copy of itself beside it is no outlier by its nearest neighbour alone: the mean cosine with several decides. Distance to
+    neighbours among known images is also a strong test for images of another kind (Sun et al., arXiv 2204.06507).
+
+    Args:
+        store: images to judge: store, or path of one.
+        against: images that are taken for usual, made alike; without it the images of `store` themselves.
+        neighbours: k; fewer where there are fewer images.
+        dataset: vectors to compare.
+        seed: of the 100,000 images that are drawn to compare with, where there are more.
+
+    Raises:
+        DinoExtractError: unfinished files, files made differently, fewer than two images to compare with, a store against itself, or no
+            neighbour asked for.
+    """
+    neighbours = at_least_one("neighbours", neighbours)
+    with opened(store) as own:
+        vectors = stored_vectors(own, dataset)
+        if against is None:
+            usual, rows = vectors, _sample(vectors, seed)
+            similarity, index = _others(vectors, usual.take(rows), neighbours, rows)
+            usual_paths, isolation = own.paths, isolation_of(similarity)
+            usual_isolation = isolation[rows]
+        else:
+            with opened(against) as other:
+                require_other_file(own, other)
+                require_made_alike(own, other)
+                usual, usual_paths = stored_vectors(other, dataset), other.paths
+                rows = _sample(usual, seed)
+                similarity, index = _others(vectors, usual.take(rows), neighbours)
+                isolation = isolation_of(similarity)
+                usual_isolation = isolation_of(_others(usual.take(rows), usual.take(rows), neighbours, np.arange(len(rows)))[0])
+        unusual = np.searchsorted(np.sort(usual_isolation), isolation) / len(rows)
+        order = np.argsort(-isolation, kind="stable")
+        own_paths, nearest = own.paths, rows[index[order, 0]].tolist()
+        return Outliers(
+            paths=[own_paths[row] for row in order.tolist()],
+            isolation=isolation[order],
+            unusual=unusual[order].astype(np.float32),
+            nearest=[usual_paths[row] for row in nearest],
+            similarity=similarity[order, 0],
+            num_compared=len(rows),
+        )
+
+
+def isolation_of(similarity: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n,) 1 less the mean cosine with the neighbours, from (n, k) cosines."""
+    isolation: NDArray[np.float32] = 1 - similarity.mean(axis=1)
+    return isolation
+
+
+def _sample(vectors: Vectors, seed: int) -> NDArray[np.int64]:
+    """(m,) ascending rows to compare with: all, or so many drawn at random."""
+    if len(vectors) < 2:
+        raise ConfigError(f"{vectors.name} has {len(vectors)} image: nothing to compare it with", hint="two images or more are needed")
+    if len(vectors) <= MAX_COMPARED:
+        return np.arange(len(vectors))
+    drawn = np.random.default_rng(seed).choice(len(vectors), MAX_COMPARED, replace=False)
+    return np.sort(drawn).astype(np.int64)
+
+
+def _others(
+    queries: Vectors, bank: Vectors, k: int, own_rows: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Cosine (n, k) and position in the bank (n, k) of each query's nearest ones, best first.
+
+    Args:
+        queries: (n, D).
+        bank: (m, D).
+        k: neighbours; fewer where the bank has fewer.
+        own_rows: (m,) which of the queries each of the bank is: none is its own neighbour; None where these are other images.
+    """
+    k = min(k, len(bank) - (own_rows is not None))
+    found = []
+    for first, similarity, index in nearest_blocks(queries, bank, k + (own_rows is not None)):
+        if own_rows is not None:
+            is_other = own_rows[index] != np.arange(first, first + len(index))[:, None]
+            is_other[is_other.all(axis=1), -1] = False  # not in the bank, or behind copies of itself: the last one goes
+            similarity, index = similarity[is_other].reshape(-1, k), index[is_other].reshape(-1, k)
+        found.append((similarity, index))
+    return np.concatenate([similarity for similarity, _ in found]), np.concatenate([index for _, index in found])
