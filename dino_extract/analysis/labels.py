@@ -19,6 +19,8 @@ from dino_extract.store import Store, read_dataset
 
 _HINT = "give labels with `--labels FILE.csv` (columns path,label), or choose the folder with `--label-depth`"
 
+_HEADER = {"path", "label"}
+
 LabelSource = Union[str, "os.PathLike[str]", Mapping[str, Any], Sequence[Any], NDArray[Any], None]
 
 
@@ -87,23 +89,25 @@ def folder_labels(paths: Sequence[str], depth: int = 1) -> list[str]:
 def csv_labels(paths: Sequence[str], csv_path: str) -> list[str]:
     """(n,) the label that a CSV file gives each path, "" where it gives none.
 
-    The file has a header with the columns `path` and `label`, or no header and the path and label first. Paths are as in the store, or
-    with `./` in front.
+    The file has a header with the columns `path` and `label`, or no header and the path and label first. They are separated by commas,
+    semicolons or tabs, whichever make a header or a path of the first line. Paths are as in the store, or with `./` in front.
 
     Raises:
         SourceError: it cannot be read, has no two columns, gives a path two labels, or names none of the paths.
     """
     try:
         with open(csv_path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines = [line for line in csv.reader(file) if line]
+            separator = _separator(file.readline(), paths)
+            file.seek(0)
+            lines = [line for line in csv.reader(file, delimiter=separator) if line]
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise SourceError(f"labels `{csv_path}` cannot be read: {reason}") from error
     if any("\0" in cell for line in lines for cell in line):
         raise SourceError(f"labels `{csv_path}` are not text", hint="give a CSV file, or a dataset of an HDF5 file as `FILE.h5:DATASET`")
     columns = (0, 1)
-    if lines and {"path", "label"} <= set(lines[0]):
-        columns = lines[0].index("path"), lines[0].index("label")
+    if lines and (names := _names(lines[0])).keys() >= _HEADER:
+        columns = names["path"], names["label"]
         lines = lines[1:]
     label_of: dict[str, str] = {}
     for line in lines:
@@ -115,6 +119,22 @@ def csv_labels(paths: Sequence[str], csv_path: str) -> list[str]:
         if label_of.setdefault(path, label) != label:
             raise SourceError(f"labels `{csv_path}` give `{path}` two labels, `{label_of[path]}` and `{label}`")
     return _labels_by_path(paths, label_of, f"labels `{csv_path}`")
+
+
+def _separator(first_line: str, paths: Sequence[str]) -> str:
+    """What divides the cells: spreadsheets write semicolons where the comma is for decimals."""
+    rows = {separator: next(csv.reader([first_line], delimiter=separator), []) for separator in ",;\t"}
+
+    def fitness(separator: str) -> tuple[bool, bool, bool]:
+        row = rows[separator]
+        return _names(row).keys() >= _HEADER, row[:1] != [] and row[0] in paths, len(row) > 1
+
+    return max(rows, key=fitness)
+
+
+def _names(header: Sequence[str]) -> dict[str, int]:
+    """The position of each column by its name in lower case."""
+    return {name.strip().lower(): column for column, name in enumerate(header)}
 
 
 def _labels_by_path(paths: Sequence[str], label_of: Mapping[str, str], name: str) -> list[str]:

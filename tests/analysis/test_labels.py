@@ -47,6 +47,17 @@ def test_csv_labels_follow_paths(tmp_path: Path, header: str) -> None:
     assert labels_of(store_of(tmp_path), tmp_path / "labels.csv") == ["lynx", "", "wolf"]
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("header", ["", "\ufeff Path {0}n{0}LABEL\r\n"])
+def test_semicolons_and_tabs_divide_as_well(tmp_path: Path, separator: str, header: str) -> None:
+    """Tables as spreadsheets save them: with a mark in front, commas within cells, and header names in capitals."""
+    middle = f"{separator}1,5{separator}" if header else separator
+    lines = [f'train/dog/3.jpg{middle}"wolf, grey"', f"train/cat/1.jpg{middle}lynx"]
+    (tmp_path / "labels.csv").write_text(header.format(separator) + "\r\n".join(lines), encoding="utf-8", newline="")
+
+    assert labels_of(store_of(tmp_path), tmp_path / "labels.csv") == ["lynx", "", "wolf, grey"]
+
+
 @pytest.mark.parametrize("labels", [["lynx", None, "wolf"], np.array(["lynx", "", "wolf"]), ("lynx", "late", float("nan"), "wolf")])
 def test_labels_may_be_a_list(tmp_path: Path, labels: object) -> None:
     """A list or array gives a label for each embedded image, or for each row of the file; None, NaN and "" are no label."""
