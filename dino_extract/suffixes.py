@@ -19,7 +19,9 @@ NOT_IMAGE_SUFFIXES = frozenset(
         "mp4 mov avi mkv webm mpg mpeg m4v wmv flv mp3 wav flac ogg aac m4a opus "
         "pdf doc docx xls xlsx ppt pptx odt ods odp rtf epub tex bib "
         "npy npz pt pth ckpt safetensors onnx pkl pickle joblib h5 hdf5 hdf parquet arrow feather lmdb mdb tfrecord "
-        "rec idx db sqlite sqlite3 bin dat tmp part lock bak"
+        "rec idx db sqlite sqlite3 bin dat tmp part lock bak "
+        # what lies beside the images of a WebDataset shard
+        "cls cls2 class count index inx id caption url text transcript jsn meta pyd ten tb mp msgpack msg cbor"
     )
 )
 UNREADABLE_ARCHIVES = _suffixes("tgz gz tbz bz2 txz xz zst 7z rar lz4")

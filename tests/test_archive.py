@@ -36,6 +36,17 @@ def test_members_of_several_tars_follow_the_path(tmp_path: Path, monkeypatch: py
     assert keys_and_contents(["*.tar"]) == {b"0.tar/a.jpg": b"0", b"1.tar/a.jpg": b"1"}
 
 
+def test_the_labels_in_a_webdataset_shard_are_no_images(tmp_path: Path) -> None:
+    """What WebDataset's writers put beside each image is left out and counted."""
+    beside = ["cls", "txt", "json", "caption", "url", "index", "pyd", "npy", "pth", "mp", "cbor", "id"]
+    members = {f"{number:06}.{suffix}": b"x" for number in range(3) for suffix in ["jpg", "png", "webp", *beside]}
+
+    manifest = find_images([str(make_tar(tmp_path / "s.tar", members))])
+
+    assert len(manifest) == 9
+    assert manifest.skipped == {f".{suffix}": 3 for suffix in beside}
+
+
 def test_last_of_equal_members_counts(tmp_path: Path) -> None:
     """Of members with the same name the last one is taken, as tar itself does."""
     path = tmp_path / "s.tar"
