@@ -18,7 +18,7 @@ import numpy as np
 from dino_extract.config import EmbedConfig, most_failures
 from dino_extract.engine import Batch as EngineBatch
 from dino_extract.engine import Engine
-from dino_extract.errors import ConfigError, DinoExtractError, SourceError
+from dino_extract.errors import ConfigError, DinoExtractError, SourceError, quoted
 from dino_extract.job import Job, prepare, prepare_like
 from dino_extract.loader import Batch
 from dino_extract.preprocess import Pictures
@@ -133,7 +133,7 @@ def run(
                 start += len(rows)
                 done += len(rows)
                 failed += int(np.count_nonzero(batch.status != Status.OK))
-                _check_failures(failed, writer.total, max_failures)
+                _check_failures(failed, writer, max_failures)
                 if on_progress is not None:
                     on_progress(done, writer.total, failed)
         clock = time.monotonic()
@@ -275,10 +275,11 @@ def _num_failed(path: str) -> int:
         return store.num_failed
 
 
-def _check_failures(failed: int, total: int, limit: float | None) -> None:
+def _check_failures(failed: int, writer: Writer, limit: float | None) -> None:
     if limit is None:
         return
-    most = limit * total if isinstance(limit, float) else limit
+    most = limit * writer.total if isinstance(limit, float) else limit
     if failed > most:
-        message = f"{failed:,} of {total:,} images could not be embedded, more than `--max-failures` allows"
-        raise DinoExtractError(message, hint="`dino-extract info FILE --failures` lists them; the rest continues without the limit")
+        message = f"{failed:,} of {writer.total:,} images could not be embedded, more than `--max-failures` allows"
+        listing = f"dino-extract info {quoted(writer.part_path)} --failures"  # the finished file, if there is one, is older
+        raise DinoExtractError(message, hint=f"`{listing}` lists them; the rest continues without the limit")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dino_extract.errors import ExitCode
+from dino_extract.errors import ExitCode, StoreError
 
 if TYPE_CHECKING:
     from dino_extract.store import RaggedRows, Rows, Store
@@ -79,6 +80,7 @@ def _facts(store: Store) -> dict[str, Any]:
         "complete": store.is_complete,
         "rows": total,
         "done": done,
+        **_update(store),
         "embedded": len(store),
         "failed": store.num_failed,
         "model": attrs["model"],
@@ -93,6 +95,21 @@ def _facts(store: Store) -> dict[str, Any]:
         "sources": json.loads(attrs["sources"]),
         **({"shard": attrs["shard"]} if "shard" in attrs else {}),
     }
+
+
+def _update(store: Store) -> dict[str, Any]:
+    """How far the run is that will replace a finished file."""
+    from dino_extract.store import Store, part_path_of  # loaded by now
+
+    part_path = part_path_of(store.path)
+    if not os.path.lexists(part_path):
+        return {}
+    try:
+        with Store(part_path) as part:
+            done, rows = part.progress
+    except StoreError as error:  # says nothing against the finished file, which is what was asked for
+        return {"update": {"file": part_path, "error": error.message}}
+    return {"update": {"done": done, "rows": rows, "file": part_path}}
 
 
 def _shape(rows: Rows | RaggedRows) -> str:

@@ -269,3 +269,9 @@ def target_of(path: str | os.PathLike[str]) -> str:
 def part_path_of(path: str | os.PathLike[str]) -> str:
     """The file of the run in progress that will become `path`."""
     return target_of(path) + ".part"
+
+
+def present_path_of(path: str | os.PathLike[str]) -> str:
+    """The finished file, or where there is none yet the `.part` of the run in progress."""
+    part_path = part_path_of(path)
+    return part_path if not os.path.exists(path) and os.path.lexists(part_path) else os.fspath(path)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dino_extract.errors import StoreError
 from dino_extract.status import Status
 from dino_extract.store.header import connect, read_header
-from dino_extract.store.layout import BOOKKEEPING, part_path_of
+from dino_extract.store.layout import BOOKKEEPING, present_path_of
 from dino_extract.store.selection import RaggedRows, Rows
 
 # datasets of the file that have an attribute of their own here
@@ -196,6 +196,4 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     Raises:
         StoreError: no such file, not a store, damaged, or not safe to read.
     """
-    path = os.fspath(path)
-    part_path = part_path_of(path)
-    return Store(part_path if not os.path.exists(path) and os.path.lexists(part_path) else path)
+    return Store(present_path_of(path))

@@ -10,6 +10,7 @@ import numpy as np
 from dino_extract.store import disk
 from dino_extract.store.foreign import begins_as_hdf5
 from dino_extract.store.header import READER_LIMIT_S, DamagedHeaderError, open_hdf5, read_header
+from dino_extract.store.layout import present_path_of
 from dino_extract.store.rows import intact_rows
 
 
@@ -18,7 +19,7 @@ class VerifyReport:
     """What `verify_store` found.
 
     Args:
-        path: the file.
+        path: the file that was read.
         num_rows: rows of the file, 0 if the header cannot be read.
         damaged_rows: (row number, path of its image) of every committed row that is not as it was written.
         num_uncommitted: rows not yet written; 0 in a finished file.
@@ -41,13 +42,13 @@ def verify_store(path: str | os.PathLike[str], *, header_limit_s: int | None = R
     """Read a whole store, in bounded memory, and compare it with its checksums.
 
     Args:
-        path: the file.
+        path: the file; where it is not finished, its `.part` is read.
         header_limit_s: as `limit_s` of `read_header`.
 
     Raises:
         StoreError: there is no such file, it is not a store, or another program has rewritten it.
     """
-    path = os.fspath(path)
+    path = present_path_of(path)
     try:
         with open_hdf5(path) as file:
             header = read_header(file, path, limit_s=header_limit_s)

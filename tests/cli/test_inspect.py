@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import h5py
@@ -31,6 +32,59 @@ def test_info_says_how_the_file_was_made(cli: Cli, photos: Path) -> None:
     assert (facts["model"], facts["rows"], facts["embedded"], facts["complete"]) == ("tiny", 6, 6, True)
     assert facts["datasets"] == {"features": "float16 (6, 192)"}
     assert facts["preprocessing"]["policy"] == "crop"
+
+
+@pytest.fixture
+def unfinished_update(cli: Cli, photos: Path) -> str:
+    """photos.h5 beside an update to ten pictures that ended after the seventh, which is none; gives what it said."""
+    (photos.parent / "photos" / "even" / "0000_broken.png").write_bytes(b"no picture")
+    save_pictures(photos.parent / "photos", range(10, 13))
+    ran = cli("embed", "photos", *FAST, "--batch", "1", "--max-failures", "0")
+    assert ran.code == 1
+    return ran.err
+
+
+def test_info_tells_of_an_unfinished_update(cli: Cli, photos: Path, unfinished_update: str) -> None:
+    """Beside a finished file, the rows done of the run that will replace it are told, for people and as JSON."""
+    facts = json.loads(cli("info", "photos.h5", "--json").out)
+
+    assert (facts["complete"], facts["rows"]) == (True, 6)
+    assert facts["update"] == {"done": 7, "rows": 10, "file": "photos.h5.part"}
+    assert "update          done 7, rows 10, file photos.h5.part\n" in cli("info", "photos.h5").out
+    assert "update" not in json.loads(cli("info", "photos.h5.part", "--json").out)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 1000, 5000])
+def test_info_shows_a_finished_file_whatever_lies_beside_it(cli: Cli, photos: Path, unfinished_update: str, size: int) -> None:
+    """A part of which only the first bytes are left is said to be damaged; the finished file is shown all the same."""
+    os.truncate("photos.h5.part", size)
+
+    ran = cli("info", "photos.h5", "--json")
+
+    assert ran.code == 0
+    facts = json.loads(ran.out)
+    assert (facts["complete"], facts["rows"], facts["update"]["file"]) == (True, 6, "photos.h5.part")
+    assert "`photos.h5.part`" in facts["update"]["error"]
+
+
+def test_failures_of_an_update_are_listed_by_the_command_that_is_hinted_at(cli: Cli, photos: Path, unfinished_update: str) -> None:
+    """With too many failures the hint names the file that has them, which is not the finished one."""
+    _, _, command = unfinished_update.partition("hint: `dino-extract ")
+    words = shlex.split(command.partition("`")[0])
+
+    assert words == ["info", "photos.h5.part", "--failures"]
+    assert cli(*words).out.startswith("even/0000_broken.png\tunreadable\t")
+    assert cli("info", "photos.h5", "--failures").out == ""
+
+
+def test_verify_checks_a_run_that_is_not_finished(cli: Cli, photos: Path, unfinished_update: str) -> None:
+    """Where there is only a part, it is found under the name of the file to be, as `info` finds it."""
+    photos.unlink()
+
+    ran = cli("verify", "photos.h5", "--rows", "0")
+
+    assert ran.code == 0
+    assert ran.out == "checksums: 10 rows, 0 damaged, 3 not written yet\n"
 
 
 def test_verify_embeds_rows_again_and_finds_them_equal(cli: Cli, photos: Path) -> None:
