@@ -1,4 +1,4 @@
-"""`make demo`: real photographs, embedded with the small model, their neighbours and a page to look at, in demo/."""
+"""`make demo`: real photographs, embedded with the small model, their neighbours, a PCA picture and a page to look at, in demo/."""
 
 from __future__ import annotations
 
@@ -53,8 +53,12 @@ def main() -> None:
     run("embed", photos, "--model", "tiny", "-o", file)
     run("info", file)
     run("search", file, "--path", "chelsea/left.jpg", "-k", "5", "--sheet", str(FOLDER / "neighbours.png"))
+    patches = str(FOLDER / "patches.h5")
+    few = [f"{photos}/{name}" for name in ("astronaut", "chelsea")]
+    run("embed", *few, "--model", "tiny", "--tokens", "patch", "--size", "448", "-o", patches)
+    run("pca", patches, "--keep-background", "-o", str(FOLDER / "pca"))
     run("report", file, "-o", str(FOLDER / "report.html"))
-    print(f"\nLook at {FOLDER}/neighbours.png and open {FOLDER}/report.html in a browser")
+    print(f"\nLook at {FOLDER}/neighbours.png and {FOLDER}/pca/grid.png, and open {FOLDER}/report.html in a browser")
 
 
 if __name__ == "__main__":

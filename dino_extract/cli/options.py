@@ -26,6 +26,19 @@ Predictions = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+def count_or_auto(text: str | int) -> int:
+    """A number of at least 1, or 0 for `auto`; the parser of options that choose for themselves.
+
+    Raises:
+        BadParameter: neither.
+    """
+    if str(text) in ("auto", "0"):
+        return 0
+    if not str(text).isascii() or not str(text).isdigit():
+        raise typer.BadParameter(f"expected a number or `auto`, got `{text}`")
+    return int(text)
+
+
 def say(text: str) -> None:
     """A line for people, on stderr."""
     print(text, file=sys.stderr)
