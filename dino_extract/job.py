@@ -23,7 +23,7 @@ from dino_extract.manifest import Manifest, manifest_of, printable, resolve, roo
 from dino_extract.preprocess import Preprocess
 from dino_extract.recipe import MadeWith, Recipe, recipe_like, recipe_of
 from dino_extract.source import Sources, find_images
-from dino_extract.store import Layout, RowTable, Store, count_pending, ensure_space
+from dino_extract.store import Layout, RowTable, Store, count_pending
 from dino_extract.weights import RANDOM_WEIGHTS_WARNING
 
 PROBE_BATCHES = 3  # of which the first warms up and the others are timed, for the estimate of `--dry-run`
@@ -84,7 +84,7 @@ class Job(Recipe):
         """What a run with these arguments would need; runs the model on a few blank batches to estimate the time.
 
         Raises:
-            StoreError: such a run would be refused, because of the file that is there.
+            StoreError: such a run would be refused, because of the file that is there, or because the disk has no room.
         """
         rows, pending = count_pending(
             self.output, self.row_table(), self.layout, overwrite=overwrite, retry_failed=retry_failed, prune=prune
@@ -152,7 +152,7 @@ def prepare(
         stdin: where the source `-` reads its list from.
 
     Raises:
-        DinoExtractError: something about the sources, the model, the options or the disk does not fit.
+        DinoExtractError: something about the sources, the model or the options does not fit.
     """
     path = (
         os.fspath(output) if output is not None else _default_output(sources, config.shard) if sources else ""
@@ -160,10 +160,7 @@ def prepare(
     manifest = find_images(sources, suffixes=suffixes, stdin=stdin, leave_out=path)
     if config.shard is not None:
         manifest = manifest.shard(*parse_shard(config.shard))
-    job = _job(recipe_of(config, len(manifest)), manifest, path)
-    if not os.path.exists(path):
-        ensure_space(path, job.nbytes())
-    return job
+    return _job(recipe_of(config, len(manifest)), manifest, path)
 
 
 def prepare_like(store: MadeWith, sources: Sources, **changes: Any) -> Job:

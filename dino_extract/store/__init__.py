@@ -8,7 +8,6 @@ docs/file-format.md has the format.
 from __future__ import annotations
 
 from dino_extract.status import Status
-from dino_extract.store.disk import ensure_space
 from dino_extract.store.foreign import begins_as_hdf5, read_dataset
 from dino_extract.store.header import is_store
 from dino_extract.store.joining import JoinResult, join_stores
@@ -36,7 +35,6 @@ __all__ = [
     "Writer",
     "begins_as_hdf5",
     "count_pending",
-    "ensure_space",
     "is_store",
     "join_stores",
     "open_store",

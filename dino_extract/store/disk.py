@@ -163,23 +163,22 @@ def forget_cache(fd: int) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def ensure_space(path: str | os.PathLike[str], nbytes: int) -> None:
-    """Check before any work that a file of `nbytes` bytes fits beside `path`; what a run in progress holds is counted in.
+def ensure_space(path: str, nbytes: int, held: int = 0) -> None:
+    """Check before any work that a file of `nbytes` bytes fits beside `path`, of which `held` are there or will never be needed.
 
     Raises:
         StoreError: the disk or the file size limit is too small; names both numbers.
     """
-    target = os.path.realpath(path)
     with explained(f"look at the folder of `{path}`"):
-        disk = os.statvfs(os.path.dirname(target))
-    held = os.stat(target + ".part").st_blocks * 512 if os.path.exists(target + ".part") else 0
-    free = disk.f_bavail * disk.f_frsize + held
+        disk = os.statvfs(os.path.dirname(path) or ".")
+    free = disk.f_bavail * disk.f_frsize
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and nbytes > limit:
         message = f"`{path}` needs {_size(nbytes)}, the file size limit here is {_size(limit)}"
         raise StoreError(message, hint="raise the limit with `ulimit -f unlimited`")
-    if nbytes > free:
-        message = f"`{path}` needs {_size(nbytes)}, the disk has {_size(free)} free"
+    if nbytes - held > free:
+        beside = " beside the file that it replaces" if os.path.exists(path) else ""
+        message = f"`{path}` needs {_size(nbytes - held)}{beside}, the disk has {_size(free)} free"
         raise StoreError(
             message, hint="free some space, choose another disk with `-o`, or store less with `--store-dtype float16` or fewer `--tokens`"
         )

@@ -83,7 +83,7 @@ def count_pending(
     Nothing is locked or written, and rows of earlier runs are not read back, so that damaged ones count as done.
 
     Raises:
-        StoreError: a file made with other settings, of another folder or by another program stands there.
+        StoreError: a file made with other settings, of another folder or by another program stands there, or the disk has no room.
         SourceError: `prune` would drop rows of images that could not be looked for.
     """
     path = target_of(path)
@@ -92,6 +92,8 @@ def count_pending(
         for donor in donors:
             donors_open.callback(donor.close)
         plan = make_plan(rows, donors, retry_failed=retry_failed, prune=prune)
+        if not _is_up_to_date(path, plan, donors, layout):
+            _file_to_be(path, plan, donors, layout)  # refused where it has no room
     return len(plan.table), len(plan.pending)
 
 
@@ -165,15 +167,23 @@ def _plan(path: str, rows: RowTable, donors: Sequence[Donor], layout: Layout, *,
 
 def open_part(path: str, plan: Plan, donors: Sequence[Donor], layout: Layout) -> OpenPart:
     """The part file of `path` for a plan, with the rows that it takes from donors (which must be verified); call it under the lock."""
-    skeleton = build_skeleton(layout, plan.table)
+    skeleton, part = _file_to_be(path, plan, donors, layout)
     areas = row_areas(layout.row_datasets, skeleton.extents, plan.table.patch_offsets())
     part_path = part_path_of(path)
-    part = next((donor for donor in donors if donor.path == part_path), None)
-    if part is not None and _is_same_file(skeleton, plan, part):
+    if part is not None:
         fd = _continue_part(part_path, skeleton, part, plan.pending)
     else:
         fd = _begin_part(part_path, skeleton, plan, donors, areas)
     return OpenPart(fd, areas, skeleton.extents["row_crc"], identity_of(path))
+
+
+def _file_to_be(path: str, plan: Plan, donors: Sequence[Donor], layout: Layout) -> tuple[Skeleton, Donor | None]:
+    """The file for a plan, and the run in progress if it goes on with that; refused where the disk has no room for it."""
+    skeleton = build_skeleton(layout, plan.table)
+    part = next((donor for donor in donors if donor.path == part_path_of(path) and _is_same_file(skeleton, plan, donor)), None)
+    held = 0 if part is None else os.fstat(part.fd).st_blocks * 512
+    disk.ensure_space(path, skeleton.nbytes, held + skeleton.extents["error"].nbytes)  # texts of errors stay a hole: they are rare
+    return skeleton, part
 
 
 def _is_same_file(skeleton: Skeleton, plan: Plan, part: Donor) -> bool:

@@ -107,6 +107,22 @@ def test_a_dry_run_counts_what_earlier_runs_left(cli: Cli, photos: Path) -> None
     assert Path("photos.h5").read_bytes() == before
 
 
+def test_a_dry_run_refuses_an_update_that_has_no_room(cli: Cli, photos: Path) -> None:
+    """With one picture more and no file above 4 kB allowed, the plan ends as the run would; with nothing to do it does not."""
+    cli("embed", "photos", *FAST)
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); from dino_extract.cli import main; main()"
+    plan = [sys.executable, "-c", limited, "embed", "photos", "--dry-run", *FAST]
+
+    done = subprocess.run(plan, capture_output=True, text=True, check=True)
+    save_pictures(photos, [99])
+    refused = subprocess.run(plan, capture_output=True, text=True)
+
+    assert "0 to embed" in done.stdout
+    assert refused.returncode == 1
+    assert "the file size limit here is 4,096 bytes" in refused.stderr
+    assert sorted(os.listdir()) == ["photos", "photos.h5"]
+
+
 def test_a_list_on_stdin_may_be_separated_by_nul(photos: Path) -> None:
     """`find -print0 | embed - -0` embeds the listed files, one with a line break in its name too."""
     shutil.copy(photos / "odd" / "0001.png", photos / "line\nbreak.png")

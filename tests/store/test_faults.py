@@ -3,7 +3,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from dino_extract.errors import StoreError
-from dino_extract.store import StoreWarning, disk, ensure_space, lock, open_writer, verify_store
+from dino_extract.store import StoreWarning, count_pending, disk, lock, open_writer, verify_store
 from tests.store.sample import LAYOUT, fill, table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -171,7 +170,7 @@ def test_file_size_limit_stops_the_run_at_its_start(tmp_path: Path) -> None:
 
     said = in_a_process(limit + TRY, str(tmp_path / "out.h5"))
 
-    assert "the file would exceed the largest size allowed here (needs" in said
+    assert "the file size limit here is 100,000 bytes (100.0 kB) | raise the limit with `ulimit -f unlimited`" in said
     assert os.listdir(tmp_path) == []
 
 
@@ -221,19 +220,61 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk_is_told_before_any_work(tiny_disk: Path) -> None:
     """A run that cannot fit is refused at its start with both numbers, and leaves nothing behind."""
-    with pytest.raises(StoreError, match=r"no space left on the disk \(needs [\d,]+ bytes, the disk has [\d,]+ free\)"):
+    with pytest.raises(StoreError, match=r"out.h5` needs [\d,]+ bytes \(\d+.\d MB\), the disk has [\d,]+ bytes"):
         run_to_the_end(tiny_disk / "out.h5", num_rows=50_000)
 
     assert os.listdir(tiny_disk) == []
 
 
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}])
+def test_update_that_does_not_fit_beside_the_old_file_is_refused(
+    tiny_disk: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
+) -> None:
+    """Also where nothing can be reserved, and by the plan as by the run: the finished file stays until the new one is complete."""
+    monkeypatch.setattr(disk, "_fallocate", None)
+    run_to_the_end(tiny_disk / "out.h5", num_rows=7000)
+    before = (tiny_disk / "out.h5").read_bytes()
+
+    for refused in (count_pending, open_writer):
+        with pytest.raises(StoreError, match=r"needs [\d,]+ bytes \(1.\d MB\) beside the file that it replaces, the disk has"):
+            refused(tiny_disk / "out.h5", table(7001), LAYOUT, **options)
+
+    assert os.listdir(tiny_disk) == ["out.h5"]
+    assert (tiny_disk / "out.h5").read_bytes() == before
+
+
+def test_nothing_to_do_needs_no_space(tiny_disk: Path) -> None:
+    """A complete file larger than what is free is not refused when no row is missing."""
+    run_to_the_end(tiny_disk / "out.h5", num_rows=7000)
+
+    with open_writer(tiny_disk / "out.h5", table(7000), LAYOUT) as writer:
+        assert writer.up_to_date
+    assert count_pending(tiny_disk / "out.h5", table(7000), LAYOUT) == (7000, 0)
+
+
+def test_what_a_run_in_progress_holds_is_its_own(tiny_disk: Path) -> None:
+    """A part that has taken most of the disk goes on; for other images it would need as much again while both are there."""
+    with open_writer(tiny_disk / "out.h5", table(7000), LAYOUT) as writer:
+        fill(writer, limit=10)
+
+    assert count_pending(tiny_disk / "out.h5", table(7000), LAYOUT) == (7000, 6990)
+    with pytest.raises(StoreError, match="the disk has"):
+        count_pending(tiny_disk / "out.h5", table(7001), LAYOUT)
+    run_to_the_end(tiny_disk / "out.h5", num_rows=7000)
+
+
 def test_disk_that_fills_up_during_the_run(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without reservation a full disk stops the run in the middle; once there is room, the same command computes only the rest."""
     monkeypatch.setattr(disk, "_fallocate", None)
-    (tiny_disk / "ballast").write_bytes(bytes(1_300_000))
+
+    def beside_another_program() -> None:
+        with open_writer(tiny_disk / "out.h5", table(4000), LAYOUT) as writer:
+            (tiny_disk / "ballast").write_bytes(bytes(1_300_000))
+            fill(writer)
+            writer.finish()
 
     with pytest.raises(StoreError, match="no space left on the disk") as caught:
-        run_to_the_end(tiny_disk / "out.h5", num_rows=4000)
+        beside_another_program()
     (tiny_disk / "ballast").unlink()
 
     assert caught.value.hint is not None
@@ -247,14 +288,9 @@ def test_disk_that_fills_up_during_the_run(tiny_disk: Path, monkeypatch: pytest.
 
 
 def test_space_is_compared_before_the_run(tmp_path: Path) -> None:
-    """A plan larger than the disk, or than the file size limit, is refused with the numbers."""
-    ensure_space(tmp_path / "out.h5", 1000)
+    """A plan larger than the disk is refused with the numbers."""
+    disk.ensure_space(str(tmp_path / "out.h5"), 1000)
+    disk.ensure_space(str(tmp_path / "out.h5"), 10**18, 10**18)
 
     with pytest.raises(StoreError, match=r"needs 1,000,000,000,000,000,000 bytes \(1000.0 PB\), the disk has"):
-        ensure_space(tmp_path / "out.h5", 10**18)
-    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-    said = in_a_process(
-        limit + "try: ensure_space(sys.argv[1], 200_000)\nexcept StoreError as error: print(error)", str(tmp_path / "out.h5")
-    )
-    assert "needs 200,000 bytes (200.0 kB), the file size limit here is 100,000 bytes (100.0 kB)" in said
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100_000
+        disk.ensure_space(str(tmp_path / "out.h5"), 10**18)
