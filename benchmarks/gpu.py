@@ -291,7 +291,7 @@ def print_tables(report: dict[str, Any]) -> None:
     print("\n" + table(report["decoders"], decoders))
     where = {"decode": ("decoded by", ""), "resize": ("resized by", "")}
     columns = {"model": ("model", ""), **where, "images": ("images", ","), "images_per_s": ("images/s", ",.0f")}
-    waited = {f"waited_for_{stage}_s": (f"s waiting for {stage}", ".1f") for stage in ("decode", "model", "write")}
+    waited = {f"waited_for_{stage}_s": (f"s waiting for {stage}", ".1f") for stage in ("read", "decode", "model", "write")}
     print("\n" + table(report["runs"], {**columns, "seconds": ("seconds", ".1f"), **waited}))
 
 

@@ -29,7 +29,8 @@ from dino_extract.store import Writer, open_store, open_writer
 
 # stage -> what it is, and what makes it shorter
 ADVICE = {
-    "decode": "reading and decoding: more `--workers`, a faster disk, or smaller files would help",
+    "read": "images, above all to reading them: a faster disk, `.tar` archives, or over a network more `--workers` would help",
+    "decode": "images, above all to decoding them: more CPU cores, smaller files, or for large JPEGs `--fast-decode` would help",
     "model": "the model: a GPU, a smaller `--model` or a smaller `--size` would help",
     "write": "writing: a faster disk, `--store-dtype float16` or fewer `--tokens` would help",
 }
@@ -50,7 +51,8 @@ class EmbedResult:
         reused: rows kept from earlier runs.
         failed: rows without an embedding.
         seconds: wall time of this run, without finding the images and loading the model.
-        waited_s: seconds of it that were spent waiting for the decoders (`decode`), the `model`, and the disk (`write`).
+        waited_s: seconds of it that were spent waiting, by what for: the decoder processes, divided into `read` and `decode` (which
+            includes resizing there) as their own time was, the `model`, and the disk (`write`).
     """
 
     path: str
@@ -67,8 +69,10 @@ class EmbedResult:
         counts = f"{self.path}: {self.total:,} images, {outcome}; {self.embedded:,} done now, {self.reused:,} kept"
         if not self.embedded:
             return f"{counts}, nothing was left to do"
-        stage = max(self.waited_s, key=lambda name: self.waited_s[name])
-        share = self.waited_s[stage] / max(self.seconds, 1e-9)
+        read, decode = self.waited_s["read"], self.waited_s["decode"]
+        waited = {"read" if read > decode else "decode": read + decode} | {name: self.waited_s[name] for name in ("model", "write")}
+        stage = max(waited, key=lambda name: waited[name])
+        share = waited[stage] / max(self.seconds, 1e-9)
         rate = self.embedded / max(self.seconds, 1e-9)
         return f"{counts}\n{self.seconds:,.1f} s, {rate:,.1f} images/s; {share:.0%} of the time went to {ADVICE[stage]}"
 
@@ -120,7 +124,7 @@ def run(
 ) -> EmbedResult:
     """Do the work of a prepared job; arguments and errors as for `embed`, and `max_failures` as a number."""
     started = time.monotonic()
-    waited = {"decode": 0.0, "model": 0.0, "write": 0.0}
+    waited = dict.fromkeys(ADVICE, 0.0)
     with open_writer(job.output, job.row_table(), job.layout, overwrite=overwrite, prune=prune, retry_failed=retry_failed) as writer:
         done, failed = writer.reused, _num_failed(writer.path if writer.up_to_date else writer.part_path)
         start = 0
@@ -173,7 +177,7 @@ def embed_like(
     paths: list[str] = []
     features: list[np.ndarray] = []
     errors: list[tuple[str, str]] = []
-    for batch, arrays in embedded_batches(job, np.arange(len(job.manifest)), {"decode": 0.0, "model": 0.0}):
+    for batch, arrays in embedded_batches(job, np.arange(len(job.manifest)), dict.fromkeys(ADVICE, 0.0)):
         is_good = batch.status == Status.OK
         names = [os.path.join(folder, os.fsdecode(job.manifest.keys[row])) for row in batch.rows.tolist()]
         paths += [name for name, good in zip(names, is_good, strict=True) if good]
@@ -193,7 +197,7 @@ def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Ge
     Args:
         job: what to do.
         rows: (n,) int64 rows of the manifest, in the order wanted.
-        waited: seconds spent waiting for `decode` and `model` are added here.
+        waited: seconds spent waiting for `read`, `decode` and `model` are added here, all of them when the last batch is there.
     """
     if not len(rows):
         return
@@ -209,12 +213,14 @@ def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Ge
         return batch, arrays
 
     with job.loader(rows) as loader:
-        batches = iter(loader)
+        stats, batches = loader.stats, iter(loader)
         while True:
             clock = time.monotonic()
             batch = next(batches, None)
             waited["decode"] += time.monotonic() - clock
             if batch is None:
+                waited["read"] = waited["decode"] * stats.read_s / max(stats.read_s + stats.decode_s, 1e-9)
+                waited["decode"] -= waited["read"]
                 break
             engine = next(engines)
             if isinstance(batch.pixels, np.ndarray):

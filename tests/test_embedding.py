@@ -89,6 +89,36 @@ def test_a_second_run_computes_nothing_and_touches_nothing(photos: Path, tmp_pat
     assert "nothing was left to do" in result.text()
 
 
+@pytest.mark.parametrize(
+    ("waited", "says"),
+    [
+        ((4, 3, 2, 1), "70% of the time went to images, above all to reading them: a faster disk"),
+        ((2, 3, 4, 1), "50% of the time went to images, above all to decoding them: more CPU cores"),
+        ((1, 2, 4, 3), "40% of the time went to the model: a GPU"),
+        ((1, 2, 2, 5), "50% of the time went to writing: a faster disk, `--store-dtype float16`"),
+    ],
+)
+def test_the_summary_says_what_bounded_the_run(waited: tuple[int, ...], says: str) -> None:
+    """Reading and decoding together are weighed against the model and the disk; of the two, the longer gives the advice."""
+    waited_s = dict(zip(("read", "decode", "model", "write"), map(float, waited), strict=True))
+    result = EmbedResult("x.h5", total=5, embedded=4, reused=1, failed=0, seconds=10.0, waited_s=waited_s)
+
+    assert result.text().splitlines()[1].startswith(f"10.0 s, 0.4 images/s; {says}")
+
+
+def test_waiting_for_large_images_is_waiting_for_their_decoding(tmp_path: Path) -> None:
+    """A run over pictures of two million pixels waits for their decoding, hardly for their reading, and says so."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8))
+    for number in range(3):
+        noise.save(tmp_path / f"{number}.png", compress_level=1)
+
+    result, _ = embed_colours(tmp_path, tmp_path / "x.h5")
+
+    assert result.waited_s["decode"] > result.waited_s["read"] > 0
+    assert sum(result.waited_s.values()) <= result.seconds
+    assert "above all to decoding them" in result.text()
+
+
 def test_only_new_images_are_embedded_and_the_file_equals_one_made_at_once(photos: Path, tmp_path: Path) -> None:
     """After three pictures more, three are computed, and the bytes are those of a run over all thirteen."""
     embed_colours(photos, tmp_path / "x.h5")
