@@ -12,7 +12,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 from dino_extract.errors import SourceError
 
@@ -27,7 +26,7 @@ _DEFLATE_RATIO = 1032  # no more can be unpacked from one byte
 _INFLATE_BYTES = 1 << 18  # compressed bytes read at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """One regular file inside an archive.
 
@@ -73,25 +72,20 @@ def read_archive_index(path: bytes) -> ArchiveIndex:
     Raises:
         SourceError: the file cannot be opened, is a compressed tar, or is no such archive.
     """
-    try:
-        info = os.stat(path)
-        return _read_index(path, info.st_size, info.st_mtime_ns)
-    except OSError as error:
-        raise SourceError(f"`{os.fsdecode(path)}` cannot be read: {error.strerror}") from error
-
-
-@lru_cache(maxsize=4)  # resolving the rows of a few shards one by one must not read their headers again each time
-def _read_index(path: bytes, archive_size: int, archive_mtime_ns: int) -> ArchiveIndex:
     members: dict[bytes, Member] = {}
     skipped: Counter[str] = Counter()
     damage = None
-    if is_zip(path):
-        _read_zip(path, archive_size, members, skipped)
-    else:
-        damage = _read_tar(path, archive_size, members, skipped)
+    try:
+        info = os.stat(path)
+        if is_zip(path):
+            _read_zip(path, info.st_size, members, skipped)
+        else:
+            damage = _read_tar(path, info.st_size, members, skipped)
+    except OSError as error:
+        raise SourceError(f"`{os.fsdecode(path)}` cannot be read: {error.strerror}") from error
     if damage:
         skipped[damage] += 1
-    return ArchiveIndex(members, dict(skipped), archive_size, archive_mtime_ns, damage)
+    return ArchiveIndex(members, dict(skipped), info.st_size, info.st_mtime_ns, damage)
 
 
 def _read_tar(path: bytes, archive_size: int, members: dict[bytes, Member], skipped: Counter[str]) -> str | None:
@@ -180,7 +174,7 @@ def _ends_properly(path: bytes, offset: int) -> bool:
 
 
 def read_zip_member(descriptor: int, offset: int, size: int) -> bytes:
-    """The unpacked bytes of one member of a zip, fewer where the archive ends before them.
+    """The unpacked bytes of one member of a zip, checked against their checksum.
 
     Args:
         descriptor: the open zip.
@@ -195,26 +189,36 @@ def read_zip_member(descriptor: int, offset: int, size: int) -> bytes:
         raise zipfile.BadZipFile(f"no member at byte {offset:,} of the zip")
     _, flags, method, crc, name_bytes, extra_bytes = _ZIP_HEADER.unpack(header)
     start = offset + _ZIP_HEADER.size + name_bytes + extra_bytes
-    try:
-        content = b"".join(read_range(descriptor, start, size) if method == zipfile.ZIP_STORED else _inflate(descriptor, start, size))
-    except zlib.error as error:
-        raise zipfile.BadZipFile(f"damaged in the zip ({error})") from error
-    if len(content) == size and not flags & _ZIP_CRC_FOLLOWS and zlib.crc32(content) != crc:
+    if method == zipfile.ZIP_STORED:
+        content, end = b"".join(read_range(descriptor, start, size)), start + size
+    else:
+        content, end = _inflate(descriptor, start, size)
+    if flags & _ZIP_CRC_FOLLOWS:  # with a signature or without
+        behind = os.pread(descriptor, 8, end)
+        crc = int.from_bytes(behind[4:] if behind.startswith(b"PK\7\x08") else behind[:4], "little")
+    if zlib.crc32(content) != crc:
         raise zipfile.BadZipFile("damaged in the zip (its checksum is another)")
     return content
 
 
-def _inflate(descriptor: int, start: int, size: int) -> Iterator[bytes]:
+def _inflate(descriptor: int, start: int, size: int) -> tuple[bytes, int]:
+    """The unpacked bytes, and where the packed ones end."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)  # no zlib header
-    while size > 0 and not inflater.eof:
-        packed = inflater.unconsumed_tail or os.pread(descriptor, _INFLATE_BYTES, start)
-        if not packed:
-            return
-        if not inflater.unconsumed_tail:
-            start += len(packed)
-        part = inflater.decompress(packed, size)
-        yield part
-        size -= len(part)
+    content, position = bytearray(), start
+    try:
+        while not inflater.eof and len(content) <= size:
+            packed = inflater.unconsumed_tail
+            if not packed:
+                packed = os.pread(descriptor, _INFLATE_BYTES, position)
+                position += len(packed)
+            content += inflater.decompress(packed, size + 1 - len(content))  # one byte too many tells that there are more
+            if not packed:
+                break
+    except zlib.error as error:
+        raise zipfile.BadZipFile(f"damaged in the zip ({error})") from error
+    if not inflater.eof or len(content) != size:
+        raise zipfile.BadZipFile(f"damaged in the zip ({len(content):,} bytes or more, its list says {size:,} bytes)")
+    return bytes(content), position - len(inflater.unused_data)
 
 
 def read_range(descriptor: int, offset: int, size: int) -> Iterator[bytes]:

@@ -9,12 +9,13 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.archive import is_archive, is_zip, read_archive_index, read_range, read_zip_member
+from dino_extract.archive import ArchiveIndex, is_archive, is_zip, read_archive_index, read_range, read_zip_member
 from dino_extract.errors import DecodeError, SourceError
 from dino_extract.status import Status
 
@@ -99,7 +100,7 @@ def resolve(root: bytes, key: bytes, *, stamp: tuple[int, int] | None = None) ->
         found, now = ImageRef(path, -1, info.st_size, key), (info.st_size, info.st_mtime_ns)
     else:
         head, member_name = (root, key) if is_archive(root) else _split_at_archive(path)
-        index = read_archive_index(head) if head else None
+        index = _archive_index(head, os.stat(head).st_mtime_ns) if head else None
         if index is None or member_name not in index.members:
             raise SourceError(f"`{printable(key)}` is no longer in `{printable(root)}`")
         member = index.members[member_name]
@@ -108,6 +109,11 @@ def resolve(root: bytes, key: bytes, *, stamp: tuple[int, int] | None = None) ->
     if stamp not in (None, now):
         raise SourceError(f"`{printable(key)}` in `{printable(root)}` has changed")
     return found
+
+
+@lru_cache(maxsize=4)  # images of a few shards, one by one, must not have their headers read again each time
+def _archive_index(path: bytes, mtime_ns: int) -> ArchiveIndex:
+    return read_archive_index(path)
 
 
 def manifest_of(root: bytes, images: Sequence[ImageRef]) -> Manifest:

@@ -40,7 +40,7 @@ def reason_to_skip(name: bytes, suffixes: tuple[str, ...]) -> str | None:
         name: the file's name without its folder.
         suffixes: take exactly these, lower case; empty: everything that may be an image.
     """
-    if name.startswith(b".") or name in JUNK_NAMES:
+    if is_hidden(name):
         return "hidden"
     dot = name.rfind(b".")
     return _reason_of_suffix(name[dot:] if dot > 0 else b"", suffixes)

@@ -52,6 +52,17 @@ def test_stored_keys_lead_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert [resolve(manifest.root, key) for key in manifest.keys] == [manifest[row] for row in range(len(manifest))]
 
 
+def test_an_archive_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    """What was remembered of an archive is forgotten when it changes."""
+    path = make_zip(tmp_path / "s.zip", {"a.jpg": b"old"})
+    resolve(os.fsencode(path), b"a.jpg")
+    make_zip(tmp_path / "new.zip", {"b.jpg": b"newer"}).replace(path)
+
+    assert read_image_bytes(resolve(os.fsencode(path), b"b.jpg")) == b"newer"
+    with pytest.raises(SourceError, match=r"`a\.jpg` is no longer in"):
+        resolve(os.fsencode(path), b"a.jpg")
+
+
 def test_key_of_a_lost_image_is_an_error(tmp_path: Path) -> None:
     """A key whose image is gone is an error that names both."""
     path = make_tar(tmp_path / "s.tar", {"a.jpg": b"1"})

@@ -107,7 +107,7 @@ def main() -> None:
         raise WeightsError(f"`{args.checkpoint}` has a feed-forward network of type {checkpoint.config.ffn}, expected mlp")
     with dx.open(args.tokens) as file:
         cls = torch.from_numpy(file.features[:])
-        patches = torch.from_numpy(file.patch_features[:: max(1, len(cls) // PATCH_IMAGES)]).flatten(1, 2)
+        patches = torch.from_numpy(file.patch_features[:: -(-len(cls) // PATCH_IMAGES)]).flatten(1, 2)
     tensors = whiten(checkpoint.tensors, checkpoint.config, cls, patches)
     known = {
         key: value for key, value in checkpoint.metadata.items() if key not in ("format", "config", "tensors_sha256", "name", "licence")

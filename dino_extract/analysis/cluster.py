@@ -161,6 +161,12 @@ def curate(
     require_choice("by", by, Like)
     if like is None and by != "sample":
         raise ConfigError("`--by` says how images like those of `--like` are found, which is not given", hint="`--like SEEDS.h5`")
+    sizes = several(levels)
+    if like is not None and len(sizes) > (by == "cluster"):
+        raise ConfigError(
+            "`--levels` are for an even choice: `--like` takes none, and with `--by cluster` one number of clusters",
+            hint="leave `--levels` or `--like` out",
+        )
     with opened(store) as found:
         vectors = stored_vectors(found, dataset)
         if not 1 <= budget <= len(vectors):
@@ -168,7 +174,7 @@ def curate(
                 f"`--budget` must be from 1 to the {len(vectors):,} images of `{found.path}`, got {budget:,}",
                 hint=f"for example `--budget {max(1, len(vectors) // 2)}`",
             )
-        sizes = several(levels) or default_levels(len(vectors))
+        sizes = sizes or default_levels(len(vectors))
         if like is None:
             rows = balanced_sample([level.codes for level in hierarchy(vectors, sizes, seed=seed)], budget, seed=seed)
         else:

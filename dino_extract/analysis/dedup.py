@@ -170,7 +170,7 @@ def leaks(
         StoreError: files made differently, an unfinished or empty store.
         ConfigError: a threshold outside 0..1, or a store against itself.
     """
-    _check(threshold)
+    require_threshold(threshold)
     with opened(store) as ours, opened(against) as theirs:
         require_other_file(ours, theirs)
         require_made_alike(ours, theirs)
@@ -225,7 +225,7 @@ def group_rows(
     Raises:
         ConfigError: a threshold outside 0..1.
     """
-    _check(threshold)
+    require_threshold(threshold)
     vectors = as_vectors(vectors)
     steps = [threshold, *(step for step in LADDER if step > threshold)]
     sets = [DisjointSet(len(vectors)) for _ in steps]
@@ -258,7 +258,12 @@ def _best_first(rows: NDArray[np.int64], worth: NDArray[np.int64] | None) -> NDA
     return rows if worth is None else rows[np.lexsort((rows, -worth[rows]))]
 
 
-def _check(threshold: float) -> None:
+def require_threshold(threshold: float) -> None:
+    """Check that a threshold is one that two images can reach and some cannot.
+
+    Raises:
+        ConfigError: it is not above 0 and at most 1.
+    """
     if not 0 < threshold <= 1:
         raise ConfigError(f"`--threshold` is a cosine above 0 and up to 1, got {threshold}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -56,7 +57,7 @@ def dedup(
     options = {"threshold": threshold, "dataset": dataset, "seed": seed}
     if calibrate is not None and (against or keep_list or drop_list or sheet):
         raise ConfigError("`--calibrate` only measures: it takes no `--against`, `--keep`, `--drop` or `--sheet`")
-    if keep_list is not None and keep_list == drop_list:
+    if keep_list is not None and drop_list is not None and os.path.realpath(keep_list) == os.path.realpath(drop_list):
         raise ConfigError(f"`--keep` and `--drop` name one file, `{keep_list}`")
     for path in (keep_list, drop_list):
         require_place(path, "list")

@@ -22,7 +22,7 @@ def report(
     max_images: Annotated[int, typer.Option(help="At most this many on the map, evenly spread.")] = 10_000,
     map_method: Annotated[Literal["auto", "pca", "tsne", "umap"], typer.Option("--map", help="How vectors become places.")] = "auto",
     clusters: Annotated[int, typer.Option(min=0, help="Number of clusters; 0 chooses.")] = 0,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Cosine from which on two images are duplicates.")] = 0.95,
+    threshold: Annotated[float, typer.Option(help="Cosine from which on two images are duplicates.")] = 0.95,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the page's path.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -248,8 +248,8 @@ class TrainingData:
                 self._substitutes.send(self._manifest[int(row)])
                 reply = self._substitutes.receive()
             except DecoderDiedError as error:
-                self._failures[int(row)] = f"decode: {error or self._substitutes.close()}"
-                self._substitutes.kill()
+                ending = self._substitutes.close(0.0 if str(error) else 1.0)
+                self._failures[int(row)] = f"decode: {str(error) or ending}"
                 self._substitutes = None
                 continue
             if isinstance(reply.pixels, np.ndarray):

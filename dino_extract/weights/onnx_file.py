@@ -82,8 +82,10 @@ def write_onnx(model: LoadedBackbone, target: Path, *, size: str | int | None = 
         raise ConfigError(f"`{target}` does not end in `.onnx`")
     if missing := [package for package in _PACKAGES if find_spec(package) is None]:
         raise ConfigError(f"the package `{missing[0]}` is not installed", hint="pip install 'dino-extract[onnx]'")
-    if target.exists() and not overwrite:
-        raise WeightsError(f"`{target}` is already there", hint="`--overwrite` replaces it")
+    data_target = target.with_name(target.name + ".data")
+    for each in (target, data_target):
+        if each.exists() and not overwrite:
+            raise WeightsError(f"`{each}` is already there", hint="`--overwrite` replaces it")
     height, width = parse_size(model.size if size is None else size)
     pixels = Preprocess(height=height, width=width, patch=backbone.patch_size, mean=backbone.mean, std=backbone.std)
     about = {
@@ -101,13 +103,16 @@ def write_onnx(model: LoadedBackbone, target: Path, *, size: str | int | None = 
             difference = _difference(network, examples[:1], path)
             if difference > MAX_DIFFERENCE:
                 raise WeightsError(f"onnxruntime gives tokens that differ from the model's by {difference:.1e} of their norm")
-            data = path.with_name(path.name + ".data")
-            moved = [target.with_name(each.name) for each in (data, path) if each.exists()]
-            for each in moved:  # the numbers first: what they are for appears when they are there
-                os.replace(Path(folder) / each.name, each)
+            data = path.with_name(data_target.name)
+            has_data = data.exists()
+            if has_data:  # first: what the numbers are for appears when they are there
+                os.replace(data, data_target)
+            os.replace(path, target)
+            if not has_data:
+                data_target.unlink(missing_ok=True)  # of the file that was replaced
     except OSError as error:
         raise WeightsError(f"`{target}` cannot be written: {error.strerror}") from error
-    return OnnxFile(target, moved[0] if len(moved) > 1 else None, difference)
+    return OnnxFile(target, data_target if has_data else None, difference)
 
 
 def _export(network: NamedOutputs, examples: Tensor, path: Path, about: dict[str, str]) -> None:

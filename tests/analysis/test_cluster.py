@@ -199,10 +199,18 @@ def test_curating_like_seeds_takes_their_kind(path: str, tmp_path: Path, by: str
     vectors, _ = blobs(3, 60, 16, spread=0.2, seed=9)
     seeds = write_store(tmp_path / "seeds.h5", [f"s{row}.jpg" for row in range(5)], {"features": vectors[60:65]})
 
-    chosen = curate(path, 8, levels=[3], like=seeds, by=by)  # type: ignore[arg-type]  # one of the literals
+    levels = [3] if by == "cluster" else []
+    chosen = curate(path, 8, levels=levels, like=seeds, by=by)  # type: ignore[arg-type]  # one of the literals
 
     assert len(chosen) == 8
     assert all(key.startswith("class001/") for key in chosen)
+
+
+@pytest.mark.parametrize(("levels", "by"), [([3], "sample"), ([9, 3], "cluster")])
+def test_levels_that_would_be_ignored_are_refused(path: str, levels: list[int], by: str) -> None:
+    """Neighbours of seeds need no clusters, and seeded clusters are of one level."""
+    with pytest.raises(ConfigError, match="`--levels` are for an even choice"):
+        curate(path, 8, levels=levels, like=path, by=by)  # type: ignore[arg-type]  # one of the literals
 
 
 def test_too_few_seeds_for_clusters_are_refused(path: str, tmp_path: Path) -> None:

@@ -139,6 +139,8 @@ def test_the_same_file_gives_the_same_page(tmp_path: Path) -> None:
 def test_a_limit_takes_images_evenly_and_says_so(tmp_path: Path) -> None:
     """With 10 of 40 images on the map, figures are still of all."""
     with sample(tmp_path) as store:
+        with pytest.raises(ConfigError, match="`--threshold` is a cosine above 0 and up to 1, got 2"):
+            report(store, threshold=2)
         result = report(store, max_images=10, map_method="pca")
 
     text = Path(result.path).read_text()

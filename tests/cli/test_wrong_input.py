@@ -52,6 +52,8 @@ TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
         (["knn", "good.h5", "--confusion", "taken"], "picture `taken` cannot be written: Is a directory\n"),
         (["search", "good.h5", "--map", "--sheet", "x.png"], "`--map` only measures: it takes no query, `--path` or `--sheet`\n"),
         (["dedup", "good.h5", "--keep", "x.txt", "--drop", "x.txt"], "`--keep` and `--drop` name one file, `x.txt`\n"),
+        (["dedup", "good.h5", "--keep", "./x.txt", "--drop", "x.txt"], "`--keep` and `--drop` name one file, `./x.txt`\n"),
+        (["curate", "good.h5", "--budget", "3", "--like", "good.h5", "--levels", "9,3"], "`--levels`"),
         (
             ["dedup", "good.h5", "--against", "./good.h5", "--drop", "x.txt"],
             "`--against ./good.h5` is the file itself, which has every image\n",

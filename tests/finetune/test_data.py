@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dino_extract import decoder_process
 from dino_extract.errors import ConfigError, SourceError
 from dino_extract.finetune.config import CropConfig
 from dino_extract.finetune.data import Decoded, Order, Share, TrainingData
@@ -99,6 +100,23 @@ def test_a_substitute_is_the_same_on_every_run(tmp_path: Path) -> None:
     for first, second in zip(one, other, strict=True):
         assert np.array_equal(first.pixels, second.pixels)
         assert all(image.any() for image in first.pixels)
+
+
+def test_a_substitute_that_kills_its_decoder_is_told_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images at which decoders die are replaced, and every one of them says how its decoder ended."""
+    folder = runs.make_pictures(tmp_path / "pictures", 16)
+    survivor = min(path.name for path in folder.iterdir()).encode()
+    deadly = (
+        "import os, sys; sys.path[:] = sys.argv[2:]; from dino_extract import decoder_process as d; answer = d._answer\n"
+        f"d._answer = lambda ref, options, **k: answer(ref, options, **k) if ref.key == {survivor!r} else os.kill(os.getpid(), 11)\n"
+        "d.main(sys.argv[1])"
+    )
+    monkeypatch.setattr(decoder_process, "_COMMAND", deadly)
+
+    (batch,) = decoded(folder, Share(2), last_step=1)
+
+    assert len(batch.failures) > 2  # those of the batch, and substitutes
+    assert set(batch.failures.values()) == {"decode: decoder crashed (signal 11)"}
 
 
 def test_a_batch_tells_what_could_not_be_read_for_it(tmp_path: Path) -> None:

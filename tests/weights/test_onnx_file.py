@@ -69,6 +69,21 @@ def test_many_numbers_go_into_a_file_beside_it(tmp_path: Path, monkeypatch: pyte
     onnx.checker.check_model(str(written.path))
 
 
+def test_a_data_file_is_replaced_only_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that stands there stops the export; with `overwrite` it goes, also where the new file needs none."""
+    (tmp_path / "small.onnx.data").write_bytes(b"mine")
+    with pytest.raises(WeightsError, match=r"`.*small\.onnx\.data` is already there"):
+        write_onnx(loaded(PLAIN), tmp_path / "small.onnx")
+    assert (tmp_path / "small.onnx.data").read_bytes() == b"mine"
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dino_extract.weights.onnx_file.MAX_INLINE_BYTES", 1000)
+        write_onnx(loaded(PLAIN), tmp_path / "small.onnx", overwrite=True)
+    write_onnx(loaded(PLAIN), tmp_path / "small.onnx", overwrite=True)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+
+
 def test_a_file_that_gives_something_else_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the runtime differs from the model, that is an error, and nothing is left behind; an older file stays."""
     (tmp_path / "small.onnx").write_bytes(b"older")

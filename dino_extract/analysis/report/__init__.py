@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dino_extract.analysis.arguments import require_choice
-from dino_extract.analysis.dedup import THRESHOLD
+from dino_extract.analysis.dedup import THRESHOLD, require_threshold
 from dino_extract.analysis.labels import LabelSource, labels_of
 from dino_extract.analysis.pictures import choose_positions, display_name
 from dino_extract.analysis.report.facts import MAX_FAILURES_SHOWN, failures, how_it_was_made, what_is_in_it
@@ -39,7 +39,6 @@ __all__ = ["MAX_IMAGES", "ReportResult", "report"]
 
 MAX_IMAGES = 10_000  # on the map; a page with more is slow to load
 NUM_NEIGHBOURS = 12
-DUPLICATE_COSINE = THRESHOLD
 _CLUSTER_SHOWN = 14  # most typical images of each cluster
 
 
@@ -75,7 +74,7 @@ def report(
     max_images: int = MAX_IMAGES,
     map_method: MapMethod = "auto",
     num_clusters: int = 0,
-    threshold: float = DUPLICATE_COSINE,
+    threshold: float = THRESHOLD,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ReportResult:
     """Write a page that works offline: file facts, failures, figures, and a map of the images to hover and click.
@@ -94,9 +93,10 @@ def report(
     Raises:
         StoreError: an unfinished or empty file, or values that are not finite.
         SourceError: the labels cannot be read.
-        ConfigError: a library is missing, or the page cannot be written.
+        ConfigError: a threshold that is no cosine above 0, a library is missing, or the page cannot be written.
     """
     require_choice("map", map_method, MapMethod)
+    require_threshold(threshold)
     if max_images < 2:
         raise ConfigError(f"a map needs at least 2 images, got `--max-images {max_images}`")
     with opened(store) as file:
