@@ -87,7 +87,7 @@ class Writer:
                 caller must not change them, and the writer may.
             image_size: (B, 2) int32, height and width in pixels after orientation; zero where unknown.
             status: (B,) a `Status` per row; all OK if left out. Rows that are not OK get NaN, whatever the arrays hold.
-            errors: (B,) "stage: ErrorClass: message", cut to 96 bytes; empty if left out.
+            errors: (B,) "stage: message", cut to 96 bytes; empty if left out.
 
         Raises:
             StoreError: this or an earlier batch could not be written.
