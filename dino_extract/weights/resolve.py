@@ -92,7 +92,7 @@ def resolve_weights(
     except WeightsError as error:
         reason = f"could not be downloaded ({'; '.join(filter(None, (error.message, error.hint)))})"
         raise missing_error(checkpoint, reason, unusable) from error
-    return WeightsFile(cached_path(checkpoint.name), "cache, downloaded just now", None)
+    return WeightsFile(cached_path(checkpoint.name), "cache", None)
 
 
 def weights_here(checkpoint: Checkpoint) -> tuple[WeightsFile | None, list[str]]:

@@ -168,6 +168,14 @@ def test_hugging_face_copy_is_used(model: Checkpoint, bare_machine: Path, releas
     assert loaded.weights_sha256 == blob.name
 
 
+def test_downloaded_weights_are_named_as_they_are_afterwards(model: Checkpoint, bare_machine: Path) -> None:
+    """A file's record does not tell whether the weights were downloaded for it, so that a run killed and continued gives the same bytes."""
+    first, second = load("test"), load("test", offline=True)
+
+    assert first.weights_source == second.weights_source
+    assert first.weights_sha256 == second.weights_sha256
+
+
 def test_damaged_hugging_face_copy_is_passed_over(model: Checkpoint, bare_machine: Path, released: Path) -> None:
     """A file that does not have the hash it is named by is not used, and the error says so."""
     hugging_face_copy(bare_machine, released, blob="0" * 64)
