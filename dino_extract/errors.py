@@ -46,6 +46,10 @@ class WeightsError(DinoExtractError):
     """A checkpoint is missing, damaged, or does not fit the model."""
 
 
+class DinoExtractWarning(UserWarning):
+    """Something the user should know of that does not stop the work."""
+
+
 class StoreError(DinoExtractError):
     """An HDF5 file cannot be written, read, or continued."""
 

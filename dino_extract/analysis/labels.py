@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
@@ -12,14 +13,15 @@ from numpy.typing import NDArray
 
 from dino_extract.analysis.arguments import several
 from dino_extract.analysis.vectors import require_images
-from dino_extract.errors import ConfigError, SourceError, StoreError
-from dino_extract.manifest import printable
+from dino_extract.errors import ConfigError, DinoExtractWarning, SourceError, StoreError
+from dino_extract.manifest import printable, root_from_text
 from dino_extract.status import Status
 from dino_extract.store import Store, read_dataset
 
 _HINT = "give labels with `--labels FILE.csv` (columns path,label), or choose the folder with `--label-depth`"
 
 _HEADER = {"path", "label"}
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 LabelSource = Union[str, "os.PathLike[str]", Mapping[str, Any], Sequence[Any], NDArray[Any], None]
 
@@ -45,7 +47,7 @@ def labels_of(store: Store, source: LabelSource = None, depth: int = 1) -> list[
     if source is None:
         labels = folder_labels(store.paths, depth)
     elif isinstance(source, Mapping):
-        labels = _labels_by_path(store.paths, {str(path): _label(value) for path, value in source.items()}, "the labels")
+        labels = _labels_by_path(store, {str(path): _label(value) for path, value in source.items()}, "the labels")
     elif text is None:
         several_kinds = np.array([*several(source), None], object)[:-1]  # None keeps it one-dimensional
         labels = _row_labels(store, several_kinds if getattr(source, "ndim", 1) == 1 else np.asarray(source), "the labels")
@@ -53,7 +55,7 @@ def labels_of(store: Store, source: LabelSource = None, depth: int = 1) -> list[
         path, _, dataset = text.rpartition(":")
         labels = dataset_labels(store, path, dataset)
     else:
-        labels = csv_labels(store.paths, text)
+        labels = csv_labels(store, text)
     if any(labels):
         return labels
     images = f"the {len(labels):,} images of `{store.path}`"
@@ -86,18 +88,19 @@ def folder_labels(paths: Sequence[str], depth: int = 1) -> list[str]:
     return [parts[-depth] if len(parts) >= depth else "" for parts in folders]
 
 
-def csv_labels(paths: Sequence[str], csv_path: str) -> list[str]:
-    """(n,) the label that a CSV file gives each path, "" where it gives none.
+def csv_labels(store: Store, csv_path: str) -> list[str]:
+    """(n,) the label that a CSV file gives each embedded image, "" where it gives none.
 
     The file has a header with the columns `path` and `label`, or no header and the path and label first. They are separated by commas,
-    semicolons or tabs, whichever make a header or a path of the first line. Paths are as in the store, or with `./` in front.
+    semicolons or tabs, whichever make a header or a path of the first line. Paths are as in the store, or with `./`, or with
+    the folder that was embedded in front: its name, or its absolute path.
 
     Raises:
         SourceError: it cannot be read, has no two columns, gives a path two labels, or names none of the paths.
     """
     try:
         with open(csv_path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            separator = _separator(file.readline(), paths)
+            separator = _separator(file.readline(), store.paths)
             file.seek(0)
             lines = [line for line in csv.reader(file, delimiter=separator) if line]
     except (OSError, csv.Error) as error:
@@ -113,21 +116,23 @@ def csv_labels(paths: Sequence[str], csv_path: str) -> list[str]:
     for line in lines:
         if len(line) <= max(columns):
             raise SourceError(
-                f"labels `{csv_path}` must have a path and a label in every line, got `{printable(os.fsencode(','.join(line)))}`"
+                f"labels `{csv_path}` must have a path and a label in every line, got `{printable(os.fsencode(separator.join(line)))}`",
+                hint=f"cells are divided by {_SEPARATORS[separator]}, as in the first line",
             )
         path, label = line[columns[0]], line[columns[1]].strip()
         if label_of.setdefault(path, label) != label:
             raise SourceError(f"labels `{csv_path}` give `{path}` two labels, `{label_of[path]}` and `{label}`")
-    return _labels_by_path(paths, label_of, f"labels `{csv_path}`")
+    return _labels_by_path(store, label_of, f"labels `{csv_path}`")
 
 
 def _separator(first_line: str, paths: Sequence[str]) -> str:
     """What divides the cells: spreadsheets write semicolons where the comma is for decimals."""
-    rows = {separator: next(csv.reader([first_line], delimiter=separator), []) for separator in ",;\t"}
+    rows = {separator: next(csv.reader([first_line], delimiter=separator), []) for separator in _SEPARATORS}
+    names = set(map(os.path.basename, paths))
 
     def fitness(separator: str) -> tuple[bool, bool, bool]:
         row = rows[separator]
-        return _names(row).keys() >= _HEADER, row[:1] != [] and row[0] in paths, len(row) > 1
+        return _names(row).keys() >= _HEADER, row[:1] != [] and os.path.basename(row[0]) in names, len(row) > 1
 
     return max(rows, key=fitness)
 
@@ -137,15 +142,32 @@ def _names(header: Sequence[str]) -> dict[str, int]:
     return {name.strip().lower(): column for column, name in enumerate(header)}
 
 
-def _labels_by_path(paths: Sequence[str], label_of: Mapping[str, str], name: str) -> list[str]:
-    """(n,) the label of each path, "" where there is none."""
-    ours = [path if path in label_of else f"./{path}" for path in paths]  # as our own tables write some paths (`table_path`)
-    if label_of and not any(path in label_of for path in ours):
+def _labels_by_path(store: Store, label_of: Mapping[str, str], name: str) -> list[str]:
+    """(n,) the label of each embedded image, "" where there is none."""
+    root = os.fsdecode(root_from_text(str(store.attrs["root"])))
+    found = (_paths_in(label_of, store.all_paths, folder) for folder in ("", f"{root}/", f"{os.path.basename(root)}/"))
+    of_rows = next(filter(any, found), [""] * len(store.all_paths))
+    named = [of_rows[row] for row in store_rows(store).tolist()]
+    if label_of and not any(of_rows):
         raise SourceError(
-            f"{name} name none of the embedded images: they have `{next(iter(label_of))}`, the file has `{paths[0]}`",
-            hint="write paths as they stand in the dataset `/paths`, relative to the source",
+            f"{name} name none of the embedded images: they have `{next(iter(label_of))}`, the file has `{store.paths[0]}`",
+            hint="write paths as they stand in the dataset `/paths`, relative to the source, in the first column or in one called `path`",
         )
-    return [label_of.get(path, "") for path in ours]
+    num_unlabelled = named.count("")
+    if num_unlabelled and (unknown := label_of.keys() - set(of_rows)):
+        warnings.warn(
+            f"{name} have {len(unknown):,} paths that are no images of `{store.path}`, such as `{min(unknown)}`; "
+            f"{num_unlabelled:,} images of it, such as `{store.paths[named.index('')]}`, have no label",
+            DinoExtractWarning,
+            stacklevel=4,
+        )
+    return [label_of[path] if path else "" for path in named]
+
+
+def _paths_in(label_of: Mapping[str, str], paths: Sequence[str], folder: str) -> list[str]:
+    """(n,) what each path is called where labels have this folder in front of it, "" where it is not there."""
+    # With `./` some paths stand in our own tables (`table_path`).
+    return [next((name for name in (folder + path, f"./{folder}{path}") if name in label_of), "") for path in paths]
 
 
 def dataset_labels(store: Store, path: str, dataset: str) -> list[str]:

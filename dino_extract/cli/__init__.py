@@ -10,10 +10,12 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from io import TextIOWrapper
 from types import FrameType
+from typing import Any
 
-from dino_extract.errors import DinoExtractError, ExitCode, quoted
+from dino_extract.errors import DinoExtractError, DinoExtractWarning, ExitCode, quoted
 
 # The machine's limits, which may be hit anywhere; every other OSError is either explained where it occurs or a mistake of ours.
 MACHINE_IS_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
@@ -64,12 +66,24 @@ def _run() -> None:
             usual_hook(lost)
 
     sys.unraisablehook = raise_again
+    usual_warning = warnings.showwarning
+
+    def show_warning(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
+    ) -> None:
+        """Our own warnings are for people, without the line of code that they come from."""
+        if issubclass(category, DinoExtractWarning):
+            _say("warning", str(message), None)
+        else:
+            usual_warning(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show_warning
     try:
         from dino_extract.cli.app import app  # takes so long that people press Ctrl-C
 
         app()
     finally:
-        sys.unraisablehook = usual_hook
+        sys.unraisablehook, warnings.showwarning = usual_hook, usual_warning
         for number in STOPPING:  # what is left is to say how it went: nothing to put in order
             signal.signal(number, signal.SIG_DFL)
 

@@ -7,14 +7,14 @@ import fcntl
 import os
 import warnings
 
-from dino_extract.errors import StoreBusyError
+from dino_extract.errors import DinoExtractWarning, StoreBusyError
 from dino_extract.store import disk
 
 # What network file systems without a lock service answer.
 _NO_LOCKS = disk.UNSUPPORTED | {errno.ENOLCK}
 
 
-class StoreWarning(UserWarning):
+class StoreWarning(DinoExtractWarning):
     """Something about a store the user should know of, that does not stop the run."""
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dino_extract.analysis.labels import classes_of, encode, folder_labels, labels_of, require_known
-from dino_extract.errors import ConfigError, SourceError
+from dino_extract.errors import ConfigError, DinoExtractWarning, SourceError
 from dino_extract.store import Store, open_store
 from tests.analysis.stores import write_store
 
@@ -42,7 +42,7 @@ def test_depth_zero_is_refused() -> None:
 @pytest.mark.parametrize("header", ["", "path,label\n"])
 def test_csv_labels_follow_paths(tmp_path: Path, header: str) -> None:
     """A CSV file gives labels by path, in any order and with or without a header; an image it does not name has none."""
-    (tmp_path / "labels.csv").write_text(header + "train/dog/3.jpg,wolf\ntrain/cat/1.jpg,lynx\nother.jpg,fox\n")
+    (tmp_path / "labels.csv").write_text(header + "train/dog/3.jpg,wolf\ntrain/cat/1.jpg,lynx\n")
 
     assert labels_of(store_of(tmp_path), tmp_path / "labels.csv") == ["lynx", "", "wolf"]
 
@@ -127,6 +127,32 @@ def test_csv_labels_take_paths_as_our_tables_write_them(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("./=1.jpg,lynx\n./a.jpg,wolf\na.jpg,fox\n")
 
     assert labels_of(store_of(tmp_path, ["./a.jpg", "=1.jpg", "a.jpg"]), tmp_path / "labels.csv") == ["wolf", "lynx", "fox"]
+
+
+@pytest.mark.parametrize("folder", ["/photos/", "photos/", "./photos/"])
+def test_paths_may_begin_with_the_folder(tmp_path: Path, folder: str) -> None:
+    """Paths as people write them, absolute or from the folder above, name images of a file that was made of that folder."""
+    (tmp_path / "labels.csv").write_text(f"{folder}train/cat/1.jpg,lynx\n{folder}train/dog/3.jpg,wolf\n")
+
+    assert labels_of(store_of(tmp_path), tmp_path / "labels.csv") == ["lynx", "", "wolf"]
+
+
+def test_one_folder_is_in_front_of_all_paths(tmp_path: Path) -> None:
+    """Where paths as stored are named, others are not searched for under the folder's name: they are other images."""
+    store = store_of(tmp_path, ["a.jpg", "photos/a.jpg"])
+
+    assert labels_of(store, {"photos/a.jpg": "inner"}) == ["", "inner"]
+
+
+def test_paths_of_no_image_are_told_where_images_lack_labels(tmp_path: Path) -> None:
+    """Misspelt paths are not passed over in silence; those of a larger collection are, if every image has a label."""
+    store = store_of(tmp_path)
+
+    with pytest.warns(
+        DinoExtractWarning, match=r"the labels have 2 paths that are no .*, such as `a`; 1 images of it, such as `train/cat/2\.jpg`"
+    ):
+        assert labels_of(store, {"train/cat/1.jpg": "x", "train/dog/3.jpg": "y", "b": "z", "a": "z"}) == ["x", "", "y"]
+    assert labels_of(store, {**dict.fromkeys(store.paths, "x"), "elsewhere.jpg": "y"}) == ["x", "x", "x"]
 
 
 def test_csv_columns_are_found_by_name(tmp_path: Path) -> None:

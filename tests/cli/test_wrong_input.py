@@ -97,6 +97,18 @@ def test_what_does_not_fit_is_one_sentence(cli: Cli, words: list[str], message: 
     assert "Errno" not in ran.err
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line_for_people(cli: Cli) -> None:
+    """Labels of no image are told without the line of code that found them, and the command goes on."""
+    lines = [f"class00{row // 10}/{row:05}.jpg,{row // 10}" for row in range(20) if row % 2]
+    Path("some.csv").write_text("\n".join([*lines, "typo.jpg,1"]))
+
+    ran = cli("knn", "good.h5", "--labels", "some.csv")
+
+    assert ran.code == 0
+    assert ran.err.startswith("warning: labels `some.csv` have 1 paths that are no images of `good.h5`, such as `typo.jpg`; 20 images")
+
+
 @pytest.mark.parametrize(
     "words",
     [
