@@ -30,6 +30,8 @@ METADATA_FORMAT = 1
 
 # Where training frameworks put the weights inside a .pth file, the most useful first: a teacher is better than its student.
 CONTAINER_KEYS = ("teacher", "model", "state_dict", "model_state_dict", "student")
+# In our own runs it is the student's average; where they have a teacher too, that is a frozen one of another architecture.
+OWN_CONTAINER_KEYS = ("average", *CONTAINER_KEYS)
 
 RANK_SHARD = re.compile(r"\.rank_\d+\.pth$")
 RANK_SHARD_HINT = "use `eval/training_*/teacher_checkpoint.pth` of the same run, which holds the whole teacher"
@@ -218,7 +220,8 @@ def _read_pickle(path: Path) -> TensorFile:
 def _unwrapped(path: Path, loaded: Any) -> tuple[dict[str, Tensor], str | None]:
     container = None
     while isinstance(loaded, Mapping):
-        inner = next((key for key in CONTAINER_KEYS if isinstance(loaded.get(key), Mapping)), None)
+        keys = OWN_CONTAINER_KEYS if "student" in loaded else CONTAINER_KEYS  # elsewhere an average may be of anything
+        inner = next((key for key in keys if isinstance(loaded.get(key), Mapping)), None)
         if inner is None:
             break
         container, loaded = inner, loaded[inner]

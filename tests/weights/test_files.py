@@ -134,6 +134,24 @@ def test_rank_shard_is_explained(name: str, tmp_path: Path) -> None:
     assert "teacher_checkpoint.pth" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("saved", "container"),
+    [
+        (("student", "average", "optimizer"), "average"),
+        (("student", "average", "optimizer", "teacher"), "average"),  # a frozen one, in distillation
+        (("student", "teacher"), "teacher"),
+        (("average", "state_dict"), "state_dict"),
+    ],
+)
+def test_the_most_useful_part_of_a_training_run_is_taken(saved: tuple[str, ...], container: str, tmp_path: Path) -> None:
+    """Of a checkpoint of ours the student's average, of others' the teacher; what they may call an average is left alone."""
+    torch.save({part: {"weight": torch.tensor([float(number)])} for number, part in enumerate(saved)}, tmp_path / "x.pt")
+
+    file = read_tensor_file(tmp_path / "x.pt")
+
+    assert (file.container, file.tensors["weight"].item()) == (container, saved.index(container))
+
+
 def test_missing_file_is_an_error(tmp_path: Path) -> None:
     """A path without a file says so."""
     with pytest.raises(WeightsError, match="No such file or directory"):
