@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Checkpoints:
         """The checkpoint of the best look; it may not be there yet."""
         return self.folder / "best.pt"
 
-    def save(self, step: int, state: State) -> Path:
+    def save(self, step: int, state: State) -> None:
         """Write a state; older ones go only when it is on the disk.
 
         Args:
@@ -51,7 +52,7 @@ class Checkpoints:
         Raises:
             CheckpointError: the folder cannot be written or the disk is full; the checkpoints before are still there.
         """
-        path = self.folder / f"step-{step:07d}.pt"
+        path = self._path(step)
         temporary = path.with_suffix(".tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -62,26 +63,33 @@ class Checkpoints:
             os.replace(temporary, path)
         except (OSError, RuntimeError) as error:  # torch's own one hides the disk's
             temporary.unlink(missing_ok=True)
-            raise CheckpointError(
-                f"checkpoint `{path}` cannot be written: {error.__context__ or error}",
-                hint="free some space, and run the same command again: it continues after the checkpoint before",
-            ) from error
+            raise _unwritable(path, error.__context__ or error) from error
         sync_folder(self.folder)
         for old in self._paths()[: -self.keep]:
             old.unlink()
-        return path
 
     def clear(self) -> None:
         """Remove all checkpoints but the best, for states that do not continue them."""
         for path in self._paths():
             path.unlink()
 
-    def keep_as_best(self, path: Path) -> None:
-        """Make a saved checkpoint the best one; it costs no space of its own until the newer ones have moved on."""
-        temporary = self.folder / "best.tmp"
-        temporary.unlink(missing_ok=True)
-        os.link(path, temporary)
-        os.replace(temporary, self.best_path)
+    def keep_as_best(self, step: int) -> None:
+        """Make the checkpoint saved after `step` steps the best one.
+
+        It costs no space of its own until the newer ones have moved on, or that of a copy where the file system has no hard links.
+
+        Raises:
+            CheckpointError: the folder cannot be written or the disk is full; the best one before is still there.
+        """
+        temporary = self.best_path.with_suffix(".tmp")
+        try:
+            temporary.unlink(missing_ok=True)
+            _link_or_copy(self._path(step), temporary)
+            os.replace(temporary, self.best_path)
+        except OSError as error:
+            raise _unwritable(self.best_path, error) from error
+        finally:
+            temporary.unlink(missing_ok=True)  # left by a copy that failed, and by a rename between two links to one file
         sync_folder(self.folder)
 
     def newest(self) -> State | None:
@@ -106,6 +114,9 @@ class Checkpoints:
                 f"checkpoint `{path}` cannot be read: {error}", hint="remove it to continue from the one before"
             ) from error
         return state
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:07d}.pt"
 
     def _paths(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", path.name))
@@ -177,6 +188,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # exFAT, SMB and many FUSE file systems have no hard links, and each says so in its own way
+        shutil.copyfile(source, target)
+        with open(target, "r+b") as file:
+            os.fsync(file.fileno())
+
+
+def _unwritable(path: Path, reason: BaseException) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint `{path}` cannot be written: {reason}",
+        hint="free some space, and run the same command again: it continues after the checkpoint before",
+    )
 
 
 def _load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:

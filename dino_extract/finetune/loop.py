@@ -29,7 +29,7 @@ from dino_extract.finetune.kept_heads import continue_heads
 from dino_extract.finetune.meter import TERMS, Meter
 from dino_extract.finetune.monitor import Monitor, target_entropy
 from dino_extract.finetune.objective import Losses
-from dino_extract.finetune.output import RunFolder
+from dino_extract.finetune.output import BEST_MODEL, MODEL, RunFolder
 from dino_extract.finetune.presets import check
 from dino_extract.finetune.schedules import ScheduleValues, scaled_lr, schedule_values
 from dino_extract.finetune.step import DivergedError, TrainingStep, compile_blocks
@@ -62,7 +62,7 @@ class RunSummary:
 
 
 def finetune(config: FinetuneConfig, say: Say = lambda text: None) -> RunSummary:
-    """Train a backbone on unlabelled images and leave `model.safetensors` in the folder of the run.
+    """Train a backbone on unlabelled images and leave `model.safetensors`, and `best.safetensors` of the best look, in the run's folder.
 
     Called again with the same configuration it continues where it was stopped, and ends with the same weights.
 
@@ -149,7 +149,7 @@ class Run:
         if self._is_look(first):
             self._look(first)
         if first == 0:
-            self._save(0, is_look=True)  # the start may turn out to have been the best
+            self._save(0)  # the start may turn out to have been the best
         start = time.monotonic()
         with self._signals(), self._data(first) as data:
             self._train_steps(first, data)
@@ -214,7 +214,7 @@ class Run:
         if is_look:
             self._look(done)
         if is_look or signalled or done % every == 0:
-            self._save(done, is_look)
+            self._save(done)
         if is_look and self._agree(self.monitor is not None and self.monitor.is_collapsed):
             raise self._collapsed(done)
         if signalled and done < self.steps:
@@ -237,7 +237,7 @@ class Run:
             self.say(f"look at step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in look.items() if name != "step"))
         distributed.wait_for_all()
 
-    def _save(self, done: int, is_look: bool) -> None:
+    def _save(self, done: int) -> None:
         state = training_state(self.training)
         pending = self.meter.pending().to(self.device)
         if len(pending):
@@ -246,13 +246,19 @@ class Run:
         if self.folder is not None:
             looks = [] if self.monitor is None else self.monitor.looks
             seen = {"looks": looks, "losses": pending.cpu(), "unreadable": self.unreadable}
-            path = self.folder.checkpoints.save(done, {"step": done, **seen, **state})
-            if is_look and self.monitor is not None and self.monitor.is_best:
-                self.folder.checkpoints.keep_as_best(path)
-            self._export(state["average"], done)
+            self.folder.checkpoints.save(done, {"step": done, **seen, **state})
+            self._publish(state["average"], done)
             self.folder.plot()
             self.folder.note_unreadable([(printable(self.manifest.keys[row]), why) for row, why in self.unreadable.items()])
         distributed.wait_for_all()
+
+    def _publish(self, average: dict[str, torch.Tensor], done: int) -> None:
+        """Make a saved state the best one if its look is, and the result of the run; only the first rank does."""
+        assert self.folder is not None, "the first rank has the folder"
+        if self.monitor is not None and self.monitor.is_best_at(done):
+            self.folder.checkpoints.keep_as_best(done)
+            self._export(average, done, BEST_MODEL)
+        self._export(average, done)  # the last, for where it is all are
 
     def _restore(self) -> int:
         """Put the newest checkpoint back, if there is one; the number of steps already done."""
@@ -270,10 +276,13 @@ class Run:
             self.unreadable = state["unreadable"]
         if self.monitor is not None:
             self.monitor.looks = list(state["looks"])
+        is_collapsed = self.monitor is not None and self.monitor.is_collapsed  # then the result is that of the best look
+        if self.folder is not None and self.folder.exported_steps() != done and not is_collapsed:
+            self._publish(state["average"], done)  # a kill came right after the checkpoint
         self.say(f"continuing after step {done} of {self.steps}")
         return done
 
-    def _export(self, average: dict[str, torch.Tensor], done: int) -> None:
+    def _export(self, average: dict[str, torch.Tensor], done: int, file: str = MODEL) -> None:
         assert self.folder is not None, "the first rank has the folder"
         record: dict[str, Any] = {
             "trained_by": "dino-extract finetune",
@@ -282,7 +291,7 @@ class Run:
             "started_from_sha256": self.start.weights_sha256,
         }
         shape = replace(self.start.config, drop_path=0.0)
-        self.folder.export(average, shape, name=self.start.name, licence=self.start.licence, record=record)
+        self.folder.export(file, average, shape, name=self.start.name, licence=self.start.licence, record=record)
 
     def _log(self, done: int, values: ScheduleValues) -> None:
         meter = self.meter

@@ -95,9 +95,10 @@ class Monitor:
         last = self.looks[-BAD_LOOKS:]
         return len(self.looks) > BAD_LOOKS and all(look[self.criterion] < self._collapse_ratio * best for look in last)
 
-    @property
-    def is_best(self) -> bool:
-        """Whether the last look is the best one."""
+    def is_best_at(self, step: int) -> bool:
+        """Whether the last look was after `step` steps and is the best one."""
+        if not self.looks or self.looks[-1]["step"] != step:
+            return False
         return all(look[self.criterion] < self.looks[-1][self.criterion] for look in self.looks[:-1])
 
     def look(self, backbone: DinoVisionTransformer, step: int) -> dict[str, float]:

@@ -14,12 +14,16 @@ from typing import Any
 from torch import Tensor
 
 from dino_extract.backbone import BackboneConfig
-from dino_extract.errors import ConfigError, DinoExtractError, ExitCode, quoted
+from dino_extract.errors import ConfigError, DinoExtractError, ExitCode, WeightsError, quoted
 from dino_extract.finetune.checkpoint import Checkpoints, sync_folder
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.plot import plot_run
 from dino_extract.finetune.presets import differences, read_config, to_json
 from dino_extract.weights import save_checkpoint
+from dino_extract.weights.files import read_tensor_file
+
+MODEL = "model.safetensors"  # of the newest checkpoint; what the folder stands for
+BEST_MODEL = "best.safetensors"  # of the best look
 
 # What may differ between a run and its continuation: it changes neither the images nor the mathematics.
 FREE_TO_CHANGE = (
@@ -111,10 +115,20 @@ class RunFolder:
         """Draw the figures so far into `progress.png`."""
         plot_run(self._lines, self.path / "progress.png")
 
-    def export(self, weights: Mapping[str, Tensor], config: BackboneConfig, *, name: str, licence: str, record: Mapping[str, Any]) -> None:
-        """Write `model.safetensors`, keys `backbone.*` of an average network."""
+    def export(
+        self, file: str, weights: Mapping[str, Tensor], config: BackboneConfig, *, name: str, licence: str, record: Mapping[str, Any]
+    ) -> None:
+        """Write a file that `embed --weights` takes, from keys `backbone.*` of an average network."""
         backbone = {key.removeprefix("backbone."): tensor for key, tensor in weights.items() if key.startswith("backbone.")}
-        save_checkpoint(self.path / "model.safetensors", backbone, config, name=name, licence=licence, record=record)
+        save_checkpoint(self.path / file, backbone, config, name=name, licence=licence, record=record)
+
+    def exported_steps(self) -> int | None:
+        """How many steps made the weights in `MODEL`; None where it is missing or damaged."""
+        try:
+            metadata = read_tensor_file(self.path / MODEL).metadata
+        except WeightsError:
+            return None
+        return None if metadata is None else metadata.get("steps")
 
     def note_unreadable(self, failures: Sequence[tuple[str, str]]) -> None:
         """Write which images could not be read, and why."""

@@ -42,6 +42,15 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+# Embeddings that spread fast, so that the effective rank rises.
+SPREADING: dict[str, Any] = {
+    "objective__koleo_loss_weight": 10,
+    "schedule__momentum_teacher": 0.5,
+    "schedule__warmup_steps": 0,
+    "monitor__every_steps": 3,
+}
+
+
 def newest_state(output: Path) -> dict[str, Any]:
     """The newest checkpoint of a run."""
     return torch.load(sorted((output / "checkpoints").glob("step-*.pt"))[-1], weights_only=True)
@@ -193,6 +202,45 @@ def test_the_result_loads_as_a_model_without_further_words(pictures: Path, tmp_p
     assert loaded.size == 28
 
 
+def test_the_best_look_is_a_model_too(pictures: Path, tmp_path: Path) -> None:
+    """`best.safetensors` has the average that the look with the highest figure saw, and says as much about itself as the result does."""
+    finetune(runs.small_config(pictures, tmp_path / "run", steps=6, seed=1, optim__base_lr=0.01, **SPREADING))
+    looks = newest_state(tmp_path / "run")["looks"]
+    best = max(looks, key=lambda look: look["effective_rank"])
+    assert [look["step"] for look in looks] == [0, 3, 6]
+    assert best["step"] == 3
+
+    loaded, checkpoint = load(weights=tmp_path / "run/best.safetensors"), load(weights=tmp_path / "run/checkpoints/best.pt")
+
+    state = torch.load(tmp_path / "run/checkpoints/step-0000003.pt", weights_only=True)["average"]
+    want = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if "head" not in name}
+    assert_equal(dict(loaded.module.state_dict()), want)
+    assert_equal(dict(checkpoint.module.state_dict()), want)
+    assert (loaded.name, loaded.size, loaded.licence) == ("tiny", 28, load(weights=tmp_path / "run").licence)
+
+
+def test_a_run_without_a_monitor_has_no_best_look(pictures: Path, tmp_path: Path) -> None:
+    """Where nothing is looked at, no step is called the best."""
+    finetune(runs.small_config(pictures, tmp_path / "run", steps=1, monitor__images=0))
+
+    assert not list((tmp_path / "run").rglob("best*"))
+
+
+def test_a_kill_right_after_the_last_checkpoint_costs_no_result(pictures: Path, tmp_path: Path) -> None:
+    """The same command writes what such a kill has left unwritten: the result, and the best look where it was the last."""
+    config = runs.small_config(pictures, tmp_path / "run", steps=3, **SPREADING)
+    finetune(config)
+    want = load(weights=tmp_path / "run")
+    results = [tmp_path / "run" / name for name in ("model.safetensors", "best.safetensors", "checkpoints/best.pt")]
+    for path in results:
+        path.unlink()
+
+    finetune(config)
+
+    for path in results:
+        assert_equal(dict(load(weights=path).module.state_dict()), dict(want.module.state_dict()))
+
+
 def test_only_heads_learn_during_the_head_warm_up(pictures: Path, tmp_path: Path) -> None:
     """Starting from trained weights, the backbone is still the same after the warm-up, and another one at the end."""
     finetune(runs.small_config(pictures, tmp_path / "start", steps=1))
@@ -249,6 +297,8 @@ def test_distillation_leaves_the_teacher_alone(pictures: Path, tmp_path: Path) -
     state, given = newest_state(tmp_path / "run"), load(weights=tmp_path / "teacher").module.state_dict()
     assert_equal({name: state["teacher"][f"backbone.{name}"] for name in given}, dict(given))
     assert metrics(tmp_path / "run")[1]["ibot"] > 0
+    taken = load(weights=tmp_path / "run/checkpoints/step-0000004.pt").module.state_dict()
+    assert_equal(dict(taken), dict(load(weights=tmp_path / "run").module.state_dict()))
 
 
 def test_a_phase_after_distillation_keeps_the_average_of_the_student(pictures: Path, tmp_path: Path) -> None:
@@ -350,15 +400,16 @@ def test_a_folder_in_the_home_is_the_same_for_the_run_and_its_continuation(
 
 
 def test_a_finished_run_is_not_done_again(pictures: Path, tmp_path: Path) -> None:
-    """The same command on a finished run changes no weight and trains no step."""
+    """The same command on a finished run changes no weight, leaves its file alone and trains no step."""
     config = runs.small_config(pictures, tmp_path / "run")
     finetune(config)
-    before = newest_state(tmp_path / "run")
+    before, written = newest_state(tmp_path / "run"), (tmp_path / "run/model.safetensors").stat().st_mtime_ns
 
     lines: list[str] = []
     finetune(config, lines.append)
 
     assert_equal(newest_state(tmp_path / "run"), before)
+    assert (tmp_path / "run/model.safetensors").stat().st_mtime_ns == written
     assert not [line for line in lines if line.startswith("step ")]
 
 
@@ -413,7 +464,8 @@ def test_a_collapse_stops_the_run_and_gives_the_best_look(pictures: Path, tmp_pa
 
     best = torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)
     assert f"that of step {best['step']}" in collapsed.value.message
-    assert torch.equal(load_file(tmp_path / "run/model.safetensors")["cls_token"], best["average"]["backbone.cls_token"])
+    for name in ("model", "best"):
+        assert torch.equal(load_file(tmp_path / f"run/{name}.safetensors")["cls_token"], best["average"]["backbone.cls_token"])
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

@@ -157,7 +157,7 @@ def watch() -> Callable[..., Monitor]:
     def make(*ranks: float) -> Monitor:
         seen = Monitor.__new__(Monitor)
         seen._labelled, seen._collapse_ratio = None, 0.5
-        seen.looks = [{"effective_rank": rank} for rank in ranks]
+        seen.looks = [{"step": float(step), "effective_rank": rank} for step, rank in enumerate(ranks)]
         return seen
 
     return make
@@ -171,6 +171,8 @@ def test_two_bad_looks_in_a_row_are_a_collapse(watch: Callable[..., Monitor]) ->
 
 
 def test_the_best_look_is_the_highest(watch: Callable[..., Monitor]) -> None:
-    """A look is the best one if none before was as high."""
-    assert watch(1, 3, 4).is_best
-    assert not watch(1, 4, 3).is_best
+    """A look is the best one if none before was as high; where there was none at a step, there is no best one either."""
+    assert watch(1, 3, 4).is_best_at(2)
+    assert not watch(1, 4, 3).is_best_at(2)
+    assert not watch(1, 3, 4).is_best_at(3)
+    assert not watch().is_best_at(0)
