@@ -16,7 +16,7 @@ from dino_extract.config import EmbedConfig
 from dino_extract.decode import open_upright, upright
 from dino_extract.engine import choose_batch_size
 from dino_extract.errors import ConfigError, DecodeError
-from dino_extract.manifest import ImageError, ImageRef, read_image_bytes
+from dino_extract.manifest import ImageError, ImageRef, printable, read_image_bytes
 from dino_extract.preprocess import preprocess_picture
 from dino_extract.recipe import MadeWith, recipe_like, recipe_of
 from dino_extract.store import RowDataset, open_store
@@ -93,6 +93,7 @@ class Encoder:
     def _pixels(self, image: AnyImage, number: int) -> NDArray[np.uint8]:
         """What the model sees of one image, (h, w, 3) uint8 RGB."""
         options = self._recipe.preprocess
+        name = f"image {number}" + (f", `{printable(os.fsencode(image))}`," if isinstance(image, (str, os.PathLike)) else "")
         try:
             if isinstance(image, np.ndarray):
                 image = _from_array(image, number)
@@ -107,7 +108,7 @@ class Encoder:
             else:
                 raise _unknown(number, type(image).__name__)
         except ImageError as error:
-            raise DecodeError(f"image {number} cannot be used: {error.message}") from error
+            raise DecodeError(f"{name} cannot be used: {error.message}") from error
         return np.asarray(preprocess_picture(picture, options))
 
 

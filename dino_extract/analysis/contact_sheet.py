@@ -68,8 +68,10 @@ def _tile(read: Callable[[], Image.Image], path: str, note: str, is_framed: bool
     return Tile(picture, note, display_name(path), is_framed)
 
 
-def draw_strips(strips: Iterable[Strip], path: str | os.PathLike[str], *, columns: int = COLUMNS) -> None:
+def draw_strips(strips: Iterable[Strip], path: str | os.PathLike[str], *, columns: int = COLUMNS) -> list[str]:
     """Write strips in lines of at most `columns` pictures: a longer one takes several lines, short ones share a line.
+
+    Gives back the names of the tiles that have no picture.
 
     Raises:
         ConfigError: the picture cannot be written.
@@ -92,6 +94,7 @@ def draw_strips(strips: Iterable[Strip], path: str | os.PathLike[str], *, column
         top += _TITLE_PX + sum(rows)
     with writing(path, "contact sheet", also=ValueError):
         sheet.save(path)
+    return [tile.name for line in lines for strip in line for tile in strip.tiles if tile.picture is None]
 
 
 def _lines(strips: Iterable[Strip], columns: int) -> list[list[Strip]]:

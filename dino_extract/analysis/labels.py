@@ -192,7 +192,9 @@ def _row_labels(store: Store, values: NDArray[Any], name: str) -> list[str]:
     elif values.shape != (len(store),):
         raise ConfigError(
             f"{name} have shape {values.shape}, `{store.path}` has {len(store.all_paths):,} rows",
-            hint="one label for each row of `/paths`, in its order",
+            hint="of a table of pandas one column, with the paths as its index: `table.set_index('path')['label']`"
+            if values.ndim == 2
+            else "one label for each row of `/paths`, in its order",
         )
     return [_label(value) for value in values.tolist()]
 

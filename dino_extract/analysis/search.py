@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +68,7 @@ def search(
     Args:
         store: where to search.
         queries: (Q, D) vectors, or another store made alike, all of whose images are queries.
-        paths: images of the store itself, one or several, that are queries too; they are not found themselves.
+        paths: images of the store itself, or shell patterns of them, that are queries too; they are not found themselves.
         top: hits per query; fewer where the store has fewer images.
         dataset: vectors to compare.
         index: exact; hnsw or ivfpq by faiss, kept beside the file; auto is exact up to two million images, then ivfpq if installed.
@@ -81,7 +83,7 @@ def search(
     with opened(store) as bank_store:
         bank = stored_vectors(bank_store, dataset)
         results = []
-        if own := [str(path) for path in several(paths)]:
+        if own := named_paths(bank_store, [str(path) for path in several(paths)]):
             rows = rows_of(bank_store, own)
             results += _search(bank_store, bank, bank.take(rows), own, top, dataset, index, own_rows=rows)
         if isinstance(queries, (Store, str, os.PathLike)):
@@ -98,6 +100,20 @@ def search(
     if not results:
         raise ConfigError("no query given", hint="name images, another `.h5` file, or `--path KEY` of an image in the file")
     return results
+
+
+def named_paths(store: Store, patterns: Sequence[str]) -> list[str]:
+    """Paths as they are, and shell patterns such as `cats/*` as the paths of embedded images that they match.
+
+    What is the path of an image is no pattern: `a[1].jpg`. A pattern that matches nothing stays, for the error that `rows_of` has for it.
+    """
+    paths = store.paths
+    known = set(paths)
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        is_pattern = pattern not in known and glob.has_magic(pattern)
+        found |= dict.fromkeys((is_pattern and fnmatch.filter(paths, pattern)) or [pattern])
+    return list(found)
 
 
 def rows_of(store: Store, paths: Sequence[str]) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from dino_extract.cli.options import (
     LabelDepth,
     Labels,
     Seed,
+    note_lost,
     print_json,
     say,
     warn_of_line_breaks,
@@ -179,17 +180,18 @@ def _draw(store: Store, level: Clusters, folder: str) -> None:
     def tiles(rows: NDArray[np.int64]) -> list[Tile]:
         return [stored_tile(store, paths[row], f"{level.similarity[row]:.3f}") for row in rows.tolist()]
 
-    overview = []
+    overview, lost = [], list[str]()
     for number in range(len(level.centres)):
         rows = _by_similarity(level, number)
         middle, edge = tiles(rows[:SHEET_IMAGES]), tiles(rows[SHEET_IMAGES:][-COLUMNS:])
         strips = [Strip(f"cluster {number}: {len(rows):,} images, most typical first", middle)]
         if edge:
             strips.append(Strip("least typical", edge))
-        draw_strips(strips, os.path.join(folder, f"cluster-{number:04}.png"))
+        lost += draw_strips(strips, os.path.join(folder, f"cluster-{number:04}.png"))
         if number < SHOWN_CLUSTERS:
             overview.append(Strip(f"cluster {number}: {len(rows):,} images", middle[:COLUMNS]))
     draw_strips(overview, os.path.join(folder, "clusters.png"))
+    note_lost(lost)
     with writing(folder, "folder"):
         for name in os.listdir(folder):  # sheets of an earlier run with more clusters would pass for some of this one
             sheet = re.fullmatch(r"cluster-(\d{4,})\.png", name)

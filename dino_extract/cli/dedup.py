@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dino_extract.cli.options import AsJson, Dataset, Seed, Sheet, print_json, say, write_list
+from dino_extract.cli.options import AsJson, Dataset, Seed, Sheet, note_lost, print_json, say, write_list
 from dino_extract.errors import ConfigError, quoted
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _draw_groups(store: Store, result: DedupResult, sheet: str) -> None:
     if not strips:
         say("no contact sheet: there are no groups")
         return
-    draw_strips(strips, sheet)
+    note_lost(draw_strips(strips, sheet))
     say(f"contact sheet of {len(strips)} groups: {sheet}")
 
 
@@ -151,7 +151,7 @@ def _draw_leaks(store: Store, other: Store, found: Sequence[Leak], sheet: str) -
         Strip(f"in both: {leak.similarity:.4f}", [stored_tile(store, leak.path, "here"), stored_tile(other, leak.other, "there")])
         for leak in found[:MAX_SHEET_GROUPS]
     ]
-    draw_strips(strips, sheet)
+    note_lost(draw_strips(strips, sheet))
     say(f"contact sheet: {sheet}")
 
 

@@ -51,6 +51,12 @@ def is_store(name: str) -> bool:
     return name.endswith((".h5", ".hdf5")) or begins_as_hdf5(name)
 
 
+def note_lost(names: Sequence[str]) -> None:
+    """Say that images could not be drawn; nothing where all were."""
+    if names:
+        say(f"note: {len(names):,} images are no longer where they were embedded from, such as `{names[0]}`; their places are grey")
+
+
 def end_with_failures(failed: Sequence[str]) -> None:
     """Name the images that could not be embedded, and end with the exit code that says so; nothing where there are none."""
     if failed:

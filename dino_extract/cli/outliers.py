@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dino_extract.cli.options import AsJson, Dataset, Seed, Sheet, print_json, say, write_images
+from dino_extract.cli.options import AsJson, Dataset, Seed, Sheet, note_lost, print_json, say, write_images
 
 if TYPE_CHECKING:
     from dino_extract.analysis.outliers import Outliers
@@ -79,5 +79,5 @@ def _draw(store: Store, found: Outliers, count: int, sheet: str) -> None:
     from dino_extract.analysis.contact_sheet import Strip, draw_strips, stored_tile
 
     tiles = [stored_tile(store, line.path, f"{line.isolation:.3f}") for line in found.first(count)]
-    draw_strips([Strip(f"{len(tiles):,} of {len(found):,} images, the most isolated first", tiles)], sheet)
+    note_lost(draw_strips([Strip(f"{len(tiles):,} of {len(found):,} images, the most isolated first", tiles)], sheet))
     say(f"contact sheet: {sheet}")

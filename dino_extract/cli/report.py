@@ -46,6 +46,8 @@ def report(
         progress.close()
     if not quiet:
         say(f"{result.shown:,} of {result.images:,} images on the map, page of {result.nbytes / 1e6:.1f} MB")
+        if result.lost:
+            say(f"note: {result.lost:,} images are no longer where they were embedded from and have no picture on the page")
     if as_json:
         print_json(asdict(result))
     else:

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dino_extract.cli.options import AsJson, Dataset, LabelDepth, Labels, Seed, Sheet, end_with_failures, is_store, print_json, say
+from dino_extract.cli.options import (
+    AsJson,
+    Dataset,
+    LabelDepth,
+    Labels,
+    Seed,
+    Sheet,
+    end_with_failures,
+    is_store,
+    note_lost,
+    print_json,
+    say,
+)
 from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +46,7 @@ MAX_SHEET_QUERIES = 40
 def search(
     file: Annotated[str, typer.Argument(metavar="FILE.h5", help="Where to search.")],
     queries: Annotated[list[str] | None, typer.Argument(metavar="QUERY...", help="Images, folders, or another .h5 file.")] = None,
-    path: Annotated[list[str] | None, typer.Option(metavar="KEY", help="An image of FILE.h5 itself (repeatable).")] = None,
+    path: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Image of FILE.h5, or pattern 'cats/*' (repeatable).")] = None,
     top: Annotated[int, typer.Option("--top", "-k", help="Images to find for each query.")] = 10,
     dataset: Dataset = "features",
     index: Annotated[IndexChoice, typer.Option(help="exact, or an approximate faiss index kept beside the file.")] = "auto",
@@ -49,7 +61,8 @@ def search(
 
     Images given as queries are embedded first, with exactly the model and settings that FILE.h5 was made with.
     """
-    from dino_extract.analysis.vectors import opened  # loads torch, which `--help` must not wait for
+    from dino_extract.analysis.search import named_paths  # loads torch, which `--help` must not wait for
+    from dino_extract.analysis.vectors import opened
     from dino_extract.analysis.writing import require_picture_place
 
     require_picture_place(sheet, "contact sheet")
@@ -60,9 +73,10 @@ def search(
             _measure(store, dataset, labels, label_depth, seed, as_json)
             return
         failed: list[str] = []
-        results = _results(store, queries or [], path or [], top, dataset, index, failed)
+        path = named_paths(store, path or [])
+        results = _results(store, queries or [], path, top, dataset, index, failed)
         if sheet:
-            _draw(store, results, queries or [], path or [], sheet)
+            _draw(store, results, queries or [], path, sheet)
     if as_json:
         print_json([asdict(result) for result in results])
     else:
@@ -134,6 +148,6 @@ def _draw(store: Store, results: list[SearchResult], queries: list[str], paths: 
             )
             for result in results[:MAX_SHEET_QUERIES]
         ]
-    draw_strips(strips, sheet, columns=min(max(len(strip.tiles) for strip in strips), 11))
+    note_lost(draw_strips(strips, sheet, columns=min(max(len(strip.tiles) for strip in strips), 11)))
     shown = f" of the first {len(strips)} queries" if len(strips) < len(results) else ""
     say(f"contact sheet{shown}: {sheet}")

@@ -127,10 +127,12 @@ def test_stored_pictures_are_found_by_their_key(tmp_path: Path) -> None:
 
 
 def test_an_image_that_has_gone_leaves_a_grey_tile(tmp_path: Path) -> None:
-    """A missing image does not spoil the sheet."""
+    """A missing image does not spoil the sheet, and is named."""
     store = open_store(write_store(tmp_path / "x.h5", ["a.png"], {"features": np.ones((1, 4), np.float32)}, root=str(tmp_path)))
 
-    draw_strips([Strip("gone", [stored_tile(store, "a.png", "a"), file_tile(str(tmp_path / "b.png"), "b")])], tmp_path / "sheet.png")
+    lost = draw_strips([Strip("gone", [stored_tile(store, "a.png", "a"), file_tile(str(tmp_path / "b.png"), "b")])], tmp_path / "sheet.png")
+
+    assert lost == ["a.png", str(tmp_path / "b.png")]
 
     pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert (pixels == [211, 211, 211]).all(axis=2).sum() > TILE_PX**2

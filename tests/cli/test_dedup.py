@@ -103,8 +103,9 @@ def test_leaks_into_another_file_are_listed(path: str, tmp_path: Path) -> None:
 
 
 def test_a_sheet_is_drawn_even_if_the_images_have_gone(path: str, tmp_path: Path) -> None:
-    """The contact sheet of groups is written and said where."""
+    """The contact sheet of groups is written and said where, and a note says what it cannot show."""
     _, err = run_command(dedup, path, "--sheet", str(tmp_path / "sheet.png"))
 
     assert (tmp_path / "sheet.png").stat().st_size > 500
     assert "contact sheet of 1 groups" in err
+    assert "images are no longer where they were embedded from, such as" in err

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dino_extract.cli.search import search
+from dino_extract.errors import ConfigError
 from tests.analysis.stores import blobs, keys_of, write_store
 from tests.cli.analysis_app import run_command
 
@@ -31,6 +32,15 @@ def test_the_table_shows_rank_similarity_and_path(path: str) -> None:
         ["1", "0.9950", "b.png"],
         ["2", "0.0000", "c.png"],
     ]
+
+
+def test_a_pattern_stands_for_all_images_that_match(path: str) -> None:
+    """`--path` takes patterns as `pca` does, each image once; one that matches nothing is named."""
+    out, _ = run_command(search, path, "--path", "[bc].png", "--path", "c.png", "--top", "1", "--json")
+
+    assert [result["query"] for result in json.loads(out)] == ["b.png", "c.png"]
+    with pytest.raises(ConfigError, match=r"has no image `x\*`"):
+        run_command(search, path, "--path", "x*")
 
 
 def test_json_has_the_same(path: str) -> None:

@@ -54,6 +54,7 @@ class ReportResult:
         effective_rank: see `Survey`.
         duplicate_groups: groups of near-duplicates among those shown.
         nbytes: size of the page.
+        lost: images shown that are no longer where they were embedded from, and so without a picture.
     """
 
     path: str
@@ -63,6 +64,7 @@ class ReportResult:
     effective_rank: float
     duplicate_groups: int
     nbytes: int
+    lost: int
 
 
 def report(
@@ -130,7 +132,8 @@ def report(
             text.write(page)
         failed = len(file.all_paths) - len(file)
         rank, groups = figures_of_all.effective_rank, len(near.duplicates)
-        return ReportResult(path, len(file), len(positions), failed, rank, groups, len(page.encode()))
+        lost = int((thumbnails.size[:, 0] == 0).sum())
+        return ReportResult(path, len(file), len(positions), failed, rank, groups, len(page.encode()), lost)
 
 
 def _image_data(paths: Sequence[str], near: Neighbourhood, thumbnails: Thumbnails) -> dict[str, Any]:
