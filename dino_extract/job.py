@@ -18,7 +18,7 @@ import torch
 from dino_extract.config import SIGNATURE, EmbedConfig, parse_shard
 from dino_extract.engine import allocator_for
 from dino_extract.errors import SourceError
-from dino_extract.loader import Loader, scan_image_sizes
+from dino_extract.loader import Loader, default_num_workers, scan_image_sizes
 from dino_extract.manifest import Manifest, manifest_of, printable, resolve, root_as_text, root_from_text
 from dino_extract.preprocess import Preprocess
 from dino_extract.recipe import MadeWith, Recipe, recipe_like, recipe_of
@@ -27,6 +27,7 @@ from dino_extract.store import Layout, RowTable, Store, count_pending
 from dino_extract.weights import RANDOM_WEIGHTS_WARNING
 
 PROBE_BATCHES = 3  # of which the first warms up and the others are timed, for the estimate of `--dry-run`
+PROBE_IMAGES = 8  # spread over the job, which are read and decoded for it
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,7 +82,7 @@ class Job(Recipe):
         return lines
 
     def plan(self, *, overwrite: bool = False, retry_failed: bool = False, prune: bool = False) -> Plan:
-        """What a run with these arguments would need; runs the model on a few blank batches to estimate the time.
+        """What a run with these arguments would need; decodes a few images and runs the model on blank ones to estimate the time.
 
         Raises:
             StoreError: such a run would be refused, because of the file that is there, or because the disk has no room.
@@ -89,9 +90,14 @@ class Job(Recipe):
         rows, pending = count_pending(
             self.output, self.row_table(), self.layout, overwrite=overwrite, retry_failed=retry_failed, prune=prune
         )
-        seconds = self._batch_seconds() * pending / self.batch_size / len(self.devices) if pending else 0.0
+        model_s = self._batch_seconds() * pending / self.batch_size / len(self.devices) if pending else 0.0
+        decode_s = self._decoder_seconds() * pending / (self.config.workers or default_num_workers()) if pending else 0.0
+        # On a CPU both want the same cores, so their times add up.
+        seconds = model_s + decode_s if self.device.type == "cpu" else max(model_s, decode_s)
         free = shutil.disk_usage(os.path.dirname(os.path.realpath(self.output))).free
-        return Plan(self.output, len(self.manifest), rows, pending, self.nbytes(), free, round(seconds, 1))
+        return Plan(
+            self.output, len(self.manifest), rows, pending, self.nbytes(), free, *(round(each, 1) for each in (seconds, model_s, decode_s))
+        )
 
     def _batch_seconds(self) -> float:
         engine = self.engine()
@@ -102,6 +108,14 @@ class Job(Recipe):
             engine(blank)
             times.append(time.perf_counter() - start)
         return min(times[1:])
+
+    def _decoder_seconds(self) -> float:
+        """What one decoder process takes for an image."""
+        rows = np.unique(np.linspace(0, len(self.manifest) - 1, PROBE_IMAGES).astype(np.int64))
+        with self.loader(rows) as loader:
+            for _ in loader:
+                pass  # its clock is what is wanted
+        return (loader.stats.read_s + loader.stats.decode_s) / len(rows)
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,9 @@ class Plan:
         pending: rows to be embedded; the others are there already.
         nbytes: size in bytes of a file of all images found.
         free_bytes: free on its disk.
-        model_seconds: estimated time of the model alone; decoding runs beside it.
+        seconds: estimated time of the run.
+        model_seconds: the model's part of it.
+        decode_seconds: the decoder processes' part, with reading; on a GPU they work at the same time as the model.
     """
 
     path: str
@@ -124,13 +140,16 @@ class Plan:
     pending: int
     nbytes: int
     free_bytes: int
+    seconds: float
     model_seconds: float
+    decode_seconds: float
 
     def text(self) -> str:
         """The plan for people."""
         return (
             f"{self.images:,} images -> {self.path}, {self.rows - self.pending:,} rows kept, {self.pending:,} to embed, "
-            f"{self.nbytes:,} bytes ({self.free_bytes:,} free), about {self.model_seconds:,.0f} s of model time"
+            f"{self.nbytes:,} bytes ({self.free_bytes:,} free), about {self.seconds:,.0f} s "
+            f"(model {self.model_seconds:,.0f} s, reading and decoding {self.decode_seconds:,.0f} s)"
         )
 
 

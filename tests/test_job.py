@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dino_extract.config import EmbedConfig
 from dino_extract.errors import SourceError
 from dino_extract.job import prepare
+from dino_extract.preprocess import Preprocess, preprocess_picture
 from tests.pictures import save_pictures
 
 CONFIG = EmbedConfig(model="tiny", random_weights=0, size="28")
@@ -42,6 +47,24 @@ def test_output_in_its_own_folder_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "feats").write_bytes(b"an earlier result")
 
     assert len(prepare([str(tmp_path)], tmp_path / "feats", CONFIG).manifest) == 2
+
+
+def test_a_plan_counts_reading_and_decoding(tmp_path: Path) -> None:
+    """Twenty photographs of two million pixels: the plan has about the time that Pillow takes for them, beside that of the model."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8))
+    noise.save(tmp_path / "0.png", compress_level=1)
+    for number in range(1, 20):
+        os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
+    start = time.perf_counter()
+    for number in range(4):
+        preprocess_picture(Image.open(tmp_path / f"{number}.png").convert("RGB"), Preprocess("crop", 28, 28))
+    pillow_s = (time.perf_counter() - start) / 4 * 20
+
+    plan = prepare([str(tmp_path)], tmp_path / "x.h5", replace(CONFIG, workers=1, device="cpu")).plan()
+
+    assert pillow_s / 4 < plan.decode_seconds < pillow_s * 4
+    assert plan.seconds == pytest.approx(plan.decode_seconds + plan.model_seconds, abs=0.15)
+    assert f"reading and decoding {plan.decode_seconds:,.0f} s" in plan.text()
 
 
 def test_gpus_that_would_be_idle_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
