@@ -485,6 +485,9 @@ def test_two_processes_under_torchrun_train_as_one(pictures: Path, tmp_path: Pat
     kept = [torch.load(tmp_path / name / "checkpoints/step-0000003.pt", weights_only=True)["losses"] for name in ("one", "two")]
     assert kept[0].shape == (1, 5)
     torch.testing.assert_close(kept[1], kept[0], rtol=1e-4, atol=1e-5)
+    best = torch.load(tmp_path / "two/checkpoints/best.pt", weights_only=True)["average"]
+    for name, tensor in load_file(tmp_path / "two/best.safetensors").items():
+        assert torch.equal(tensor, best[f"backbone.{name}"])
 
 
 def test_what_any_process_could_not_read_is_counted(tmp_path: Path) -> None:
