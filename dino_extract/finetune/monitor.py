@@ -227,7 +227,8 @@ def split_labelled(manifest: Manifest, limit: int, seed: int = 0) -> Labelled:
     folders = [key.split(b"/")[:-1] for key in manifest.keys]
     if any(not parts for parts in folders) or len(names := sorted({parts[-1] for parts in folders})) < 2:
         raise ConfigError("`--eval` needs a folder for each of two or more classes, such as `labelled/cat/1.jpg`")
-    labels = np.array([names.index(parts[-1]) for parts in folders], np.int64)
+    number_of = {name: number for number, name in enumerate(names)}
+    labels = np.array([number_of[parts[-1]] for parts in folders], np.int64)
     train = np.array([b"train" in parts for parts in folders])
     test = np.array([b"test" in parts for parts in folders])
     if not (train.any() and test.any()):

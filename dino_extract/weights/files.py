@@ -107,6 +107,19 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         seen.add(tensor.untyped_storage().data_ptr())
     with _replacing(path) as partial:
         save_file(separate, partial, metadata=header)
+        _sort_metadata(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """The library writes metadata in random order, and the same weights would be files with different hashes."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(text) == size, "in another order it takes the same room"
+        file.seek(8)
+        file.write(text)
 
 
 def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:

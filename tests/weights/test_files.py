@@ -218,3 +218,19 @@ def test_failed_write_keeps_the_old_file(write: Any, tmp_path: Path) -> None:
 
     assert path.read_bytes() == old
     assert {entry.name for entry in tmp_path.iterdir()} == {"x"}
+
+
+def test_the_same_weights_are_the_same_file(tmp_path: Path) -> None:
+    """Whatever order the library writes its header in, the bytes of the file are the same each time."""
+    tensors = {"b": torch.arange(6.0).view(2, 3), "a.weight": torch.ones(5, dtype=torch.float16)}
+
+    contents = set()
+    for number in range(12):
+        write_safetensors(tmp_path / f"{number}.safetensors", tensors, {"licence": "none", "name": "caf\u00e9"})
+        contents.add((tmp_path / f"{number}.safetensors").read_bytes())
+
+    assert len(contents) == 1
+    read = read_tensor_file(tmp_path / "0.safetensors")
+    assert read.metadata is not None
+    assert read.metadata["name"] == "caf\u00e9"
+    assert all(torch.equal(read.tensors[key], tensor) for key, tensor in tensors.items())
