@@ -269,8 +269,10 @@ def test_disk_that_fills_up_during_the_run(tiny_disk: Path, monkeypatch: pytest.
 
     def beside_another_program() -> None:
         with open_writer(tiny_disk / "out.h5", table(4000), LAYOUT) as writer:
+            fill(writer, limit=10)
+            writer.flush()
             (tiny_disk / "ballast").write_bytes(bytes(1_300_000))
-            fill(writer)
+            fill(writer, start=10)
             writer.finish()
 
     with pytest.raises(StoreError, match="no space left on the disk") as caught:
