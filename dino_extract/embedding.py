@@ -50,6 +50,8 @@ class EmbedResult:
         embedded: rows that this run did, failed ones among them.
         reused: rows kept from earlier runs.
         failed: rows without an embedding.
+        gone: rows kept whose images are no longer in the sources.
+        dropped: such rows that this run has left out, with `prune`.
         seconds: wall time of this run, without finding the images and loading the model.
         waited_s: seconds of it that were spent waiting, by what for: the decoder processes, divided into `read` and `decode` (which
             includes resizing there) as their own time was, the `model`, and the disk (`write`).
@@ -60,6 +62,8 @@ class EmbedResult:
     embedded: int
     reused: int
     failed: int
+    gone: int
+    dropped: int
     seconds: float
     waited_s: dict[str, float]
 
@@ -67,8 +71,12 @@ class EmbedResult:
         """The result for people: counts, rate, and what bounded the run."""
         outcome = f"{self.total - self.failed:,} embedded, {self.failed:,} failed"
         counts = f"{self.path}: {self.total:,} images, {outcome}; {self.embedded:,} done now, {self.reused:,} kept"
+        if self.gone:
+            counts += f", {self.gone:,} of them of images that have gone (`--prune` drops these)"
+        if self.dropped:
+            counts += f", {self.dropped:,} dropped"
         if not self.embedded:
-            return f"{counts}, nothing was left to do"
+            return counts if self.dropped else f"{counts}, nothing was left to do"
         read, decode = self.waited_s["read"], self.waited_s["decode"]
         waited = {"read" if read > decode else "decode": read + decode} | {name: self.waited_s[name] for name in ("model", "write")}
         stage = max(waited, key=lambda name: waited[name])
@@ -145,7 +153,15 @@ def run(
         waited["write"] += time.monotonic() - clock
     seconds = {stage: round(value, 3) for stage, value in waited.items()}
     return EmbedResult(
-        job.output, writer.total, start, writer.reused, _num_failed(job.output), round(time.monotonic() - started, 3), seconds
+        path=job.output,
+        total=writer.total,
+        embedded=start,
+        reused=writer.reused,
+        failed=_num_failed(job.output),
+        gone=writer.total - len(job.manifest),
+        dropped=writer.dropped,
+        seconds=round(time.monotonic() - started, 3),
+        waited_s=seconds,
     )
 
 

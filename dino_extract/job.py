@@ -147,7 +147,9 @@ class Plan:
     def text(self) -> str:
         """The plan for people."""
         return (
-            f"{self.images:,} images -> {self.path}, {self.rows - self.pending:,} rows kept, {self.pending:,} to embed, "
+            f"{self.images:,} images -> {self.path}, {self.rows - self.pending:,} rows kept"
+            + (f" ({self.rows - self.images:,} of images that have gone)" if self.rows > self.images else "")
+            + f", {self.pending:,} to embed, "
             f"{self.nbytes:,} bytes ({self.free_bytes:,} free), about {self.seconds:,.0f} s "
             f"(model {self.model_seconds:,.0f} s, reading and decoding {self.decode_seconds:,.0f} s)"
         )

@@ -117,7 +117,7 @@ def test_a_second_run_computes_nothing_and_touches_nothing(photos: Path, tmp_pat
 def test_the_summary_says_what_bounded_the_run(waited: tuple[int, ...], says: str) -> None:
     """Reading and decoding together are weighed against the model and the disk; of the two, the longer gives the advice."""
     waited_s = dict(zip(("read", "decode", "model", "write"), map(float, waited), strict=True))
-    result = EmbedResult("x.h5", total=5, embedded=4, reused=1, failed=0, seconds=10.0, waited_s=waited_s)
+    result = EmbedResult("x.h5", total=5, embedded=4, reused=1, failed=0, gone=0, dropped=0, seconds=10.0, waited_s=waited_s)
 
     assert result.text().splitlines()[1].startswith(f"10.0 s, 0.4 images/s; {says}")
 
@@ -168,8 +168,10 @@ def test_images_that_have_gone_keep_their_row_until_pruned(photos: Path, tmp_pat
     kept, _ = embed_colours(photos, tmp_path / "x.h5")
     pruned, _ = embed_colours(photos, tmp_path / "x.h5", prune=True)
 
-    assert (kept.total, kept.embedded) == (10, 0)
-    assert (pruned.total, pruned.embedded) == (9, 0)
+    assert (kept.total, kept.embedded, kept.gone, kept.dropped) == (10, 0, 1, 0)
+    assert "10 kept, 1 of them of images that have gone (`--prune` drops these), nothing was left to do" in kept.text()
+    assert (pruned.total, pruned.embedded, pruned.gone, pruned.dropped) == (9, 0, 0, 1)
+    assert pruned.text().endswith("0 done now, 9 kept, 1 dropped")
 
 
 def test_new_images_beside_kept_rows_get_their_own_vectors(photos: Path, tmp_path: Path) -> None:

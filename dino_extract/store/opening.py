@@ -65,6 +65,7 @@ def open_writer(
                 writer = Writer(path, plan.table, layout, plan.pending, lock, None)
             else:
                 writer = Writer(path, plan.table, layout, plan.pending, lock, open_part(path, plan, donors, layout))
+            writer.dropped = plan.dropped
         on_failure.pop_all()
     return writer
 

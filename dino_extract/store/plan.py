@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,14 @@ class Plan:
         source: (N,) number of the donor that has the row, or `NOBODY`.
         source_row: (N,) its row there.
         lost: keys of rows that are damaged and whose images are gone, so that nobody can compute them again.
+        dropped: number of rows of earlier work that are left out because their images are gone.
     """
 
     table: RowTable
     source: NDArray[np.int64]
     source_row: NDArray[np.int64]
     lost: tuple[bytes, ...]
+    dropped: int = 0
 
     @property
     def pending(self) -> NDArray[np.int64]:
@@ -62,8 +64,8 @@ def make_plan(rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, pr
     index_of = {key: row for row, key in enumerate(rows.keys)}  # hundreds of bytes a row: not for a new file
     kept: dict[bytes, tuple[int, int]] = {}
     lost: set[bytes] = set()
-    if prune:
-        _check_all_read(rows, {key for donor in donors for key in donor.header.keys if key not in index_of})
+    gone = {key for donor in donors for key in donor.header.keys if key not in index_of} if prune else set()
+    _check_all_read(rows, gone)
     for number, donor in enumerate(donors):
         target = np.array([index_of.get(key, NOBODY) for key in donor.header.keys], np.int64)
         is_listed = target != NOBODY
@@ -77,7 +79,7 @@ def make_plan(rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, pr
             for row in np.flatnonzero(is_kept).tolist():
                 kept.setdefault(keys[row], (number, row))
             lost.update(keys[row] for row in np.flatnonzero(~is_listed & ~usable & (donor.crcs != 0)).tolist())
-    return _merged(rows, donors, source, source_row, kept, tuple(sorted(lost - kept.keys())))
+    return replace(_merged(rows, donors, source, source_row, kept, tuple(sorted(lost - kept.keys()))), dropped=len(gone))
 
 
 def _check_all_read(rows: RowTable, gone: set[bytes]) -> None:

@@ -32,6 +32,7 @@ class Writer:
         keys: (N,) keys of all rows, sorted; those asked for and those kept from earlier work.
         pending: (n,) int64 row numbers to compute, ascending.
         up_to_date: the finished file already has every row; it will not be touched.
+        dropped: rows of earlier work that are left out because their images are gone.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Writer:
         self.keys = table.keys
         self.pending = pending
         self.up_to_date = part is None
+        self.dropped = 0
         self._layout = layout
         self._offsets = table.patch_offsets()
         self._lock = lock
