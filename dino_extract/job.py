@@ -243,5 +243,5 @@ def _default_output(sources: Sequence[str], shard: str | None) -> str:
     if len(sources) != 1 or source.startswith("-") or is_pattern:
         raise SourceError("a pattern, a list or several sources need a name for the file", hint="give it with `-o FILE.h5`")
     name = os.path.basename(os.path.abspath(source)) or "embeddings"
-    stem = name.removesuffix(".tar") if name.endswith(".tar") else os.path.splitext(name)[0] if os.path.isfile(source) else name
+    stem = os.path.splitext(name)[0] if os.path.isfile(source) else name
     return stem + (".h5" if shard is None else ".{}-of-{}.h5".format(*parse_shard(shard)))

@@ -31,7 +31,7 @@ def test_it_is_there_without_a_network() -> None:
     loaded = load("tiny", offline=True)
 
     assert loaded.weights_source.startswith("bundled: ")
-    assert loaded.size == 224
+    assert loaded.size == 280
 
 
 def test_parts_of_a_photograph_find_each_other(tmp_path: Path) -> None:

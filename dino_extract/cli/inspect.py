@@ -32,7 +32,11 @@ def info(
             lines = json.dumps(rows, indent=2) if as_json else "\n".join("\t".join(map(_one_line, row.values())) for row in rows)
         else:
             facts = _facts(store)
-            lines = json.dumps(facts, indent=2) if as_json else "\n".join(f"{name:16}{_text(value)}" for name, value in facts.items())
+            lines = (
+                json.dumps(facts, indent=2)
+                if as_json
+                else "\n".join(f"{name:16}{_one_line(_text(value))}" for name, value in facts.items())
+            )
     if lines:
         typer.echo(lines)
 
@@ -58,7 +62,8 @@ def verify(
     else:
         integrity = result.integrity
         counts = f"{len(integrity.damaged_rows):,} damaged, {integrity.num_uncommitted:,} not written yet"
-        typer.echo(f"checksums: {integrity.num_rows:,} rows, {counts}")
+        if integrity.num_rows:  # else the file cannot be opened
+            typer.echo(f"checksums: {integrity.num_rows:,} rows, {counts}")
         if integrity.header_damage:
             typer.echo(f"damaged: {integrity.header_damage}")
         for row, name in integrity.damaged_rows:

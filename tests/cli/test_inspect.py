@@ -147,7 +147,9 @@ def test_verify_says_when_the_images_are_gone(cli: Cli, photos: Path, tmp_path: 
 
 
 def test_terminal_escapes_in_names_are_not_printed_raw(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file name with a line break and an escape sequence stays on its line and harmless."""
+    """A name of a file or folder with a line break and an escape sequence stays on its line and harmless."""
+    (tmp_path / "x\ny\x1b[31m").mkdir()
+    tmp_path = tmp_path / "x\ny\x1b[31m"
     save_pictures(tmp_path / "photos", [1])
     (tmp_path / "photos" / "a\nb\x1b[31m.png").write_bytes(b"no picture")
     monkeypatch.chdir(tmp_path)
@@ -157,3 +159,4 @@ def test_terminal_escapes_in_names_are_not_printed_raw(cli: Cli, tmp_path: Path,
 
     assert out.startswith("a\\nb\\x1b[31m.png\tunreadable")
     assert "\x1b" not in out
+    assert any(line.startswith("root ") and r"x\ny\x1b[31m" in line for line in cli("info", "photos.h5").out.splitlines())
