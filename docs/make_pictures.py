@@ -37,7 +37,15 @@ from dino_extract.weights.loading import load
 MODEL = "tiny"
 DOCS = Path(__file__).parent
 PICTURES = DOCS / "pictures"
-PAGES = ("knn", "linear", "search", "dedup", "outliers", "cluster", "export")  # a page may use files that the commands of an earlier one made
+PAGES = (
+    "knn",
+    "linear",
+    "search",
+    "dedup",
+    "outliers",
+    "cluster",
+    "export",
+)  # a page may use files that the commands of an earlier one made
 FROM_COMMANDS = {  # picture -> what a command of a page writes
     "knn.png": "confusion.png",
     "linear.png": "linear.png",
