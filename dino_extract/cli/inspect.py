@@ -35,7 +35,7 @@ def info(
             lines = (
                 json.dumps(facts, indent=2)
                 if as_json
-                else "\n".join(f"{name:16}{_one_line(_text(value))}" for name, value in facts.items())
+                else "\n".join(f"{name:16}{_one_line(_text(value), raw_bytes=True)}" for name, value in facts.items())
             )
     if lines:
         typer.echo(lines)
@@ -130,6 +130,11 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _one_line(text: str) -> str:
-    """Text that cannot break a line or a terminal: control characters escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in text)
+def _one_line(text: str, *, raw_bytes: bool = False) -> str:
+    """Text that cannot break a line or a terminal: control characters escaped, but with `raw_bytes` no bytes that are not UTF-8."""
+    return "".join(
+        char
+        if char.isprintable() or (raw_bytes and "\udc80" <= char <= "\udcff")
+        else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
