@@ -6,7 +6,7 @@ Dataset as `grocery/{train,val,test}/LABEL/*.jpg`. They serve for figures; pictu
 In the pages, every line after `$ ` in a block marked `console` is run, in the order of `PAGES`, and what it prints replaces what stands
 there. Lines after `> ` belong to the command above. Notes and progress, which go to stderr, are left out.
 
-Needs scikit-image, pandas, pyarrow, matplotlib, and playwright with Chromium for the picture of the report. Takes ten minutes on one core.
+Needs scikit-image, pandas, pyarrow, matplotlib, and playwright with Chromium for the picture of the report. Seven minutes on two cores.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dino_extract.analysis.arguments import at_least_one
 from dino_extract.analysis.comparable import require_made_alike, require_other_file
-from dino_extract.analysis.neighbours import nearest_blocks
+from dino_extract.analysis.neighbours import nearest, nearest_blocks
 from dino_extract.analysis.vectors import StoreSource, Vectors, opened, stored_vectors
 from dino_extract.errors import ConfigError
 
@@ -89,9 +89,9 @@ def outliers(
     with opened(store) as own:
         vectors = stored_vectors(own, dataset)
         if against is None:
-            usual, rows = vectors, _sample(vectors, seed)
-            similarity, index = _others(vectors, usual.take(rows), neighbours, rows)
-            usual_paths, isolation = own.paths, isolation_of(similarity)
+            usual_paths, rows = own.paths, _sample(vectors, seed)
+            similarity, index = _nearest_others(vectors, rows, neighbours)
+            isolation = isolation_of(similarity)
             usual_isolation = isolation[rows]
         else:
             with opened(against) as other:
@@ -99,17 +99,18 @@ def outliers(
                 require_made_alike(own, other)
                 usual, usual_paths = stored_vectors(other, dataset), other.paths
                 rows = _sample(usual, seed)
-                similarity, index = _others(vectors, usual.take(rows), neighbours)
+                bank = usual.take(rows)
+                similarity, index = nearest(vectors, bank, neighbours)
                 isolation = isolation_of(similarity)
-                usual_isolation = isolation_of(_others(usual.take(rows), usual.take(rows), neighbours, np.arange(len(rows)))[0])
+                usual_isolation = isolation_of(nearest(bank, bank, neighbours, leave_one_out=True)[0])
         unusual = np.searchsorted(np.sort(usual_isolation), isolation) / len(rows)
         order = np.argsort(-isolation, kind="stable")
-        own_paths, nearest = own.paths, rows[index[order, 0]].tolist()
+        own_paths = own.paths
         return Outliers(
             paths=[own_paths[row] for row in order.tolist()],
             isolation=isolation[order],
             unusual=unusual[order].astype(np.float32),
-            nearest=[usual_paths[row] for row in nearest],
+            nearest=[usual_paths[row] for row in rows[index[order, 0]].tolist()],
             similarity=similarity[order, 0],
             num_compared=len(rows),
         )
@@ -131,23 +132,17 @@ def _sample(vectors: Vectors, seed: int) -> NDArray[np.int64]:
     return np.sort(drawn).astype(np.int64)
 
 
-def _others(
-    queries: Vectors, bank: Vectors, k: int, own_rows: NDArray[np.int64] | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cosine (n, k) and position in the bank (n, k) of each query's nearest ones, best first.
+def _nearest_others(vectors: Vectors, rows: NDArray[np.int64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Cosine (n, k) and position among `rows` (n, k) of the vectors nearest to each, best first; none is its own neighbour.
 
     Args:
-        queries: (n, D).
-        bank: (m, D).
-        k: neighbours; fewer where the bank has fewer.
-        own_rows: (m,) which of the queries each of the bank is: none is its own neighbour; None where these are other images.
+        vectors: (n, D).
+        rows: (m,) which of them may be neighbours.
+        k: neighbours; fewer where there are fewer.
     """
-    k = min(k, len(bank) - (own_rows is not None))
-    found = []
-    for first, similarity, index in nearest_blocks(queries, bank, k + (own_rows is not None)):
-        if own_rows is not None:
-            is_other = own_rows[index] != np.arange(first, first + len(index))[:, None]
-            is_other[is_other.all(axis=1), -1] = False  # not in the bank, or behind copies of itself: the last one goes
-            similarity, index = similarity[is_other].reshape(-1, k), index[is_other].reshape(-1, k)
-        found.append((similarity, index))
+    k, found = min(k, len(rows) - 1), []
+    for first, similarity, index in nearest_blocks(vectors, vectors.take(rows), k + 1):
+        is_other = rows[index] != np.arange(first, first + len(index))[:, None]
+        is_other[is_other.all(axis=1), -1] = False  # not in the bank, or behind copies of itself: the last one goes
+        found.append((similarity[is_other].reshape(-1, k), index[is_other].reshape(-1, k)))
     return np.concatenate([similarity for similarity, _ in found]), np.concatenate([index for _, index in found])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dino_extract.cli.options import AsJson, count_or_auto, print_json
+from dino_extract.cli.options import AsJson, count_option, print_json
 from dino_extract.config import Compile, Dtype, EmbedConfig, Resize
 
 EXAMPLES = """Examples:
@@ -31,12 +31,8 @@ def benchmark(
     dtype: Annotated[Dtype, typer.Option(help="Of the computation.")] = EmbedConfig.dtype,
     compile: Annotated[Compile, typer.Option(help="As for `embed`.")] = EmbedConfig.compile,  # noqa: A002 - the name of the option
     resize: Annotated[Resize, typer.Option(help="As for `embed`.")] = EmbedConfig.resize,
-    batch: Annotated[
-        int, typer.Option(parser=count_or_auto, metavar="N|auto", show_default="auto", help="Images per batch; auto finds a good size.")
-    ] = EmbedConfig.batch,
-    workers: Annotated[
-        int, typer.Option(parser=count_or_auto, metavar="N|auto", show_default="auto", help="Decoder processes; auto is one per free CPU.")
-    ] = EmbedConfig.workers,
+    batch: Annotated[int, count_option("Images per batch; auto finds a good size.")] = EmbedConfig.batch,
+    workers: Annotated[int, count_option("Decoder processes; auto is one per free CPU.")] = EmbedConfig.workers,
     images: Annotated[int, typer.Option(min=1, help="Measure with this many images at most.")] = 256,
     scratch: Annotated[str, typer.Option(metavar="DIR", help="Folder on the disk to measure; left as it was.")] = ".",
     as_json: AsJson = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dino_extract.cli.options import count_or_auto
+from dino_extract.cli.options import count_option
 from dino_extract.cli.progress import choose_progress
 from dino_extract.cli.weights import download_progress
 from dino_extract.config import LEAST, AlphaPolicy, Compile, Decode, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype, most_failures
@@ -99,26 +99,8 @@ def embed(
     decode: Annotated[
         Decode, typer.Option(help="device: JPEGs beside the model, by torchcodec, for a GPU that waits.", rich_help_panel=MACHINE)
     ] = EmbedConfig.decode,
-    batch: Annotated[
-        int,
-        typer.Option(
-            parser=count_or_auto,
-            metavar="N|auto",
-            show_default="auto",
-            help="Images per batch; auto finds a good size.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = EmbedConfig.batch,
-    workers: Annotated[
-        int,
-        typer.Option(
-            parser=count_or_auto,
-            metavar="N|auto",
-            show_default="auto",
-            help="Decoder processes; auto is one per free CPU.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = EmbedConfig.workers,
+    batch: Annotated[int, count_option("Images per batch; auto finds a good size.", MACHINE)] = EmbedConfig.batch,
+    workers: Annotated[int, count_option("Decoder processes; auto is one per free CPU.", MACHINE)] = EmbedConfig.workers,
     decode_timeout_s: Annotated[
         float,
         typer.Option(

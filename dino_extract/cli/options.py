@@ -39,6 +39,11 @@ def count_or_auto(text: str | int) -> int:
     return int(text)
 
 
+def count_option(help_text: str, panel: str | None = None) -> Any:
+    """An option that takes a number or `auto`, which is its default."""
+    return typer.Option(parser=count_or_auto, metavar="N|auto", show_default="auto", help=help_text, rich_help_panel=panel)
+
+
 def say(text: str) -> None:
     """A line for people, on stderr."""
     print(text, file=sys.stderr)
