@@ -29,10 +29,10 @@ import torch
 from PIL import Image
 
 from dino_extract.backbone import Backbone
-from dino_extract.benchmark import make_images, measure_model, measure_peak, measure_resize
 from dino_extract.config import EmbedConfig
-from dino_extract.decode import decode_image
-from dino_extract.embedding import run
+from dino_extract.embedding.benchmark import make_images, measure_model, measure_peak, measure_resize
+from dino_extract.embedding.job import prepare
+from dino_extract.embedding.pipeline import run
 from dino_extract.engine import (
     ComputeDtype,
     Engine,
@@ -46,8 +46,8 @@ from dino_extract.engine import (
 from dino_extract.engine.jpeg import decode_jpegs
 from dino_extract.engine.plan import compiler_problem
 from dino_extract.errors import ConfigError
-from dino_extract.job import prepare
-from dino_extract.preprocess import Jpeg, Preprocess, preprocess
+from dino_extract.images.decode import decode_image
+from dino_extract.images.preprocess import Jpeg, Preprocess, preprocess
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import load_backbone
 

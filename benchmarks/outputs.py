@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from dino_extract.config import EmbedConfig
-from dino_extract.embedding import BATCHES_IN_FLIGHT, run
-from dino_extract.job import Job, prepare
-from dino_extract.preprocess import Pictures
+from dino_extract.embedding.job import Job, prepare
+from dino_extract.embedding.pipeline import BATCHES_IN_FLIGHT, run
+from dino_extract.images.preprocess import Pictures
 
 CASES: dict[str, dict[str, Any]] = {
     "CLS at 224": {"size": "224"},

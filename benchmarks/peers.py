@@ -50,8 +50,8 @@ def processor_seconds() -> float:
 def run_ours(folder: Path, output: Path, model: str, dtype: str) -> dict[str, float]:
     """dino-extract itself, with its defaults."""
     from dino_extract.config import EmbedConfig
-    from dino_extract.embedding import run
-    from dino_extract.job import prepare
+    from dino_extract.embedding.job import prepare
+    from dino_extract.embedding.pipeline import run
 
     figures: dict[str, float] = {}
     job = prepare([str(folder)], output, EmbedConfig(model=OURS[model], random_weights=0, dtype=dtype))  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ def write_store(path: Path, num_rows: int, blocks: Iterator[np.ndarray], rows: n
         blocks: vectors (b, D), in the order of `rows`.
         rows: (num_rows,) numbers that name the images; the file is in the order of their keys.
     """
-    from dino_extract.preprocess import Preprocess
+    from dino_extract.images.preprocess import Preprocess
     from dino_extract.store import Layout, RowDataset, RowTable, Status, open_writer
 
     keys = [key(row).encode() for row in rows.tolist()]

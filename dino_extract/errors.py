@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from enum import IntEnum
 
 
@@ -62,11 +60,3 @@ class StoreBusyError(StoreError):
 
 class ConfigError(DinoExtractError):
     """Options that contradict each other or this machine."""
-
-
-def quoted(word: str) -> str:
-    r"""A file name or option for a command that is printed, as a shell takes it; bytes that no terminal shows as `$'\377.h5'`."""
-    if word.isprintable():
-        return shlex.quote(word)
-    raw = "".join(char if char.isprintable() and char not in "\\'" else "".join(map(r"\{:03o}".format, os.fsencode(char))) for char in word)
-    return f"$'{raw}'"

@@ -26,12 +26,12 @@ import numpy as np
 from PIL import Image
 
 import dino_extract as dx
-from dino_extract.analysis.altered import ALTERATIONS
-from dino_extract.analysis.attention import attention_maps
-from dino_extract.analysis.match import match_patches
-from dino_extract.analysis.pca import pca
-from dino_extract.analysis.report import report
-from dino_extract.analysis.sight import see
+from dino_extract.pictures.altered import ALTERATIONS
+from dino_extract.pictures.attention import attention_maps
+from dino_extract.pictures.match import match_patches
+from dino_extract.pictures.pca import pca
+from dino_extract.pictures.report import report
+from dino_extract.pictures.sight import see
 from dino_extract.weights.loading import load
 
 MODEL = "tiny"

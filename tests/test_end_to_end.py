@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from dino_extract.embedding import embed
+from dino_extract.embedding.pipeline import embed
 from dino_extract.store import open_store
 from dino_extract.weights import load_backbone
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from dino_extract.errors import quoted
+from dino_extract.names import quoted
 
 NAMES = [
     b"a.h5",

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dino_extract.store import open_store, part_path_of
-from tests.pictures import save_pictures
+from tests.sample_images import save_pictures
 
 NUM_PICTURES = 240
 COMMAND = [sys.executable, "-c", "from dino_extract.cli import main; main()"]

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 import dino_extract as dx
 from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD
 from dino_extract.weights.loading import load
-from tests.pictures import real_photographs
+from tests.sample_images import real_photographs
 
 PIXELS_LEAVE_ONE_OUT = 0.553  # weighted kNN, k 20, of 16 x 16 RGB pixels of the same photographs
 

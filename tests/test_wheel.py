@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_extract.embedding import embed
+from dino_extract.embedding.pipeline import embed
 from dino_extract.store import open_store
 
 REPOSITORY = Path(__file__).parents[1]

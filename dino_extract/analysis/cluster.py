@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_extract.analysis.arguments import require_choice, several
-from dino_extract.analysis.comparable import require_made_alike
-from dino_extract.analysis.kmeans import Clusters, assign, kmeans, largest_first
-from dino_extract.analysis.neighbours import nearest
-from dino_extract.analysis.vectors import (
+from dino_extract.analysis.vectors.arguments import require_choice, several
+from dino_extract.analysis.vectors.compatible import require_made_alike
+from dino_extract.analysis.vectors.kmeans import Clusters, assign, kmeans, largest_first
+from dino_extract.analysis.vectors.neighbours import nearest
+from dino_extract.analysis.vectors.stored import (
     StoreSource,
     Vectors,
     VectorSource,

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.comparable import require_made_alike, require_other_file
-from dino_extract.analysis.covering import representatives
-from dino_extract.analysis.near_pairs import near_pairs, near_pairs_between
-from dino_extract.analysis.neighbours import nearest
-from dino_extract.analysis.vectors import (
+from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_file
+from dino_extract.analysis.vectors.covering import representatives
+from dino_extract.analysis.vectors.near_pairs import near_pairs, near_pairs_between
+from dino_extract.analysis.vectors.neighbours import nearest
+from dino_extract.analysis.vectors.stored import (
     StoreSource,
     VectorSource,
     as_vectors,
@@ -53,7 +53,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Group:
+class DuplicateGroup:
     """Images that hang together: each is nearly the same as some other one, not always as every other one.
 
     Args:
@@ -95,7 +95,7 @@ class DedupResult:
 
     images: int
     threshold: float
-    groups: tuple[Group, ...]
+    groups: tuple[DuplicateGroup, ...]
     ladder: tuple[Step, ...]
 
     @property
@@ -137,12 +137,12 @@ def dedup(
         return DedupResult(len(vectors), threshold, tuple(_named(group, paths) for group in groups), tuple(ladder))
 
 
-def _named(group: RowGroup, paths: Sequence[str]) -> Group:
+def _named(group: RowGroup, paths: Sequence[str]) -> DuplicateGroup:
     drops: dict[int, list[tuple[str, float]]] = {row: [] for row in group.rows[group.rows == group.keep].tolist()}
     for row, keep, similarity in sorted(zip(group.rows.tolist(), group.keep.tolist(), group.similarity.tolist(), strict=True)):
         if row != keep:
             drops[keep].append((paths[row], similarity))
-    return Group(
+    return DuplicateGroup(
         tuple(Kept(paths[row], tuple(path for path, _ in drop), tuple(cosine for _, cosine in drop)) for row, drop in drops.items())
     )
 

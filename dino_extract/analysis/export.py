@@ -26,14 +26,14 @@ import h5py  # other tools' HDF5 layouts; our own is the business of the store a
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.arguments import require_choice
-from dino_extract.analysis.neighbours import nearest
-from dino_extract.analysis.pictures import display_name, file_stem
 from dino_extract.analysis.tables import table_path
-from dino_extract.analysis.vectors import StoreSource, Vectors, opened, require_images, stored_vectors, unit
+from dino_extract.analysis.vectors.arguments import require_choice
+from dino_extract.analysis.vectors.neighbours import nearest
+from dino_extract.analysis.vectors.stored import StoreSource, Vectors, opened, require_images, stored_vectors, unit
 from dino_extract.analysis.writing import replacing, writing
 from dino_extract.errors import ConfigError, StoreError
-from dino_extract.preprocess import Preprocess
+from dino_extract.images.preprocess import Preprocess
+from dino_extract.names import display_name, file_stem
 from dino_extract.store import RaggedRows, Store
 
 ExportFormat = Literal["npy", "parquet", "csv", "h5ad", "hloc", "ann-benchmarks", "bags"]

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.arguments import at_least_one
-from dino_extract.analysis.comparable import require_made_alike, require_other_file
-from dino_extract.analysis.neighbours import nearest, nearest_blocks
-from dino_extract.analysis.vectors import StoreSource, Vectors, opened, stored_vectors
+from dino_extract.analysis.vectors.arguments import at_least_one
+from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_file
+from dino_extract.analysis.vectors.neighbours import nearest, nearest_blocks
+from dino_extract.analysis.vectors.stored import StoreSource, Vectors, opened, stored_vectors
 from dino_extract.errors import ConfigError
 
 NEIGHBOURS = 5

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_extract.analysis.arguments import at_least_one, require_choice, several
-from dino_extract.analysis.comparable import require_made_alike
-from dino_extract.analysis.faiss_index import open_index, search_index
-from dino_extract.analysis.neighbours import nearest
-from dino_extract.analysis.vectors import (
+from dino_extract.analysis.vectors.arguments import at_least_one, require_choice, several
+from dino_extract.analysis.vectors.compatible import require_made_alike
+from dino_extract.analysis.vectors.faiss_index import open_index, search_index
+from dino_extract.analysis.vectors.neighbours import nearest
+from dino_extract.analysis.vectors.stored import (
     StoreSource,
     Vectors,
     VectorSource,

@@ -15,7 +15,8 @@ from io import TextIOWrapper
 from types import FrameType
 from typing import Any
 
-from dino_extract.errors import DinoExtractError, DinoExtractWarning, ExitCode, quoted
+from dino_extract.errors import DinoExtractError, DinoExtractWarning, ExitCode
+from dino_extract.names import quoted
 
 # The machine's limits, which may be hit anywhere; every other OSError is either explained where it occurs or a mistake of ours.
 MACHINE_IS_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)

@@ -22,8 +22,8 @@ def attention(
     as_json: AsJson = False,
 ) -> None:
     """Draw what the CLS token of each attention head attends to; register tokens are left out."""
-    from dino_extract.analysis import attention as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.sight import require_there, see
+    from dino_extract.pictures import attention as analysis  # loads torch, which `--help` must not wait for
+    from dino_extract.pictures.sight import require_there, see
     from dino_extract.weights.loading import load
 
     if len(images) == 1:

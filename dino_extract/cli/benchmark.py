@@ -38,7 +38,7 @@ def benchmark(
     as_json: AsJson = False,
 ) -> None:
     """Measure reading, decoding, resizing, the model, writing, and a whole run; say what bounds it."""
-    from dino_extract.benchmark import benchmark as measure  # loads torch, which `--help` must not wait for
+    from dino_extract.embedding.benchmark import benchmark as measure  # loads torch, which `--help` must not wait for
 
     config = EmbedConfig(
         model=model,

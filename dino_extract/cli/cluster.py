@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dino_extract.analysis.kmeans import Clusters
+    from dino_extract.analysis.vectors.kmeans import Clusters
     from dino_extract.store import Store
 
 EXAMPLES = """Examples:
@@ -68,8 +68,8 @@ def cluster(
 
     Where labels are given or folders differ, purity and normalised mutual information say how clusters agree with them.
     """
-    from dino_extract.analysis import cluster as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.vectors import opened
+    from dino_extract.analysis import cluster as analysis  # loads torch, which `--help` must not wait for, which `--help` must not wait for
+    from dino_extract.analysis.vectors.stored import opened
     from dino_extract.analysis.writing import require_place
 
     require_place(output, "table")
@@ -123,7 +123,7 @@ def curate(
 
     Prints their paths, one a line, relative to the folder that FILE.h5 was made from.
     """
-    from dino_extract.analysis import cluster as analysis  # loads torch, which `--help` must not wait for
+    from dino_extract.analysis import cluster as analysis  # loads torch, which `--help` must not wait for, which `--help` must not wait for
     from dino_extract.analysis.writing import require_place
 
     require_place(output, "list")
@@ -153,7 +153,7 @@ def parse_levels(text: str | None, option: str) -> list[int]:
 
 def _codes(store: Store, labels: str | None, label_depth: int) -> NDArray[np.int64] | None:
     """(n,) class codes, or None where no labels are asked for and the folders give none."""
-    from dino_extract.analysis.labels import encode, folder_labels, labels_of
+    from dino_extract.analysis.vectors.labels import encode, folder_labels, labels_of
 
     names = labels_of(store, labels, label_depth) if labels else folder_labels(store.paths, label_depth)
     classes = sorted(set(names) - {""})
@@ -170,8 +170,8 @@ def _by_similarity(level: Clusters, number: int) -> NDArray[np.int64]:
 
 def _draw(store: Store, level: Clusters, folder: str) -> None:
     """A sheet per cluster: the images nearest to its centre, and the farthest, by which one sees how far it reaches."""
-    from dino_extract.analysis.contact_sheet import COLUMNS, Strip, Tile, draw_strips, stored_tile
     from dino_extract.analysis.writing import writing
+    from dino_extract.pictures.sheets import COLUMNS, Strip, Tile, draw_strips, stored_tile
 
     with writing(folder, "folder"):
         os.makedirs(folder, exist_ok=True)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dino_extract.cli.options import AsJson, Dataset, Seed, Sheet, note_lost, print_json, say, write_list
-from dino_extract.errors import ConfigError, quoted
+from dino_extract.errors import ConfigError
+from dino_extract.names import quoted
 
 if TYPE_CHECKING:
-    from dino_extract.analysis.dedup import Calibration, DedupResult, Group, Leak
+    from dino_extract.analysis.dedup import Calibration, DedupResult, DuplicateGroup, Leak
     from dino_extract.store import Store
 
 EXAMPLES = """Examples:
@@ -50,8 +51,8 @@ def dedup(
     Images with a cosine above the threshold are joined into groups. Of each group the image with the most pixels is kept and those like it
     are dropped, then the next of the rest, until each is kept or like a kept one. Nothing is deleted: the lists say what to do.
     """
-    from dino_extract.analysis import dedup as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.vectors import opened
+    from dino_extract.analysis import dedup as analysis  # loads torch, which `--help` must not wait for, which `--help` must not wait for
+    from dino_extract.analysis.vectors.stored import opened
     from dino_extract.analysis.writing import require_picture_place, require_place
 
     options = {"threshold": threshold, "dataset": dataset, "seed": seed}
@@ -107,7 +108,7 @@ def _print_groups(result: DedupResult, as_json: bool) -> None:
         say(f"note: one group holds {share:.0%} of all images, so the threshold is probably too low; `--calibrate 200` measures thresholds")
 
 
-def _in_order(group: Group) -> list[tuple[str, float | None]]:
+def _in_order(group: DuplicateGroup) -> list[tuple[str, float | None]]:
     """The images of a group, each kept one before those that go for it, with their similarity to it."""
     return [image for kept in group.kept for image in [(kept.path, None), *zip(kept.drop, kept.similarity, strict=True)]]
 
@@ -124,7 +125,7 @@ def _print_leaks(found: Sequence[Leak], num_images: int, against: str, as_json: 
 
 
 def _draw_groups(store: Store, result: DedupResult, sheet: str) -> None:
-    from dino_extract.analysis.contact_sheet import Strip, draw_strips, stored_tile
+    from dino_extract.pictures.sheets import Strip, draw_strips, stored_tile
 
     strips = []
     for number, group in enumerate(result.groups[:MAX_SHEET_GROUPS], 1):
@@ -142,7 +143,7 @@ def _draw_groups(store: Store, result: DedupResult, sheet: str) -> None:
 
 
 def _draw_leaks(store: Store, other: Store, found: Sequence[Leak], sheet: str) -> None:
-    from dino_extract.analysis.contact_sheet import Strip, draw_strips, stored_tile
+    from dino_extract.pictures.sheets import Strip, draw_strips, stored_tile
 
     if not found:
         say("no contact sheet: nothing is shared")
@@ -159,9 +160,9 @@ def _calibrate(store: Store, count: int, dataset: str, seed: int) -> list[Calibr
     """Alter copies of some images of the store, embed them as the store was, and see which thresholds find them."""
     import numpy as np
 
-    from dino_extract.analysis.altered import ALTERATIONS, altered_vectors
     from dino_extract.analysis.dedup import calibrate
-    from dino_extract.analysis.vectors import stored_vectors
+    from dino_extract.analysis.vectors.stored import stored_vectors
+    from dino_extract.pictures.altered import ALTERATIONS, altered_vectors
 
     if count < 1:
         raise ConfigError(f"`--calibrate` needs at least 1 image, got {count}")

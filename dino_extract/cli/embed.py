@@ -13,11 +13,12 @@ from dino_extract.cli.options import count_option
 from dino_extract.cli.progress import choose_progress
 from dino_extract.cli.weights import download_progress
 from dino_extract.config import LEAST, AlphaPolicy, Compile, Decode, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype, most_failures
-from dino_extract.errors import ExitCode, quoted
+from dino_extract.errors import ExitCode
+from dino_extract.names import quoted
 from dino_extract.weights import ensure_available
 
 if TYPE_CHECKING:
-    from dino_extract.embedding import EmbedResult
+    from dino_extract.embedding.pipeline import EmbedResult
 
 MODEL = "Model"
 PIXELS = "Pixels"
@@ -149,15 +150,15 @@ def embed(
         shard=shard,
     )
     limit = most_failures(max_failures)
-    from dino_extract.source import require_present  # loads numpy, which `--help` must not wait for
+    from dino_extract.images.finding import require_present  # loads numpy, which `--help` must not wait for
 
     listed = ["-0" if null and source == "-" else source for source in sources]
     require_present(listed)  # nothing is downloaded for a wrong path
     with download_progress(model or "weights", quiet=quiet) as progress:
         # Before torch is loaded and millions of files are listed, so that missing weights are told at once.
         ensure_available(model, weights=weights, random_seed=random_weights, offline=offline, progress=progress)
-    from dino_extract.embedding import run  # loads torch, which `--help` must not wait for
-    from dino_extract.job import prepare
+    from dino_extract.embedding.job import prepare
+    from dino_extract.embedding.pipeline import run  # loads torch, which `--help` must not wait for
 
     job = prepare(listed, output, config, suffixes=suffix or (), stdin=sys.stdin.buffer)
     if not quiet:

@@ -23,7 +23,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write embeddings as npy, Parquet, CSV, AnnData, hloc, ann-benchmarks or MIL bags; failed images are left out."""
-    from dino_extract.analysis import export as analysis  # loads h5py, which `--help` must not wait for
+    from dino_extract.analysis import export as analysis  # loads h5py, which `--help` must not wait for, which `--help` must not wait for
 
     result = analysis.export(file, output, to, dataset=dataset, dtype=dtype, overwrite=overwrite)
     left_out = f", {result.left_out:,} failed images left out" if result.left_out else ""

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dino_extract.errors import ConfigError, quoted
+from dino_extract.errors import ConfigError
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.presets import Preset, check, parse_settings, preset, read_config, to_json, with_open_lengths, with_values
+from dino_extract.names import quoted
 
 START = "Start"
 LENGTH = "Length and batch"

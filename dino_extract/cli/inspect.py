@@ -53,7 +53,7 @@ def verify(
 
     Ends with 1 if anything is damaged or different.
     """
-    from dino_extract.verification import verify as run  # loads torch, which `--help` must not wait for
+    from dino_extract.embedding.verification import verify as run  # loads torch, which `--help` must not wait for
 
     changes = {"device": device} | ({"weights": weights} if weights else {})
     result = run(path, num_rows=rows, seed=seed, **changes)

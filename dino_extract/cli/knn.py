@@ -39,10 +39,11 @@ def knn(
 
     Prints top-1 and top-5 accuracy for each k, and a table per class.
     """
-    from dino_extract.analysis import knn as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.scores import draw_confusion, printable, require_confusion_place, table_text, write_answers
-    from dino_extract.analysis.vectors import opened
+    from dino_extract.analysis.probes import knn as analysis  # loads torch, which `--help` must not wait for
+    from dino_extract.analysis.probes.scores import printable, table_text, write_answers
+    from dino_extract.analysis.vectors.stored import opened
     from dino_extract.analysis.writing import require_place
+    from dino_extract.pictures.confusion import draw_confusion, require_confusion_place
 
     require_confusion_place(confusion)
     require_place(predictions, "table")

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from dino_extract.cli.options import AsJson, LabelDepth, Labels, Predictions, Seed, end_with_failures, is_store, print_json, say
-from dino_extract.errors import ConfigError, quoted
+from dino_extract.errors import ConfigError
+from dino_extract.names import quoted
 
 EXAMPLES = """Examples:
 
@@ -43,10 +44,11 @@ def linear(
 
     Input, regularisation and learning rate are chosen on held-out training images, never on the test images.
     """
-    from dino_extract.analysis import linear as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.scores import draw_confusion, printable, require_confusion_place, table_text, write_answers
-    from dino_extract.analysis.vectors import opened
+    from dino_extract.analysis.probes import linear as analysis  # loads torch, which `--help` must not wait for
+    from dino_extract.analysis.probes.scores import printable, table_text, write_answers
+    from dino_extract.analysis.vectors.stored import opened
     from dino_extract.analysis.writing import require_place
+    from dino_extract.pictures.confusion import draw_confusion, require_confusion_place
 
     require_place(save, "classifier")
     require_confusion_place(confusion)
@@ -104,7 +106,7 @@ def classify(
 
     Prints path, label and probability, separated by tabs.
     """
-    from dino_extract.analysis import probe as analysis  # loads torch
+    from dino_extract.analysis.probes import probe as analysis  # loads torch, which `--help` must not wait for
 
     trained = analysis.Probe.load(probe)
     images = [source for source in sources if not is_store(source)]
@@ -116,7 +118,7 @@ def classify(
                 f"the probe takes {', '.join(trained.datasets)}: images cannot be embedded for it on the fly",
                 hint="embed them into a file with the same `--tokens` and `--layers`, and classify that",
             )
-        from dino_extract.embedding import embed_like  # the model is loaded for images alone
+        from dino_extract.embedding.pipeline import embed_like  # the model is loaded for images alone
 
         paths, vectors = embed_like(trained, images, on_failure=lambda path, error: failed.append(f"{path}: {error}"))
         found += analysis.classify_vectors(trained, vectors, paths, top=top)

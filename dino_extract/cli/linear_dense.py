@@ -30,7 +30,7 @@ def linear_dense(
     as_json: AsJson = False,
 ) -> None:
     """Train a linear head on stored patch tokens for segmentation (mIoU) or depth (RMSE), and test it."""
-    from dino_extract.analysis import linear_dense as analysis  # loads torch, which `--help` must not wait for
+    from dino_extract.analysis.probes import linear_dense as analysis  # loads torch, which `--help` must not wait for
 
     result = analysis.linear_dense(
         train,

@@ -34,8 +34,8 @@ def match(
     as_json: AsJson = False,
 ) -> None:
     """Draw lines between patches of two images that are each other's most similar patch."""
-    from dino_extract.analysis.match import match_patches  # loads torch, which `--help` must not wait for
     from dino_extract.analysis.writing import require_picture_place, writing
+    from dino_extract.pictures.match import match_patches  # loads torch, which `--help` must not wait for
 
     require_picture_place(output, "picture")
     if file is not None:
@@ -60,9 +60,9 @@ def match(
 def _stored(file: str, *paths: str) -> list[Seen]:
     from PIL import Image
 
-    from dino_extract.analysis.pictures import patches_of_picture, seen_picture
     from dino_extract.analysis.search import rows_of
-    from dino_extract.preprocess import Preprocess
+    from dino_extract.images.preprocess import Preprocess
+    from dino_extract.pictures.stored import patches_of_picture, seen_picture
     from dino_extract.store import open_store
 
     pairs: list[Seen] = []
@@ -81,7 +81,7 @@ def _stored(file: str, *paths: str) -> list[Seen]:
 def _embedded(image_a: str, image_b: str, model: str | None, size: int, options: dict[str, Any]) -> list[Seen]:
     import torch
 
-    from dino_extract.analysis.sight import require_there, see
+    from dino_extract.pictures.sight import require_there, see
     from dino_extract.weights.loading import load
 
     require_there(image_a, image_b)

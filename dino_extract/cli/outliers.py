@@ -38,9 +38,11 @@ def outliers(
     Isolation is 1 less the mean cosine with the nearest other images; `unusual` is the share of the images compared with that are less
     isolated.
     """
-    from dino_extract.analysis import outliers as analysis  # loads torch, which `--help` must not wait for
+    from dino_extract.analysis import (
+        outliers as analysis,  # loads torch, which `--help` must not wait for, which `--help` must not wait for
+    )
     from dino_extract.analysis.tables import table_path
-    from dino_extract.analysis.vectors import opened
+    from dino_extract.analysis.vectors.stored import opened
     from dino_extract.analysis.writing import require_picture_place, require_place
 
     require_place(output, "table")
@@ -76,7 +78,7 @@ def outliers(
 
 
 def _draw(store: Store, found: Outliers, count: int, sheet: str) -> None:
-    from dino_extract.analysis.contact_sheet import Strip, draw_strips, stored_tile
+    from dino_extract.pictures.sheets import Strip, draw_strips, stored_tile
 
     tiles = [stored_tile(store, line.path, f"{line.isolation:.3f}") for line in found.first(count)]
     note_lost(draw_strips([Strip(f"{len(tiles):,} of {len(found):,} images, the most isolated first", tiles)], sheet))

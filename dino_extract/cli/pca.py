@@ -24,7 +24,7 @@ def pca(
     as_json: AsJson = False,
 ) -> None:
     """Draw patch tokens of several images as colours: the same part of an object has the same colour in all of them."""
-    from dino_extract.analysis import pca as analysis  # loads h5py, which `--help` must not wait for
+    from dino_extract.pictures import pca as analysis  # loads h5py, which `--help` must not wait for
     from dino_extract.store import open_store
 
     with open_store(file) as store:

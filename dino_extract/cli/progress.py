@@ -11,7 +11,7 @@ from tqdm import tqdm
 LINE_EVERY_S = 30.0
 
 
-class Progress(Protocol):
+class RunProgress(Protocol):
     """What a workflow tells about how far it is."""
 
     def __call__(self, done: int, total: int, failed: int) -> None:

@@ -27,7 +27,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write one HTML page that works offline: how the file was made, failures, outliers, duplicates, clusters, and a map of the images."""
-    from dino_extract.analysis import report as analysis  # loads h5py and torch, which `--help` must not wait for
+    from dino_extract.pictures import report as analysis  # loads h5py and torch, which `--help` must not wait for
 
     progress = choose_progress(quiet=quiet)
     try:

@@ -62,7 +62,7 @@ def search(
     Images given as queries are embedded first, with exactly the model and settings that FILE.h5 was made with.
     """
     from dino_extract.analysis.search import named_paths  # loads torch, which `--help` must not wait for
-    from dino_extract.analysis.vectors import opened
+    from dino_extract.analysis.vectors.stored import opened
     from dino_extract.analysis.writing import require_picture_place
 
     require_picture_place(sheet, "contact sheet")
@@ -103,7 +103,7 @@ def _results(
             raise ConfigError(
                 f"query images are compared by `features`, not by `{dataset}`", hint="embed them into an `.h5` file and give that"
             )
-        from dino_extract.embedding import embed_like  # the model is loaded for query images alone
+        from dino_extract.embedding.pipeline import embed_like  # the model is loaded for query images alone
 
         names, vectors = embed_like(store, images, on_failure=lambda image, error: failed.append(f"{image}: {error}"))
         results += find(store, vectors, top=top, dataset=dataset, index=index, names=names)
@@ -111,9 +111,9 @@ def _results(
 
 
 def _measure(store: Store, dataset: str, labels: str | None, label_depth: int, seed: int, as_json: bool) -> None:
-    from dino_extract.analysis.labels import classes_of, encode, labels_of
     from dino_extract.analysis.search import retrieval_score
-    from dino_extract.analysis.vectors import stored_vectors
+    from dino_extract.analysis.vectors.labels import classes_of, encode, labels_of
+    from dino_extract.analysis.vectors.stored import stored_vectors
 
     names = labels_of(store, labels, label_depth)
     codes = encode(names, classes_of(names))
@@ -127,9 +127,9 @@ def _measure(store: Store, dataset: str, labels: str | None, label_depth: int, s
 
 
 def _draw(store: Store, results: list[SearchResult], queries: list[str], paths: list[str], sheet: str) -> None:
-    from dino_extract.analysis.contact_sheet import Strip, Tile, draw_strips, file_tile, stored_tile
-    from dino_extract.analysis.pictures import display_name
-    from dino_extract.analysis.vectors import opened
+    from dino_extract.analysis.vectors.stored import opened
+    from dino_extract.names import display_name
+    from dino_extract.pictures.sheets import Strip, Tile, draw_strips, file_tile, stored_tile
 
     with contextlib.ExitStack() as stack:
         home = dict.fromkeys(paths, store)  # of every query that is an image of a store

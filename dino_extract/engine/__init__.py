@@ -13,12 +13,12 @@ from dino_extract.engine.plan import (
     forward_flops,
 )
 from dino_extract.engine.resize import to_device
-from dino_extract.engine.run import Batch, Engine
+from dino_extract.engine.run import Engine, Ticket
 
 __all__ = [
-    "Batch",
     "ComputeDtype",
     "Engine",
+    "Ticket",
     "allocator_for",
     "choose_batch_size",
     "choose_compiled",

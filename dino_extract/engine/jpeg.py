@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dino_extract.decode import decode_image
 from dino_extract.errors import ConfigError
-from dino_extract.manifest import ImageError
-from dino_extract.preprocess import Jpeg
+from dino_extract.images.decode import decode_image
+from dino_extract.images.manifest import ImageError
+from dino_extract.images.preprocess import Jpeg
 
 
 def require_decoder() -> None:

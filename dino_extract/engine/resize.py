@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dino_extract.engine.jpeg import decode_jpegs
-from dino_extract.preprocess import Jpeg, Pictures
+from dino_extract.images.preprocess import Jpeg, Pictures
 
 MAX_SUMS = 1 << 24  # of one axis computed together, three channels each: enough to fill a GPU, and about 1 GB with what they need
 MAX_SOURCE_PIXELS = 1 << 27  # of pictures resized together: 400 MB, twice that where they are decoded here

@@ -19,7 +19,7 @@ from dino_extract.engine.lean import Attend, LeanTransformer, PlainLinear, atten
 from dino_extract.engine.network import AnyTokens, LayerTokens, LeanTokens, TokenNetwork, needs_patches
 from dino_extract.engine.plan import ComputeDtype, num_tokens
 from dino_extract.engine.streams import Streams
-from dino_extract.preprocess import Pictures
+from dino_extract.images.preprocess import Pictures
 from dino_extract.tokens import TokenSpec
 
 Arrays = dict[str, np.ndarray]
@@ -100,13 +100,13 @@ class Engine:
         """
         return self.submit(pixels).result()
 
-    def submit(self, pixels: np.ndarray | Pictures) -> Batch:
+    def submit(self, pixels: np.ndarray | Pictures) -> Ticket:
         """Start on a batch without waiting for it; keep a few under way and the device never waits for the host.
 
         Args:
             pixels: as in a call; they must stay as they are until the result has been taken.
         """
-        return Batch(self, pixels)
+        return Ticket(self, pixels)
 
     def fit(self, batch_size: int) -> None:
         """Make batches this large from now on; nothing may be under way. Costs little on a CPU, and a new graph on a GPU."""
@@ -140,7 +140,7 @@ class Engine:
         return Streams(self._network, device=self.device, batch_size=self.batch_size, num_threads=self._num_threads)
 
 
-class Batch:
+class Ticket:
     """A batch under way in an engine, in parts where it is larger than the engine's batches.
 
     Args:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dino_extract.engine.network import Network
 from dino_extract.engine.resize import to_device
-from dino_extract.preprocess import Pictures
+from dino_extract.images.preprocess import Pictures
 
 
 class Streams:

@@ -19,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dino_extract.decoder_process import DecoderDiedError, DecoderProcess
 from dino_extract.errors import ConfigError, SourceError
 from dino_extract.finetune.augment import make_crops
 from dino_extract.finetune.config import CropConfig
 from dino_extract.finetune.crops import CropParams, draw_crops
 from dino_extract.finetune.masks import mask_batch
-from dino_extract.finetune.student_teacher import NUM_GLOBAL_CROPS, Batch
-from dino_extract.loader import Loader
-from dino_extract.manifest import Manifest
-from dino_extract.preprocess import Preprocess
+from dino_extract.finetune.student_teacher import NUM_GLOBAL_CROPS, CropBatch
+from dino_extract.images.decoder_process import DecoderDiedError, DecoderProcess
+from dino_extract.images.loader import Loader
+from dino_extract.images.manifest import Manifest
+from dino_extract.images.preprocess import Preprocess
 from dino_extract.status import Status
 
 CHUNK_ROWS = 1_000_000  # rows planned at a time; starting decoders costs half a second, so epochs of small folders share a plan
@@ -81,7 +81,7 @@ class Decoded:
     masks: Tensor
     failures: dict[int, str]
 
-    def batch(self, crops: CropConfig, device: torch.device, *, hide: bool = True) -> Batch:
+    def batch(self, crops: CropConfig, device: torch.device, *, hide: bool = True) -> CropBatch:
         """Crops cut and changed on `device`; without `hide` the student sees all patches and learns all of them."""
         pixels = torch.from_numpy(self.pixels)
         if device.type == "cuda":
@@ -90,7 +90,7 @@ class Decoded:
         local = images.new_empty((0, 3, crops.local_crops_size, crops.local_crops_size), dtype=torch.float32)
         if crops.local_crops_number:
             local = make_crops(images, self.local_params, crops.local_crops_size)
-        return Batch.make(make_crops(images, self.global_params, crops.global_crops_size), local, self.masks, hide=hide).to(device)
+        return CropBatch.make(make_crops(images, self.global_params, crops.global_crops_size), local, self.masks, hide=hide).to(device)
 
 
 class Order:

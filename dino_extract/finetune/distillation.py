@@ -21,8 +21,8 @@ from dino_extract.finetune.data import Order, Share, TrainingData
 from dino_extract.finetune.output import deciding_differences
 from dino_extract.finetune.schedules import schedule_values
 from dino_extract.finetune.step import TrainingStep
-from dino_extract.finetune.student_teacher import Network, StudentTeacher
-from dino_extract.manifest import Manifest
+from dino_extract.finetune.student_teacher import BackboneWithHeads, StudentTeacher
+from dino_extract.images.manifest import Manifest
 
 MOMENTUM = 0.99  # of the average of heads that start from nothing
 ORDER_OFFSET = 1  # the heads see the images in another order than the run does
@@ -30,7 +30,7 @@ ORDER_OFFSET = 1  # the heads see the images in another order than the run does
 
 def warmed_up_teacher(
     config: FinetuneConfig, manifest: Manifest, share: Share, device: torch.device, say: Callable[[str], None]
-) -> Network:
+) -> BackboneWithHeads:
     """The teacher with trained heads; they are kept in the run's folder, and a run that is continued reads them from there.
 
     What was kept for another teacher, or by a run with other settings that failed before its first step, is replaced.
@@ -60,7 +60,7 @@ def warmed_up_teacher(
 
 
 def _train_heads(
-    config: FinetuneConfig, teacher: Network, manifest: Manifest, share: Share, device: torch.device, say: Callable[[str], None]
+    config: FinetuneConfig, teacher: BackboneWithHeads, manifest: Manifest, share: Share, device: torch.device, say: Callable[[str], None]
 ) -> dict[str, torch.Tensor]:
     steps = config.head_warmup_steps or 0
     torch.manual_seed(config.seed)

@@ -14,10 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-Group = distributed.ProcessGroup | None
+ProcessGroup = distributed.ProcessGroup | None
 
 
-def world() -> Group:
+def world() -> ProcessGroup:
     """The group of all ranks, or None where this is the only process."""
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         return distributed.group.WORLD
@@ -64,7 +64,7 @@ def stop() -> None:
         distributed.destroy_process_group()
 
 
-def sum_over_ranks(value: Tensor, group: Group) -> Tensor:
+def sum_over_ranks(value: Tensor, group: ProcessGroup) -> Tensor:
     """The sum of `value` over the ranks, on each of them; a new tensor."""
     if group is None:
         return value
@@ -73,7 +73,7 @@ def sum_over_ranks(value: Tensor, group: Group) -> Tensor:
     return total
 
 
-def max_over_ranks(value: Tensor, group: Group) -> Tensor:
+def max_over_ranks(value: Tensor, group: ProcessGroup) -> Tensor:
     """The largest `value` of all ranks, on each of them; a new tensor."""
     if group is None:
         return value
@@ -91,7 +91,7 @@ def union_over_ranks(entries: dict[int, str]) -> dict[int, str]:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def all_gather_rows(rows: Tensor, group: Group) -> tuple[Tensor, int]:
+def all_gather_rows(rows: Tensor, group: ProcessGroup) -> tuple[Tensor, int]:
     """The rows of all ranks in rank order, differentiable, and the index of this rank's first row.
 
     Args:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from dino_extract.backbone import DinoVisionTransformer
-from dino_extract.errors import quoted
 from dino_extract.finetune import distributed, setup
 from dino_extract.finetune.checkpoint import load_training_state, newest_state, training_state
 from dino_extract.finetune.config import FinetuneConfig
@@ -33,9 +32,10 @@ from dino_extract.finetune.output import BEST_MODEL, MODEL, RunFolder
 from dino_extract.finetune.presets import check
 from dino_extract.finetune.schedules import ScheduleValues, scaled_lr, schedule_values
 from dino_extract.finetune.step import DivergedError, TrainingStep, compile_blocks
-from dino_extract.finetune.student_teacher import Batch, StudentTeacher
-from dino_extract.manifest import Manifest, printable
-from dino_extract.source import find_images
+from dino_extract.finetune.student_teacher import CropBatch, StudentTeacher
+from dino_extract.images.finding import find_images
+from dino_extract.images.manifest import Manifest
+from dino_extract.names import printable, quoted
 
 Say = Callable[[str], None]
 
@@ -127,7 +127,7 @@ class Run:
         self.training = self._training_step(models, starting_backbone)
         self.meter = Meter(share.global_batch)
         self.signalled = False
-        self.ahead: tuple[Batch, dict[int, str]] | None = None
+        self.ahead: tuple[CropBatch, dict[int, str]] | None = None
         self.unreadable: dict[int, str] = {}  # row -> why; of all ranks as of the last line of figures or checkpoint
 
     @property
@@ -189,7 +189,7 @@ class Run:
         except DivergedError as error:
             raise self._diverged(error, losses, step) from error
 
-    def _next_batch(self, batches: Iterator[Decoded]) -> tuple[Batch, dict[int, str]] | None:
+    def _next_batch(self, batches: Iterator[Decoded]) -> tuple[CropBatch, dict[int, str]] | None:
         """The next batch on the device, and the images that could not be read for it; None behind the last."""
         with self.meter.waiting():
             decoded = next(batches, None)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dino_extract.finetune.distributed import Group, all_gather_rows, max_over_ranks, sum_over_ranks
+from dino_extract.finetune.distributed import ProcessGroup, all_gather_rows, max_over_ranks, sum_over_ranks
 
 
 def dino_loss(student_logits_SBK: Tensor, teacher_probs_TBK: Tensor, student_temp: float = 0.1) -> Tensor:
@@ -55,7 +55,7 @@ def ibot_patch_loss(student_logits_MK: Tensor, teacher_probs_MK: Tensor, masks: 
     return -((teacher_probs_MK * log_probs).sum(dim=-1) * weights_M).sum() / len(masks)
 
 
-def koleo_loss(cls_BD: Tensor, eps: float = 1e-8, group: Group = None) -> Tensor:
+def koleo_loss(cls_BD: Tensor, eps: float = 1e-8, group: ProcessGroup = None) -> Tensor:
     """Push each image's CLS token away from its nearest neighbour in the batch.
 
     Args:
@@ -101,7 +101,7 @@ def anchor_loss(student_cls: Tensor, student_patches: Tensor, anchor_cls: Tensor
 
 
 @torch.no_grad()
-def sinkhorn_knopp(teacher_logits_RK: Tensor, teacher_temp: float, num_iterations: int = 3, group: Group = None) -> Tensor:
+def sinkhorn_knopp(teacher_logits_RK: Tensor, teacher_temp: float, num_iterations: int = 3, group: ProcessGroup = None) -> Tensor:
     """Target distributions that use all prototypes equally often over the batch.
 
     Args:
@@ -156,7 +156,7 @@ class Center:
         self.momentum = momentum
 
     @torch.no_grad()
-    def update(self, teacher_logits_RK: Tensor, group: Group = None) -> None:
+    def update(self, teacher_logits_RK: Tensor, group: ProcessGroup = None) -> None:
         """Move towards the mean of these scores, over all ranks of the group.
 
         The targets of a batch use the centre of the batches before it: call this after `softmax_center`. The mean is over all rows of

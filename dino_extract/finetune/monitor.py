@@ -19,9 +19,9 @@ from dino_extract.backbone import DinoVisionTransformer
 from dino_extract.errors import ConfigError
 from dino_extract.finetune.losses import koleo_loss
 from dino_extract.finetune.step import DivergedError
-from dino_extract.loader import Loader
-from dino_extract.manifest import Manifest
-from dino_extract.preprocess import Preprocess
+from dino_extract.images.loader import Loader
+from dino_extract.images.manifest import Manifest
+from dino_extract.images.preprocess import Preprocess
 from dino_extract.status import Status
 
 KNN_K, KNN_TEMPERATURE = 20, 0.07  # the official evaluation's

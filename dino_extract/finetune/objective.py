@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from dino_extract.finetune.config import ObjectiveConfig
-from dino_extract.finetune.distributed import Group
+from dino_extract.finetune.distributed import ProcessGroup
 from dino_extract.finetune.losses import Center, dino_loss, ibot_patch_loss, koleo_loss, sinkhorn_knopp, softmax_center
 from dino_extract.finetune.student_teacher import NUM_GLOBAL_CROPS, StudentOutput, TeacherOutput
 
 
 @dataclass(frozen=True)
-class Targets:
+class TeacherTargets:
     """Distributions that the student is to predict.
 
     Args:
@@ -65,14 +65,14 @@ class Objective:
         device: where the centres live.
     """
 
-    def __init__(self, config: ObjectiveConfig, group: Group = None, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: ObjectiveConfig, group: ProcessGroup = None, device: torch.device | str = "cpu") -> None:
         self.config = config
         self.group = group
         ibot_head = config.ibot_head or config.dino_head
         self.dino_center = Center(config.dino_head.n_prototypes, config.center_momentum, device)
         self.ibot_center = Center(ibot_head.n_prototypes, config.center_momentum, device)
 
-    def targets(self, teacher: TeacherOutput, teacher_temp: float) -> Targets:
+    def targets(self, teacher: TeacherOutput, teacher_temp: float) -> TeacherTargets:
         """The distributions that the student is to predict, without gradient.
 
         With `centering="centering"` they use the centres of the batches before this one, which then move on.
@@ -87,9 +87,9 @@ class Objective:
             masked = softmax_center(teacher.masked_logits, self.ibot_center.value, teacher_temp)
             self.dino_center.update(cls_logits, self.group)
             self.ibot_center.update(teacher.masked_logits, self.group)
-        return Targets(cls.unflatten(0, (NUM_GLOBAL_CROPS, -1)), masked)
+        return TeacherTargets(cls.unflatten(0, (NUM_GLOBAL_CROPS, -1)), masked)
 
-    def losses(self, student: StudentOutput, targets: Targets, masks: Tensor, anchor: Tensor | None = None) -> Losses:
+    def losses(self, student: StudentOutput, targets: TeacherTargets, masks: Tensor, anchor: Tensor | None = None) -> Losses:
         """All weighted terms of the loss.
 
         Args:

@@ -14,11 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from dino_extract.backbone import BackboneConfig
-from dino_extract.errors import ConfigError, DinoExtractError, ExitCode, WeightsError, quoted
+from dino_extract.errors import ConfigError, DinoExtractError, ExitCode, WeightsError
 from dino_extract.finetune.checkpoint import Checkpoints, sync_folder
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.plot import plot_run
 from dino_extract.finetune.presets import differences, read_config, to_json
+from dino_extract.names import quoted
 from dino_extract.weights import save_checkpoint
 from dino_extract.weights.files import read_tensor_file
 

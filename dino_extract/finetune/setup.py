@@ -17,11 +17,11 @@ from dino_extract.finetune.config import CropConfig, FinetuneConfig
 from dino_extract.finetune.data import Order, Share
 from dino_extract.finetune.monitor import Labelled, Monitor, rows_to_watch, split_labelled
 from dino_extract.finetune.presets import check, with_lengths
-from dino_extract.finetune.student_teacher import Network, StudentTeacher
-from dino_extract.loader import default_num_workers
-from dino_extract.manifest import Manifest
-from dino_extract.preprocess import Preprocess
-from dino_extract.source import find_images
+from dino_extract.finetune.student_teacher import BackboneWithHeads, StudentTeacher
+from dino_extract.images.finding import find_images
+from dino_extract.images.loader import default_num_workers
+from dino_extract.images.manifest import Manifest
+from dino_extract.images.preprocess import Preprocess
 from dino_extract.weights import backbone_config, find_checkpoint
 from dino_extract.weights.loading import load
 
@@ -112,7 +112,7 @@ def check_crops(crops: CropConfig, patch_size: int) -> None:
             raise ConfigError(f"`{option}` must be a multiple of the patch size {patch_size}, got {side}", hint=f"for example {nearest}")
 
 
-def load_teacher(config: FinetuneConfig, say: Say) -> tuple[Network, str]:
+def load_teacher(config: FinetuneConfig, say: Say) -> tuple[BackboneWithHeads, str]:
     """The frozen network to distil from, with heads that still have to learn, and the SHA-256 of its weights.
 
     Raises:
@@ -121,12 +121,12 @@ def load_teacher(config: FinetuneConfig, say: Say) -> tuple[Network, str]:
     assert config.distill is not None, "there is a teacher only in distillation"
     is_path = os.path.exists(os.path.expanduser(config.distill))
     backbone, _, _, sha256 = _load_backbone(None if is_path else config.distill, config, say, config.distill if is_path else None)
-    network = Network(replace(backbone.config, drop_path=0.0), config.objective)
+    network = BackboneWithHeads(replace(backbone.config, drop_path=0.0), config.objective)
     network.backbone.load_state_dict(backbone.state_dict())
     return network, sha256
 
 
-def build_models(config: FinetuneConfig, start: Start, teacher: Network | None) -> StudentTeacher:
+def build_models(config: FinetuneConfig, start: Start, teacher: BackboneWithHeads | None) -> StudentTeacher:
     """Student and average with the start weights; heads, and backbones from scratch, are random by the seed."""
     torch.manual_seed(config.seed)
     models = StudentTeacher(start.config, config.objective, teacher)

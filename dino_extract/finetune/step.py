@@ -16,12 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from dino_extract.backbone import DinoVisionTransformer
 from dino_extract.errors import DinoExtractError
 from dino_extract.finetune.config import ObjectiveConfig, OptimConfig
-from dino_extract.finetune.distributed import Group, shard, whole
+from dino_extract.finetune.distributed import ProcessGroup, shard, whole
 from dino_extract.finetune.losses import anchor_loss
 from dino_extract.finetune.objective import Losses, Objective
 from dino_extract.finetune.optim import apply_schedule, build_optimizer, clip_grad_per_submodule
 from dino_extract.finetune.schedules import ScheduleValues
-from dino_extract.finetune.student_teacher import Batch, Network, StudentOutput, StudentTeacher
+from dino_extract.finetune.student_teacher import BackboneWithHeads, CropBatch, StudentOutput, StudentTeacher
 
 
 class DivergedError(DinoExtractError):
@@ -49,7 +49,7 @@ class TrainingStep:
         backbone, objective = BackboneConfig(embed_dim=32, depth=2, num_heads=2, image_size=56), ObjectiveConfig(...)
         models = StudentTeacher(backbone, objective).load(student_state, teacher_state)
         step = TrainingStep(models, objective, OptimConfig())
-        result = step(Batch.make(global_crops, local_crops, masks), ScheduleValues(lr=2e-3, ...))
+        result = step(CropBatch.make(global_crops, local_crops, masks), ScheduleValues(lr=2e-3, ...))
         result.losses.official(), result.grad_norms, models.teacher.state_dict(), step.objective.dino_center.value
 
     Args:
@@ -69,7 +69,7 @@ class TrainingStep:
         objective: ObjectiveConfig,
         optim: OptimConfig,
         *,
-        group: Group = None,
+        group: ProcessGroup = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         parallel: Literal["ddp", "fsdp"] = "ddp",
@@ -86,12 +86,12 @@ class TrainingStep:
         self.optimizer = build_optimizer(models.student, models.student.backbone.depth, optim)
         self.student = self._wrapped()
 
-    def __call__(self, batch: Batch, values: ScheduleValues) -> StepResult:
+    def __call__(self, batch: CropBatch, values: ScheduleValues) -> StepResult:
         """Forward, backward, clipping, optimizer, teacher: one step on one batch."""
         losses = self.backward(batch, values.teacher_temp)
         return StepResult(losses, self.update(values))
 
-    def backward(self, batch: Batch, teacher_temp: float, *, share: float = 1.0, is_last: bool = True) -> Losses:
+    def backward(self, batch: CropBatch, teacher_temp: float, *, share: float = 1.0, is_last: bool = True) -> Losses:
         """Add the gradients of one batch to the student's, and give its losses.
 
         Args:
@@ -147,7 +147,7 @@ class TrainingStep:
             self.models.student.set_requires_gradient_sync(not stay)  # type: ignore[operator]
         return self.student.no_sync() if stay and isinstance(self.student, DistributedDataParallel) else nullcontext()
 
-    def _anchor_distance(self, batch: Batch, student: StudentOutput) -> Tensor | None:
+    def _anchor_distance(self, batch: CropBatch, student: StudentOutput) -> Tensor | None:
         if self.anchor is None:
             return None
         with torch.no_grad():
@@ -156,7 +156,7 @@ class TrainingStep:
         return anchor_loss(student.global_cls.flatten(0, 1), student.global_patches.flatten(0, 1), tokens.cls, tokens.patches, hidden)
 
 
-def compile_blocks(network: Network) -> None:
+def compile_blocks(network: BackboneWithHeads) -> None:
     """Compile each block of the backbone in place; names of the weights stay as they are."""
     for block in network.backbone.blocks:
         block.compile()

@@ -23,7 +23,7 @@ NUM_GLOBAL_CROPS = 2
 
 
 @dataclass(frozen=True)
-class Batch:
+class CropBatch:
     """The crops and masks of one step on one rank.
 
     Args:
@@ -41,7 +41,7 @@ class Batch:
     hide: bool = True
 
     @classmethod
-    def make(cls, global_crops: Tensor, local_crops: Tensor, masks: Tensor, *, hide: bool = True) -> Batch:
+    def make(cls, global_crops: Tensor, local_crops: Tensor, masks: Tensor, *, hide: bool = True) -> CropBatch:
         """A batch whose mask positions are found on the host, before anything moves to a GPU and would have to wait for it.
 
         Without `hide` all patches are to be predicted, and `masks` gives only their number.
@@ -49,7 +49,7 @@ class Batch:
         masks = masks if hide else torch.ones_like(masks)
         return cls(global_crops, local_crops, masks, masks.flatten().nonzero().squeeze(1), hide)
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> CropBatch:
         """The same batch on `device`; a GPU reads what the host has from pinned memory, and the host goes on."""
         tensors = {name: getattr(self, name) for name in ("global_crops", "local_crops", "masks", "mask_indices")}
         if device.type == "cuda":
@@ -88,7 +88,7 @@ class TeacherOutput:
     masked_logits: Tensor
 
 
-class Network(nn.Module):
+class BackboneWithHeads(nn.Module):
     """A backbone with its heads; parameter names are `backbone.*`, `dino_head.*` and, with untied heads, `ibot_head.*`."""
 
     def __init__(self, backbone: BackboneConfig, objective: ObjectiveConfig) -> None:
@@ -99,7 +99,7 @@ class Network(nn.Module):
             self.ibot_head = DINOHead(backbone.embed_dim, objective.ibot_head)
         self.has_ibot_head = objective.ibot_head is not None
 
-    def forward(self, batch: Batch) -> StudentOutput:
+    def forward(self, batch: CropBatch) -> StudentOutput:
         """The student's view: global crops with hidden patches, and local crops, in one pass through the backbone."""
         crops: list[Tensor] = [batch.global_crops]
         masks: list[Tensor | None] = [batch.masks if batch.hide else None]
@@ -122,7 +122,7 @@ class Network(nn.Module):
         )
 
     @torch.no_grad()
-    def teach(self, batch: Batch) -> TeacherOutput:
+    def teach(self, batch: CropBatch) -> TeacherOutput:
         """The teacher's view: whole global crops, and their tokens at the places hidden from the student."""
         tokens = self.backbone(batch.global_crops)
         cls_logits, masked_logits = self._score(tokens.cls, tokens.patches.flatten(0, 1)[batch.mask_indices])
@@ -148,9 +148,9 @@ class StudentTeacher:
         teacher: a frozen network to learn from instead, with heads of the same numbers of prototypes.
     """
 
-    def __init__(self, backbone: BackboneConfig, objective: ObjectiveConfig, teacher: Network | None = None) -> None:
-        self.student = Network(backbone, objective)
-        self.average = Network(replace(backbone, drop_path=0.0), objective)
+    def __init__(self, backbone: BackboneConfig, objective: ObjectiveConfig, teacher: BackboneWithHeads | None = None) -> None:
+        self.student = BackboneWithHeads(backbone, objective)
+        self.average = BackboneWithHeads(replace(backbone, drop_path=0.0), objective)
         self.average.load_state_dict(self.student.state_dict())
         self.teacher = self.average if teacher is None else teacher
         for network in (self.average, self.teacher):

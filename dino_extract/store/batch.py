@@ -18,7 +18,7 @@ BatchArray = NDArray[Any] | Sequence[NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class RowBatch:
     """What the model made of some images; handed over to the writer, which may change the arrays.
 
     Args:
@@ -41,7 +41,7 @@ class Batch:
         return sum(array.nbytes if isinstance(array, np.ndarray) else sum(each.nbytes for each in array) for array in self.arrays.values())
 
 
-def check_batch(batch: Batch, layout: Layout, patches_per_row: NDArray[np.int64] | None) -> None:
+def check_batch(batch: RowBatch, layout: Layout, patches_per_row: NDArray[np.int64] | None) -> None:
     """Compare a batch with the layout.
 
     Raises:
@@ -66,7 +66,7 @@ def check_batch(batch: Batch, layout: Layout, patches_per_row: NDArray[np.int64]
             raise ValueError(f"`{dataset.name}` of a batch has shape {shapes}, expected {wanted}")
 
 
-def columns_of(batch: Batch, layout: Layout) -> list[Column]:
+def columns_of(batch: RowBatch, layout: Layout) -> list[Column]:
     """The bytes of a batch, a column per row dataset in stored order.
 
     Rows whose status is not OK get NaN in every float dataset and zero in the others; rows that hold infinity or NaN get

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dino_extract.errors import StoreError
 from dino_extract.store import disk
-from dino_extract.store.batch import Batch
+from dino_extract.store.batch import RowBatch
 from dino_extract.store.layout import Extent
 from dino_extract.store.rows import Column, RowArea, row_crcs, runs
 
@@ -36,12 +36,12 @@ class Committer:
     """
 
     def __init__(
-        self, fd: int, doing: str, areas: Sequence[RowArea], crc_extent: Extent, columns_of: Callable[[Batch], list[Column]]
+        self, fd: int, doing: str, areas: Sequence[RowArea], crc_extent: Extent, columns_of: Callable[[RowBatch], list[Column]]
     ) -> None:
         self.committed = 0
         self._fd, self._doing, self._areas, self._crc_extent, self._columns_of = fd, doing, areas, crc_extent, columns_of
         self._condition = threading.Condition()
-        self._queue: deque[Batch] = deque()
+        self._queue: deque[RowBatch] = deque()
         self._queued_nbytes = 0
         self._is_closing = False
         self._is_idle = True  # nothing queued, nothing being written, nothing uncommitted
@@ -54,7 +54,7 @@ class Committer:
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    def put(self, batch: Batch) -> None:
+    def put(self, batch: RowBatch) -> None:
         """Hand over a batch; waits only while the disk is far behind.
 
         Raises:
@@ -140,7 +140,7 @@ class Committer:
             if self._at_end is not None:
                 self._at_end()
 
-    def _next(self, deadline: float) -> Batch | None:
+    def _next(self, deadline: float) -> RowBatch | None:
         """The next batch, or None when it is time to commit."""
         with self._condition:
             while not self._queue and not self._is_closing and not (self._flush_wanted and self._uncommitted):
@@ -155,7 +155,7 @@ class Committer:
             self._condition.notify_all()
             return batch
 
-    def _write(self, batch: Batch) -> None:
+    def _write(self, batch: RowBatch) -> None:
         columns = self._columns_of(batch)
         crcs = self._checksums.submit(row_crcs, columns)  # meanwhile: both let other threads run
         for first, last in runs(batch.rows):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.errors import StoreError
-from dino_extract.manifest import root_from_text
+from dino_extract.names import root_from_text
 from dino_extract.status import Status
 from dino_extract.store import disk
 from dino_extract.store.header import DamagedHeaderError, Header, open_hdf5, read_header

@@ -15,7 +15,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.errors import StoreError, quoted
+from dino_extract.errors import StoreError
+from dino_extract.names import quoted
 from dino_extract.store import disk
 from dino_extract.store.foreign import check_foreign
 from dino_extract.store.guard import fate_of_reader

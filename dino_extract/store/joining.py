@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dino_extract.config import SIGNATURE, parse_shard
 from dino_extract.errors import StoreError
-from dino_extract.manifest import root_as_text, root_from_text
+from dino_extract.names import root_as_text, root_from_text
 from dino_extract.status import Status
 from dino_extract.store import disk
 from dino_extract.store.donor import Donor, differences
@@ -23,7 +23,7 @@ from dino_extract.store.header import Header
 from dino_extract.store.layout import BOOKKEEPING, OWN_ATTRS, Layout, RowTable, part_path_of, target_of
 from dino_extract.store.lock import WriterLock
 from dino_extract.store.opening import open_part, remove_leftovers
-from dino_extract.store.plan import Plan
+from dino_extract.store.plan import MergePlan
 from dino_extract.store.writer import Writer
 
 _Number = TypeVar("_Number", np.int32, np.int64)
@@ -156,7 +156,7 @@ def _prefixes(headers: Sequence[Header]) -> list[bytes]:
     return [b"" if is_absolute else way for is_absolute, way in zip(has_absolute, ways, strict=True)]
 
 
-def _joined_plan(donors: Sequence[Donor], prefixes: Sequence[bytes]) -> Plan:
+def _joined_plan(donors: Sequence[Donor], prefixes: Sequence[bytes]) -> MergePlan:
     """All rows in the order of their keys, each with the file that it is taken from."""
     chosen: dict[bytes, tuple[bool, int, int, int]] = {}  # embedded or not, time, and place: the largest is taken
     for number, (donor, prefix) in enumerate(zip(donors, prefixes, strict=True)):
@@ -179,4 +179,4 @@ def _joined_plan(donors: Sequence[Donor], prefixes: Sequence[bytes]) -> Plan:
     grids = [header.grid_size for header in headers if header.grid_size is not None]
     file_size, file_mtime_ns = taken([header.file_size for header in headers]), taken([header.file_mtime_ns for header in headers])
     table = RowTable(keys, file_size, file_mtime_ns, taken(grids) if grids else None)
-    return Plan(table, source, source_row, ())
+    return MergePlan(table, source, source_row, ())

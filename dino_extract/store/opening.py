@@ -15,7 +15,7 @@ from dino_extract.store import disk
 from dino_extract.store.donor import Donor, check_same, differences, is_of_other_images, root_differs
 from dino_extract.store.layout import Extent, Layout, RowTable, Skeleton, build_skeleton, part_path_of, target_of
 from dino_extract.store.lock import StoreWarning, WriterLock
-from dino_extract.store.plan import NOBODY, Plan, make_plan
+from dino_extract.store.plan import NOBODY, MergePlan, make_plan
 from dino_extract.store.rows import RowArea, row_areas, row_blocks, runs, stretches
 from dino_extract.store.writer import OpenPart, Writer, identity_of
 
@@ -139,7 +139,7 @@ def _open_donor(path: str, *, overwrite: bool) -> Donor | None:
         raise StoreError(error.message, hint=error.hint or "`--overwrite` replaces it, `-o` chooses another file") from error
 
 
-def _is_up_to_date(path: str, plan: Plan, donors: Sequence[Donor], layout: Layout) -> bool:
+def _is_up_to_date(path: str, plan: MergePlan, donors: Sequence[Donor], layout: Layout) -> bool:
     """Whether the finished file is the file to be."""
     return (
         len(donors) == 1
@@ -149,7 +149,7 @@ def _is_up_to_date(path: str, plan: Plan, donors: Sequence[Donor], layout: Layou
     )
 
 
-def _plan(path: str, rows: RowTable, donors: Sequence[Donor], layout: Layout, *, retry_failed: bool, prune: bool) -> Plan:
+def _plan(path: str, rows: RowTable, donors: Sequence[Donor], layout: Layout, *, retry_failed: bool, prune: bool) -> MergePlan:
     plan = make_plan(rows, donors, retry_failed=retry_failed, prune=prune)
     # A finished file was checked when it was published, so "nothing to do" needs no reading of all its rows.
     if not retry_failed and _is_up_to_date(path, plan, donors, layout):
@@ -166,7 +166,7 @@ def _plan(path: str, rows: RowTable, donors: Sequence[Donor], layout: Layout, *,
     return plan
 
 
-def open_part(path: str, plan: Plan, donors: Sequence[Donor], layout: Layout) -> OpenPart:
+def open_part(path: str, plan: MergePlan, donors: Sequence[Donor], layout: Layout) -> OpenPart:
     """The part file of `path` for a plan, with the rows that it takes from donors (which must be verified); call it under the lock."""
     skeleton, part = _file_to_be(path, plan, donors, layout)
     areas = row_areas(layout.row_datasets, skeleton.extents, plan.table.patch_offsets())
@@ -178,7 +178,7 @@ def open_part(path: str, plan: Plan, donors: Sequence[Donor], layout: Layout) ->
     return OpenPart(fd, areas, skeleton.extents["row_crc"], identity_of(path))
 
 
-def _file_to_be(path: str, plan: Plan, donors: Sequence[Donor], layout: Layout) -> tuple[Skeleton, Donor | None]:
+def _file_to_be(path: str, plan: MergePlan, donors: Sequence[Donor], layout: Layout) -> tuple[Skeleton, Donor | None]:
     """The file for a plan, and the run in progress if it goes on with that; refused where the disk has no room for it."""
     skeleton = build_skeleton(layout, plan.table)
     part = next((donor for donor in donors if donor.path == part_path_of(path) and _is_same_file(skeleton, plan, donor)), None)
@@ -187,7 +187,7 @@ def _file_to_be(path: str, plan: Plan, donors: Sequence[Donor], layout: Layout) 
     return skeleton, part
 
 
-def _is_same_file(skeleton: Skeleton, plan: Plan, part: Donor) -> bool:
+def _is_same_file(skeleton: Skeleton, plan: MergePlan, part: Donor) -> bool:
     """Whether the run in progress is exactly the file to be, apart from rows; the part is always donor 0."""
     same_bytes = (skeleton.layout_crc, skeleton.nbytes, skeleton.extents) == (
         part.header.layout_crc,
@@ -211,7 +211,7 @@ def _continue_part(part_path: str, skeleton: Skeleton, part: Donor, pending: NDA
     return fd
 
 
-def _begin_part(part_path: str, skeleton: Skeleton, plan: Plan, donors: Sequence[Donor], areas: Sequence[RowArea]) -> int:
+def _begin_part(part_path: str, skeleton: Skeleton, plan: MergePlan, donors: Sequence[Donor], areas: Sequence[RowArea]) -> int:
     """Lay out a new part under a name of its own, with all rows that can be kept, and only then let it take the place of the old one."""
     new_path = f"{part_path}.new.{os.getpid()}"
     fd = os.open(new_path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -246,7 +246,7 @@ def _reserve(fd: int, name: str, skeleton: Skeleton) -> None:
         raise StoreError(f"{reason.message} (needs {missing:,} bytes, the disk has {free:,} free)", hint=reason.hint) from error
 
 
-def _copy_rows(fd: int, skeleton: Skeleton, areas: Sequence[RowArea], donors: Sequence[Donor], plan: Plan) -> None:
+def _copy_rows(fd: int, skeleton: Skeleton, areas: Sequence[RowArea], donors: Sequence[Donor], plan: MergePlan) -> None:
     """Copy rows, already checked, with their checksums."""
     for number in range(len(donors)):
         assert bool((np.diff(plan.source_row[plan.source == number]) > 0).all()), "rows of a donor keep their order: all keys are sorted"
@@ -260,7 +260,7 @@ def _crc_area(extents: dict[str, Extent]) -> RowArea:
     return RowArea("row_crc", extents["row_crc"].offset, 4, None)
 
 
-def _copy_even(fd: int, ours: RowArea, donors: Sequence[tuple[int, RowArea]], plan: Plan) -> None:
+def _copy_even(fd: int, ours: RowArea, donors: Sequence[tuple[int, RowArea]], plan: MergePlan) -> None:
     """Copy rows of one length a block at a time, as the rows of shards take turns: one by one would be a system call or two for each."""
     step = max(1, _COPY_NBYTES // ours.item_nbytes)
     for start in range(0, len(plan.source), step):
@@ -281,7 +281,7 @@ def _copy_even(fd: int, ours: RowArea, donors: Sequence[tuple[int, RowArea]], pl
             disk.write_all(fd, block[begin:end], ours.span(start + begin, start + end)[0])
 
 
-def _copy_ragged(fd: int, ours: RowArea, donors: Sequence[tuple[int, RowArea]], plan: Plan) -> None:
+def _copy_ragged(fd: int, ours: RowArea, donors: Sequence[tuple[int, RowArea]], plan: MergePlan) -> None:
     """Copy rows of different lengths, in stretches as long as they are neighbours in both files."""
     for number, (donor_fd, theirs) in enumerate(donors):
         targets = np.flatnonzero(plan.source == number)

@@ -17,7 +17,7 @@ NOBODY = -1  # in `Plan.source`: the row has to be computed
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class MergePlan:
     """The rows of the file to be, each with where it comes from.
 
     Args:
@@ -45,7 +45,7 @@ class Plan:
         return same_rows and bool((self.source == number).all())
 
 
-def make_plan(rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, prune: bool) -> Plan:
+def make_plan(rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, prune: bool) -> MergePlan:
     """Merge the images asked for with earlier work.
 
     Args:
@@ -60,7 +60,7 @@ def make_plan(rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, pr
     source = np.full(len(rows), NOBODY, np.int64)
     source_row = np.full(len(rows), NOBODY, np.int64)
     if not donors:
-        return Plan(rows, source, source_row, ())
+        return MergePlan(rows, source, source_row, ())
     index_of = {key: row for row, key in enumerate(rows.keys)}  # hundreds of bytes a row: not for a new file
     kept: dict[bytes, tuple[int, int]] = {}
     lost: set[bytes] = set()
@@ -105,9 +105,9 @@ def _merged(
     source_row: NDArray[np.int64],
     kept: dict[bytes, tuple[int, int]],
     lost: tuple[bytes, ...],
-) -> Plan:
+) -> MergePlan:
     if not kept:
-        return Plan(rows, source, source_row, lost)
+        return MergePlan(rows, source, source_row, lost)
     keys = [*rows.keys, *kept]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     origins = [(donors[number].header, row) for number, row in kept.values()]
@@ -120,7 +120,7 @@ def _merged(
         else _with_grids(rows.grid_size, [header.grid_size[row] for header, row in origins if header.grid_size is not None])[order],
     )
     places = np.array(list(kept.values()), np.int64)
-    return Plan(table, np.append(source, places[:, 0])[order], np.append(source_row, places[:, 1])[order], lost)
+    return MergePlan(table, np.append(source, places[:, 0])[order], np.append(source_row, places[:, 1])[order], lost)
 
 
 def _with_grids(grid_size: NDArray[np.int32], more: list[NDArray[np.int32]]) -> NDArray[np.int32]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dino_extract.errors import StoreError
 from dino_extract.status import Status
 from dino_extract.store import disk
-from dino_extract.store.batch import Batch, BatchArray, check_batch, columns_of
+from dino_extract.store.batch import BatchArray, RowBatch, check_batch, columns_of
 from dino_extract.store.committer import Committer
 from dino_extract.store.layout import Extent, Layout, RowTable, part_path_of
 from dino_extract.store.lock import WriterLock
@@ -99,7 +99,7 @@ class Writer:
         if len(numbers) == 0:
             return
         given = np.full(len(numbers), Status.OK, np.uint8) if status is None else np.asarray(status, np.uint8)
-        batch = Batch(numbers, arrays, given, [""] * len(numbers) if errors is None else errors, np.asarray(image_size, np.int32))
+        batch = RowBatch(numbers, arrays, given, [""] * len(numbers) if errors is None else errors, np.asarray(image_size, np.int32))
         check_batch(batch, self._layout, None if self._offsets is None else np.diff(self._offsets))
         if len(np.unique(numbers)) != len(numbers) or not self._is_open[numbers].all():
             raise ValueError(f"rows {numbers.tolist()} are not all pending, or were written before")

@@ -7,9 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from dino_extract.errors import WeightsError, quoted
+from dino_extract.errors import WeightsError
+from dino_extract.names import quoted
 from dino_extract.weights.checksum import file_sha256
-from dino_extract.weights.download import CONNECT_TIMEOUT_S, Progress, download, locked, unreachable
+from dino_extract.weights.download import CONNECT_TIMEOUT_S, DownloadProgress, download, locked, unreachable
 from dino_extract.weights.locate import cache_dir, cached_path, copy_hint, released_facts
 from dino_extract.weights.registry import Checkpoint
 
@@ -30,7 +31,7 @@ def fetch(
     checkpoint: Checkpoint,
     *,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     waiting: Callable[[], None] | None = None,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> Path:
@@ -110,7 +111,7 @@ def store(path: Path, checkpoint: Checkpoint, *, sha256: str, source: str) -> Pa
     return target
 
 
-def _fetch_from_first(sources: Sequence[Source], checkpoint: Checkpoint, progress: Progress | None) -> Path:
+def _fetch_from_first(sources: Sequence[Source], checkpoint: Checkpoint, progress: DownloadProgress | None) -> Path:
     """Fetch from the first source that works; where none does, its error is that of the first."""
     first, *others = sources
     try:
@@ -122,7 +123,7 @@ def _fetch_from_first(sources: Sequence[Source], checkpoint: Checkpoint, progres
         raise
 
 
-def _fetch_from(source: Source, checkpoint: Checkpoint, progress: Progress | None) -> Path:
+def _fetch_from(source: Source, checkpoint: Checkpoint, progress: DownloadProgress | None) -> Path:
     raw = cache_dir() / f"{checkpoint.name}.{source.sha256[:8]}.download"
     download(source.url, raw, sha256=source.sha256, size_bytes=source.size_bytes, extra_bytes=source.size_bytes, progress=progress)
     try:

@@ -14,7 +14,7 @@ from dino_extract.backbone import BackboneConfig
 from dino_extract.config import DEFAULT_SIZE
 from dino_extract.errors import WeightsError
 from dino_extract.weights.files import read_tensor_file, tensors_sha256, write_safetensors
-from dino_extract.weights.layouts import Layout, check_tensors, infer_config, to_official
+from dino_extract.weights.layouts import KeyLayout, check_tensors, infer_config, to_official
 from dino_extract.weights.registry import Checkpoint, checkpoints
 
 # What two backbones must have in common for weights of one to be weights of the other; the position grid is interpolated.
@@ -37,7 +37,7 @@ class BackboneCheckpoint:
     path: Path
     tensors: dict[str, Tensor]
     config: BackboneConfig
-    layout: Layout
+    layout: KeyLayout
     metadata: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

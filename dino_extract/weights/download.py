@@ -31,7 +31,7 @@ TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # what file systems without them answer
 OTHER_FOLDER = "choose another folder with the environment variable DINO_EXTRACT_CACHE"
 
-Progress = Callable[[int, int], None]  # bytes there, bytes in all
+DownloadProgress = Callable[[int, int], None]  # bytes there, bytes in all
 
 
 def download(
@@ -41,7 +41,7 @@ def download(
     sha256: str,
     size_bytes: int,
     extra_bytes: int = 0,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     backoff_s: float = 1.0,
 ) -> None:
     """Put the file at `url` to `path`, continuing what an interrupted download left behind.
@@ -147,7 +147,7 @@ def _address(url: str) -> tuple[str, int]:
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def _try_transfer(url: str, partial: Path, size_bytes: int, progress: Progress | None) -> str:
+def _try_transfer(url: str, partial: Path, size_bytes: int, progress: DownloadProgress | None) -> str:
     """Transfer what is missing, or say in words why some of it still is."""
     try:
         _transfer(url, partial, size_bytes, progress)
@@ -165,7 +165,7 @@ def _try_transfer(url: str, partial: Path, size_bytes: int, progress: Progress |
     return f"the connection ended after {_size(partial):,} bytes"
 
 
-def _transfer(url: str, partial: Path, size_bytes: int, progress: Progress | None) -> None:
+def _transfer(url: str, partial: Path, size_bytes: int, progress: DownloadProgress | None) -> None:
     """Append what is missing to `partial`, or start over where the server cannot continue."""
     about = partial.with_name(partial.name + ".json")
     there = _size(partial)
@@ -187,7 +187,9 @@ def _transfer(url: str, partial: Path, size_bytes: int, progress: Progress | Non
             _copy(response, file, there, size_bytes, url, progress)
 
 
-def _copy(response: http.client.HTTPResponse, file: BinaryIO, there: int, size_bytes: int, url: str, progress: Progress | None) -> None:
+def _copy(
+    response: http.client.HTTPResponse, file: BinaryIO, there: int, size_bytes: int, url: str, progress: DownloadProgress | None
+) -> None:
     while chunk := response.read(CHUNK_BYTES):
         there += len(chunk)
         if there > size_bytes:

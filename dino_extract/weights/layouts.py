@@ -18,7 +18,7 @@ from torch import Tensor
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
 from dino_extract.errors import WeightsError
 
-Layout = Literal["official", "chunked", "hf", "timm", "dino-extract"]
+KeyLayout = Literal["official", "chunked", "hf", "timm", "dino-extract"]
 ExportLayout = Literal["official", "hf", "timm", "dino-extract"]
 EXPORT_LAYOUTS: tuple[ExportLayout, ...] = get_args(ExportLayout)
 
@@ -74,7 +74,7 @@ class Converted:
 
     tensors: dict[str, Tensor]
     config: BackboneConfig
-    layout: Layout
+    layout: KeyLayout
     notes: tuple[str, ...] = field(default=())
 
 
@@ -89,7 +89,7 @@ def to_official(tensors: Mapping[str, Tensor], *, origin: str, num_heads: int | 
     Raises:
         WeightsError: the layout is unknown, or keys are left over, missing or misshapen; the message names them.
     """
-    layout: Layout
+    layout: KeyLayout
     found, notes = _strip(tensors, origin)
     if HF_MARK in found:
         layout, official = "hf", _from_hf(found)
@@ -192,7 +192,7 @@ def _renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str], origin
     return renamed
 
 
-def _from_official(found: Mapping[str, Tensor], origin: str) -> tuple[Layout, dict[str, Tensor]]:
+def _from_official(found: Mapping[str, Tensor], origin: str) -> tuple[KeyLayout, dict[str, Tensor]]:
     """Official keys; blocks in chunks are numbered through: `blocks.1.12.` is block 12."""
     official = _renamed(found, lambda key: re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key), origin)
     return ("official" if official.keys() == found.keys() else "chunked"), official

@@ -13,7 +13,7 @@ from dino_extract.config import DEFAULT_SIZE
 from dino_extract.errors import ConfigError, WeightsError
 from dino_extract.weights.checkpoint import BackboneCheckpoint, backbone_config, checkpoint_file, read_checkpoint
 from dino_extract.weights.checksum import file_sha256
-from dino_extract.weights.download import Progress
+from dino_extract.weights.download import DownloadProgress
 from dino_extract.weights.registry import DEFAULT_MODEL, find_checkpoint, is_timm
 from dino_extract.weights.resolve import resolve_weights
 from dino_extract.weights.timm_backbone import load_timm
@@ -50,7 +50,7 @@ def load(
     weights: str | Path | None = None,
     random_seed: int | None = None,
     offline: bool = False,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     waiting: Callable[[], None] | None = None,
 ) -> LoadedBackbone:
     """A backbone with its weights and the record of which they are.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dino_extract.backbone import DinoVisionTransformer
 from dino_extract.errors import ConfigError, WeightsError
-from dino_extract.preprocess import Preprocess, parse_size
+from dino_extract.images.preprocess import Preprocess, parse_size
 from dino_extract.tokens import DATASET_OF
 from dino_extract.weights.loading import LoadedBackbone
 

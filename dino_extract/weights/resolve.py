@@ -10,7 +10,7 @@ from pathlib import Path
 from dino_extract.errors import WeightsError
 from dino_extract.weights.cache import UnreachableError, fetch
 from dino_extract.weights.checksum import file_sha256
-from dino_extract.weights.download import CONNECT_TIMEOUT_S, Progress
+from dino_extract.weights.download import CONNECT_TIMEOUT_S, DownloadProgress
 from dino_extract.weights.locate import cached_path, is_offline, missing_error, places, present_places
 from dino_extract.weights.registry import DEFAULT_MODEL, Checkpoint, find_checkpoint, is_timm
 
@@ -35,7 +35,7 @@ def ensure_available(
     weights: str | Path | None = None,
     random_seed: int | None = None,
     offline: bool = False,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     waiting: Callable[[], None] | None = None,
 ) -> None:
     """Download the weights that `load` with the same arguments will need, or fail, before anybody waits for torch to be imported.
@@ -60,7 +60,7 @@ def resolve_weights(
     checkpoint: Checkpoint,
     *,
     offline: bool = False,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     waiting: Callable[[], None] | None = None,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> WeightsFile:

@@ -14,7 +14,7 @@ from dino_extract.weights.registry import Checkpoint, checkpoints
 
 
 @dataclass(frozen=True)
-class Verification:
+class WeightsCheck:
     """What a weights file turned out to be.
 
     Args:
@@ -31,7 +31,7 @@ class Verification:
     problem: str | None = None
 
 
-def verify_file(path: Path, expected: Checkpoint | None = None, place: Place | None = None) -> Verification:
+def verify_file(path: Path, expected: Checkpoint | None = None, place: Place | None = None) -> WeightsCheck:
     """Hash a weights file, read all of it, and check that it is complete, finite, undamaged, and of the model it should be.
 
     Args:
@@ -45,20 +45,20 @@ def verify_file(path: Path, expected: Checkpoint | None = None, place: Place | N
     path = checkpoint_file(path)
     sha256 = file_sha256(path)
     if place is not None and place.sha256 and sha256 not in place.sha256:
-        return Verification(str(path), sha256, problem=f"SHA-256 is {sha256}, expected {' or '.join(place.sha256)}")
+        return WeightsCheck(str(path), sha256, problem=f"SHA-256 is {sha256}, expected {' or '.join(place.sha256)}")
     try:
         found = read_checkpoint(path, expected)
     except WeightsError as error:
-        return Verification(str(path), sha256, problem=error.message)
+        return WeightsCheck(str(path), sha256, problem=error.message)
     origin = found.metadata.get("source_sha256") if place is not None and place.kind == "cache" else sha256
     released = next((checkpoint.name for checkpoint in checkpoints().values() if origin in checkpoint.known_sha256), None)
     problem = None
     if place is not None and place.kind == "cache" and (expected is None or released != expected.name):
         problem = "it was not made from a released file of this model"
     parameters = sum(math.prod(tensor.shape) for tensor in found.tensors.values())
-    return Verification(str(path), sha256, found.name, found.layout, parameters, released, problem)
+    return WeightsCheck(str(path), sha256, found.name, found.layout, parameters, released, problem)
 
 
-def verify_model(checkpoint: Checkpoint) -> list[Verification]:
+def verify_model(checkpoint: Checkpoint) -> list[WeightsCheck]:
     """Check every file of a model of the table that is on this machine."""
     return [verify_file(place.path, checkpoint, place) for place in present_places(checkpoint)]

@@ -17,8 +17,8 @@ from dino_extract.analysis.cluster import (
     hierarchy,
     nearest_in_turn,
 )
-from dino_extract.analysis.kmeans import kmeans, learn_centres
-from dino_extract.analysis.vectors import Vectors
+from dino_extract.analysis.vectors.kmeans import kmeans, learn_centres
+from dino_extract.analysis.vectors.stored import Vectors
 from dino_extract.errors import ConfigError, StoreError
 from tests.analysis.stores import blobs, keys_of, write_store
 

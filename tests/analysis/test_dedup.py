@@ -10,12 +10,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dino_extract.analysis import covering, near_pairs
-from dino_extract.analysis.altered import ALTERATIONS
 from dino_extract.analysis.dedup import LADDER, DisjointSet, RowGroup, calibrate, dedup, group_rows, leaks
-from dino_extract.analysis.report.geometry import neighbourhood
-from dino_extract.analysis.vectors import Vectors
+from dino_extract.analysis.vectors import covering, near_pairs
+from dino_extract.analysis.vectors.stored import Vectors
 from dino_extract.errors import ConfigError, StoreError
+from dino_extract.pictures.altered import ALTERATIONS
+from dino_extract.pictures.report.geometry import neighbourhood
 from tests.analysis.stores import write_store
 
 

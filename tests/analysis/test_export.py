@@ -15,12 +15,12 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from dino_extract.analysis.export import EXPORT_FORMATS, export
-from dino_extract.analysis.pictures import display_name
 from dino_extract.cli.export import export as export_command
 from dino_extract.errors import ConfigError, StoreError
+from dino_extract.names import display_name
 from dino_extract.store import Store
-from tests.analysis.picture_store import make_store, patch_field
 from tests.analysis.stores import write_store
+from tests.pictures.picture_store import make_store, patch_field
 
 NAMES = ["cats/a.jpg", "cats/b.jpg", "dogs/c.jpg", "dogs/d, e.jpg", "dogs/\u00e9\udcff.jpg"]
 SHOWN = ["cats/a.jpg", "dogs/c.jpg", "dogs/d, e.jpg", "dogs/\u00e9\\xff.jpg"]  # without the broken one, as text

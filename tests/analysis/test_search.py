@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from dino_extract.analysis import faiss_index
 from dino_extract.analysis.dedup import dedup
 from dino_extract.analysis.search import retrieval_score, search
+from dino_extract.analysis.vectors import faiss_index
 from dino_extract.errors import ConfigError, StoreError
 from tests.analysis.stores import blobs, keys_of, write_store
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_extract.analysis.contact_sheet import TILE_PX
 from dino_extract.cli.cluster import cluster, curate
 from dino_extract.errors import ConfigError
+from dino_extract.pictures.sheets import TILE_PX
 from tests.analysis.stores import blobs, keys_of, write_store
 from tests.cli.analysis_app import run_command
 

@@ -20,7 +20,7 @@ from dino_extract.cli.embed import embed
 from dino_extract.config import EmbedConfig
 from dino_extract.store import open_store, part_path_of
 from tests.cli.conftest import Cli
-from tests.pictures import save_pictures
+from tests.sample_images import save_pictures
 
 FAST = ["--model", "tiny", "--random-weights", "0", "--size", "28", "--workers", "1", "--dtype", "float32"]
 COMMAND = [sys.executable, "-c", "from dino_extract.cli import main; main()"]

@@ -11,7 +11,7 @@ import h5py
 import pytest
 
 from tests.cli.conftest import Cli
-from tests.pictures import save_pictures
+from tests.sample_images import save_pictures
 
 FAST = ["--model", "tiny", "--random-weights", "0", "--size", "28", "--workers", "1", "--dtype", "float32", "-q"]
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from dino_extract.cli.linear_dense import linear_dense
-from tests.analysis.test_linear_dense import scene
+from tests.analysis.probes.test_linear_dense import scene
 from tests.cli.analysis_app import run_command
 
 

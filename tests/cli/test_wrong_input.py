@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.analysis.picture_store import make_store
 from tests.analysis.stores import blobs, keys_of, write_store
 from tests.cli.conftest import Cli
+from tests.pictures.picture_store import make_store
 
 
 @pytest.fixture(autouse=True)

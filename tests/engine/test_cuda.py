@@ -14,11 +14,11 @@ from PIL import Image
 
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
 from dino_extract.config import Resize
-from dino_extract.decode import decode_image
-from dino_extract.embedding import embed
+from dino_extract.embedding.pipeline import embed
 from dino_extract.engine import ComputeDtype, Engine, allocator_for
 from dino_extract.engine.resize import to_device
-from dino_extract.preprocess import Jpeg, Pictures, Preprocess, preprocess
+from dino_extract.images.decode import decode_image
+from dino_extract.images.preprocess import Jpeg, Pictures, Preprocess, preprocess
 from dino_extract.status import Status
 from dino_extract.store import open_store
 from dino_extract.tokens import TokenSpec

@@ -18,7 +18,7 @@ from dino_extract.engine.plan import compiler_problem
 from dino_extract.engine.run import fast_tokens
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import load_backbone
-from tests.pictures import MeanColour
+from tests.sample_images import MeanColour
 
 CPU = torch.device("cpu")
 EVERYTHING = TokenSpec(("cls", "patch", "registers", "mean"), (0, 2))

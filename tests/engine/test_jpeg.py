@@ -12,7 +12,7 @@ from PIL import Image
 from dino_extract.engine import jpeg as jpeg_module
 from dino_extract.engine.jpeg import decode_jpegs
 from dino_extract.engine.resize import to_device
-from dino_extract.preprocess import Jpeg, Pictures, Preprocess, preprocess
+from dino_extract.images.preprocess import Jpeg, Pictures, Preprocess, preprocess
 
 pytest.importorskip("torchcodec.decoders", reason="the extra `gpu-decode` is not installed")
 CPU = torch.device("cpu")

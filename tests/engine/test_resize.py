@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dino_extract.engine import resize
 from dino_extract.engine.resize import bicubic, to_device
-from dino_extract.preprocess import MAX_DEVICE_PIXELS, Pictures, Preprocess, preprocess
+from dino_extract.images.preprocess import MAX_DEVICE_PIXELS, Pictures, Preprocess, preprocess
 from tests.fake_gpu import CUDA, Traffic
 
 CPU = torch.device("cpu")

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from dino_extract.backbone import BackboneConfig
 from dino_extract.finetune.config import HeadConfig, ObjectiveConfig, OptimConfig
-from dino_extract.finetune.distributed import Group
+from dino_extract.finetune.distributed import ProcessGroup
 from dino_extract.finetune.schedules import ScheduleValues
 from dino_extract.finetune.step import TrainingStep
-from dino_extract.finetune.student_teacher import Batch, Network, StudentTeacher
+from dino_extract.finetune.student_teacher import BackboneWithHeads, CropBatch, StudentTeacher
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TRAIN_STEPS = ["centering_shared_head", "sinkhorn_separate_heads"]
@@ -34,7 +34,7 @@ def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def training_step(
     spec: dict[str, Any],
     tensors: dict[str, Tensor],
-    group: Group = None,
+    group: ProcessGroup = None,
     parallel: Literal["ddp", "fsdp"] = "ddp",
     *,
     distils: bool = False,
@@ -77,15 +77,15 @@ def training_step(
     )
     teacher = None
     if distils:
-        teacher = Network(backbone, objective)
+        teacher = BackboneWithHeads(backbone, objective)
         teacher.load_state_dict(under(tensors, "init.teacher."))
     models = StudentTeacher(backbone, objective, teacher).load(under(tensors, "init.student."), under(tensors, "init.teacher."))
     return TrainingStep(models, objective, optim, group=group, parallel=parallel)
 
 
-def batch(tensors: dict[str, Tensor], step: int) -> Batch:
+def batch(tensors: dict[str, Tensor], step: int) -> CropBatch:
     """The crops and masks of one golden step."""
-    return Batch.make(*(tensors[f"step{step}.collated_{name}"] for name in ("global_crops", "local_crops", "masks")))
+    return CropBatch.make(*(tensors[f"step{step}.collated_{name}"] for name in ("global_crops", "local_crops", "masks")))
 
 
 def values(spec: dict[str, Any], step: int) -> ScheduleValues:

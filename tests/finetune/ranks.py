@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from dino_extract.finetune.distributed import Group, all_gather_rows, sum_over_ranks, whole, world
+from dino_extract.finetune.distributed import ProcessGroup, all_gather_rows, sum_over_ranks, whole, world
 from dino_extract.finetune.losses import Center, koleo_loss, sinkhorn_knopp
-from dino_extract.finetune.student_teacher import Batch
+from dino_extract.finetune.student_teacher import CropBatch
 from tests.finetune import golden
 
 Work = Callable[[int], dict[str, Tensor]]
@@ -64,16 +64,16 @@ def gathered_rows(rank: int) -> dict[str, Tensor]:
     return {"rows": everyone, "first": torch.tensor(first)}
 
 
-def four_images(tensors: dict[str, Tensor], images: slice, *, hide: bool = True) -> Batch:
+def four_images(tensors: dict[str, Tensor], images: slice, *, hide: bool = True) -> CropBatch:
     """Some of four images: the three of golden step 0 and the first of step 1."""
     parts = []
     for name in ("global_crops", "local_crops", "masks"):
         first, second = (tensors[f"step{step}.collated_{name}"].unflatten(0, (-1, 3)) for step in range(2))
         parts.append(torch.cat([first, second[:, :1]], dim=1)[:, images].flatten(0, 1))
-    return Batch.make(*parts, hide=hide)
+    return CropBatch.make(*parts, hide=hide)
 
 
-def one_step(variant: str, images: slice, group: Group, parallel: Literal["ddp", "fsdp"] = "ddp") -> dict[str, Tensor]:
+def one_step(variant: str, images: slice, group: ProcessGroup, parallel: Literal["ddp", "fsdp"] = "ddp") -> dict[str, Tensor]:
     """Losses, gradients and teacher of one step on some of four images."""
     spec, tensors = golden.read(golden.GOLDEN / f"train_step_{variant}.safetensors")
     step = golden.training_step(spec, tensors, group, parallel)
@@ -88,7 +88,7 @@ def one_step(variant: str, images: slice, group: Group, parallel: Literal["ddp",
     return result | {f"teacher.{name}": whole(weight) for name, weight in step.models.teacher.state_dict().items()}
 
 
-def three_steps_of_distillation(images: slice, group: Group) -> dict[str, Tensor]:
+def three_steps_of_distillation(images: slice, group: ProcessGroup) -> dict[str, Tensor]:
     """Losses of three steps on some of four images with a frozen teacher; nothing is hidden from the student."""
     spec, tensors = golden.read(golden.GOLDEN / "train_step_sinkhorn_separate_heads.safetensors")
     step = golden.training_step(spec, tensors, group, distils=True)

@@ -9,7 +9,7 @@ from torch.nn.functional import one_hot
 
 from dino_extract.finetune.config import HeadConfig, ObjectiveConfig
 from dino_extract.finetune.losses import Center, dino_loss, ibot_patch_loss, koleo_loss, sinkhorn_knopp, softmax_center
-from dino_extract.finetune.objective import Objective, Targets
+from dino_extract.finetune.objective import Objective, TeacherTargets
 from dino_extract.finetune.student_teacher import StudentOutput
 from tests.finetune import golden, naive
 
@@ -135,7 +135,7 @@ def test_objective_equals_the_paper_written_out() -> None:
     head = HeadConfig(5, 4, 4)
 
     got = Objective(ObjectiveConfig(dino_head=head)).losses(
-        StudentOutput(tokens, global_logits, local_logits, masked_logits, tokens.unsqueeze(2)), Targets(cls, patch_targets), masks
+        StudentOutput(tokens, global_logits, local_logits, masked_logits, tokens.unsqueeze(2)), TeacherTargets(cls, patch_targets), masks
     )
 
     local, both = naive.dino_local_and_global(global_logits.tolist(), local_logits.tolist(), cls.tolist(), 0.1)

@@ -16,8 +16,8 @@ from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
 from dino_extract.errors import ConfigError
 from dino_extract.finetune import monitor
 from dino_extract.finetune.monitor import Monitor
-from dino_extract.preprocess import Preprocess
-from dino_extract.source import find_images
+from dino_extract.images.finding import find_images
+from dino_extract.images.preprocess import Preprocess
 
 
 def make_keys(folder: Path, *keys: str) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dino_extract.errors import SourceError, StoreBusyError, StoreError
-from dino_extract.manifest import root_as_text
+from dino_extract.names import root_as_text
 from dino_extract.status import Status
 from dino_extract.store import Layout, RowDataset, StoreWarning, count_pending, open_store, open_writer, verify_store
 from dino_extract.store.donor import Donor

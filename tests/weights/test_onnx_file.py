@@ -15,7 +15,7 @@ from dino_extract.backbone import BackboneConfig
 from dino_extract.errors import ConfigError, WeightsError
 from dino_extract.weights import LoadedBackbone, untrained_backbone
 from dino_extract.weights.onnx_file import write_onnx
-from tests.pictures import MeanColour
+from tests.sample_images import MeanColour
 
 PLAIN = BackboneConfig(embed_dim=64, depth=2, num_heads=2, image_size=70)
 GATED = BackboneConfig(embed_dim=64, depth=2, num_heads=2, ffn="swiglu", image_size=70).with_registers()

@@ -1,0 +1,296 @@
+"""k-nearest-neighbour classification by the official protocol: what features are worth without any training.
+
+Dimension key: `B` test images in a block, `k` neighbours, `C` classes.
+Source: official dinov2/eval/knn.py; InstDisc (arXiv 1805.01978) Sec. 3.4, weights exp(similarity / T) with T = 0.07.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dino_extract.analysis.probes.scores import Answers, ClassScore, add_to_confusion, class_table, mean_recall, top_accuracy
+from dino_extract.analysis.vectors.arguments import at_least_one, require_test_file, several
+from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_images
+from dino_extract.analysis.vectors.labels import LabelSource, classes_of, encode, labels_of, require_known
+from dino_extract.analysis.vectors.neighbours import nearest_blocks
+from dino_extract.analysis.vectors.stored import (
+    StoreSource,
+    Vectors,
+    VectorSource,
+    as_vectors,
+    opened,
+    require_same_dim,
+    rows_where,
+    stored_vectors,
+)
+from dino_extract.errors import ConfigError
+
+OFFICIAL_K = (10, 20, 100, 200)
+TEMPERATURE = 0.07
+TABLE_K = 20  # the per-class table is of this k, which the official help calls the usual best: not of the best one on the test set
+
+
+@dataclass(frozen=True)
+class KnnOptions:
+    """How neighbours vote.
+
+    Args:
+        k: numbers of neighbours; those above the number of training images become that number.
+        temperature: T of the weights exp(similarity / T).
+        per_class: few-shot: train on this many images of each class, drawn at random.
+        tries: draws to average over.
+        seed: of the first draw; the next ones count on.
+
+    Raises:
+        ConfigError: a number below 1, several tries of what is not drawn, or a temperature that is not above 0.
+    """
+
+    k: Sequence[int] = OFFICIAL_K
+    temperature: float = TEMPERATURE
+    per_class: int | None = None
+    tries: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k", tuple(at_least_one("k", k) for k in several(self.k) or (0,)))
+        if self.per_class is not None:
+            object.__setattr__(self, "per_class", at_least_one("per-class", self.per_class))
+        if at_least_one("tries", self.tries) > 1 and self.per_class is None:
+            raise ConfigError("`--tries` averages over draws of `--per-class`, which is not given", hint="for example `--per-class 5`")
+        if not self.temperature > 0:
+            raise ConfigError(f"`--temperature` must be above 0, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class KnnScore:
+    """Accuracy with k neighbours, 0..1; with several tries their mean, and the standard deviation of top-1."""
+
+    k: int
+    top1: float
+    top5: float
+    top1_std: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class KnnResult:
+    """Outcome of a classification by neighbours.
+
+    Args:
+        scores: one for each k, ascending.
+        classes: class names, sorted.
+        confusion: (C, C) int64 test images by true (row) and predicted (column) class, with `table_k` neighbours, over all tries.
+        table_k: neighbours of the confusion matrix.
+        num_train: training images of one try.
+        num_test: test images of one try.
+        answers: what each test image was taken for, with `table_k` neighbours.
+        unlabelled: images left out because they have no label.
+    """
+
+    scores: tuple[KnnScore, ...]
+    classes: tuple[str, ...]
+    confusion: NDArray[np.int64]
+    table_k: int
+    num_train: int
+    num_test: int
+    answers: Answers
+    unlabelled: int = 0
+
+    @property
+    def per_class(self) -> list[ClassScore]:
+        """Recall, precision and the commonest mistake of each class."""
+        return class_table(self.confusion, self.classes)
+
+    @property
+    def mean_recall(self) -> float:
+        """Accuracy as if classes were of one size, 0..1."""
+        return mean_recall(self.confusion)
+
+
+def knn(
+    train: StoreSource,
+    test: StoreSource | None = None,
+    *,
+    labels: LabelSource = None,
+    test_labels: LabelSource = None,
+    label_depth: int = 1,
+    dataset: str = "features",
+    k: int | Sequence[int] = OFFICIAL_K,
+    temperature: float = TEMPERATURE,
+    per_class: int | None = None,
+    tries: int = 1,
+    seed: int = 0,
+) -> KnnResult:
+    """Classify the images of `test` by their neighbours in `train`; without `test`, each image by all the others.
+
+    Args:
+        train: store, or path of one.
+        test: store, or path of one, made alike.
+        labels: a file or a list, see `labels_of`; None for folder names.
+        test_labels: labels of `test`; by default `labels`.
+        label_depth: folders above the image that name its class.
+        dataset: vectors to compare, (N, D) in the file.
+        k: number of neighbours, one or several; those above the number of training images become that number.
+        temperature: T of the weights exp(similarity / T).
+        per_class: few-shot: train on this many images of each class, drawn at random.
+        tries: draws to average over.
+        seed: of the first draw; the next ones count on.
+
+    Raises:
+        DinoExtractError: unfinished files, files made differently, no labels, a single class, or options that make no sense.
+    """
+    require_test_file("test-labels", test_labels, test)
+    options = KnnOptions(several(k), temperature, per_class, tries, seed)
+    with opened(train) as train_store:
+        vectors, names = stored_vectors(train_store, dataset), labels_of(train_store, labels, label_depth)
+        if test is None:
+            return classify(vectors, names, options=options)
+        with opened(test) as test_store:
+            require_made_alike(train_store, test_store)
+            require_other_images(train_store, test_store, test_labels)
+            others = stored_vectors(test_store, dataset)
+            other_names = labels_of(test_store, test_labels if test_labels is not None else labels, label_depth)
+            return classify(vectors, names, others, other_names, options=options)
+
+
+def classify(
+    train: VectorSource,
+    train_labels: Sequence[str],
+    test: VectorSource | None = None,
+    test_labels: Sequence[str] = (),
+    *,
+    options: KnnOptions | None = None,
+) -> KnnResult:
+    """As `knn`, for vectors in memory or in a file and one label per vector ("" for none).
+
+    Args:
+        train: (n, D).
+        train_labels: (n,).
+        test: (m, D); if left out, each training vector is classified by the others (few-shot: the ones not drawn by the drawn ones).
+        test_labels: (m,).
+        options: how neighbours vote; by default the official protocol.
+
+    Raises:
+        ConfigError: a single class, different widths, or another number of labels than of vectors.
+    """
+    options = options or KnnOptions()
+    classes = classes_of(train_labels)
+    bank = _labelled(as_vectors(train, "the training vectors"), train_labels, classes)
+    if test is None:
+        return _run(bank, None, classes, options, len(train_labels) - len(bank.codes))
+    require_known(test_labels, classes)
+    query = _labelled(as_vectors(test, "the test vectors"), test_labels, classes)
+    require_same_dim(bank.vectors, query.vectors)
+    return _run(bank, query, classes, options, len(train_labels) + len(test_labels) - len(bank.codes) - len(query.codes))
+
+
+class _Labelled(NamedTuple):
+    vectors: Vectors  # (n, D)
+    codes: NDArray[np.int64]  # (n,) position of the class
+    rows: NDArray[np.int64]  # (n,) position of each among all vectors given
+
+    def take(self, rows: NDArray[np.int64]) -> _Labelled:
+        return _Labelled(self.vectors.take(rows), self.codes[rows], self.rows[rows])
+
+
+def _labelled(vectors: Vectors, labels: Sequence[str], classes: Sequence[str]) -> _Labelled:
+    """The vectors that have a label."""
+    if len(labels) != len(vectors):
+        raise ConfigError(f"{vectors.name} has {len(vectors):,} images, but {len(labels):,} labels")
+    codes = encode(labels, classes)
+    return _Labelled(vectors, codes, np.arange(len(codes))).take(rows_where(codes >= 0))
+
+
+def _run(bank: _Labelled, query: _Labelled | None, classes: tuple[str, ...], options: KnnOptions, unlabelled: int) -> KnnResult:
+    """Every try: the whole bank once, or a draw of a few images per class several times."""
+    most = len(bank.codes) - (query is None)
+    if options.per_class is not None:  # as officially: no k above the images of a class
+        most = min(len(bank.codes), options.per_class)
+    if most < 1:
+        raise ConfigError("a single labelled image has no neighbours")
+    ks = sorted({min(k, most) for k in options.k})
+    vote = _Vote(ks, options.temperature, len(classes))
+    shares = []
+    for draw in range(options.tries if options.per_class is not None else 1):
+        train, test = (bank, query) if options.per_class is None else _few_shot(bank, query, options.per_class, options.seed + draw)
+        right = vote.count(train, test)
+        num_train, num_test = len(train.codes), len((test or train).codes)
+        shares.append(right / num_test)
+    tries = np.stack(shares)  # (tries, ks, 2)
+    mean, std = tries.mean(axis=0), tries[:, :, 0].std(axis=0)
+    scores = [KnnScore(k, float(mean[row, 0]), float(mean[row, 1]), float(std[row])) for row, k in enumerate(ks)]
+    return KnnResult(tuple(scores), classes, vote.confusion, vote.table_k, num_train, num_test, vote.answers, unlabelled)
+
+
+def _few_shot(bank: _Labelled, query: _Labelled | None, per_class: int, seed: int) -> tuple[_Labelled, _Labelled]:
+    """A few images of each class, and what they are tested on: the query, or else the rest of the bank."""
+    shots = draw_per_class(bank.codes, per_class, seed)
+    if query is None:
+        query = bank.take(np.setdiff1d(np.arange(len(bank.codes)), shots))
+        if len(query.codes) == 0:
+            raise ConfigError(f"`--per-class {per_class}` takes every image for training and leaves none to test")
+    return bank.take(shots), query
+
+
+def draw_per_class(codes: NDArray[np.int64], per_class: int, seed: int) -> NDArray[np.int64]:
+    """Ascending positions of `per_class` random images of each class, or of all it has where it has fewer."""
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(np.flatnonzero(codes == code))[:per_class] for code in np.unique(codes).tolist()]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)
+
+
+class _Vote:
+    """Counts right answers for every k, and over all counts the confusions at one of them."""
+
+    def __init__(self, ks: list[int], temperature: float, num_classes: int) -> None:
+        self.ks, self.temperature, self.num_classes = ks, temperature, num_classes
+        self.table_k = max([k for k in ks if k <= TABLE_K], default=ks[0])
+        self.confusion = np.zeros((num_classes, num_classes), np.int64)
+        self.answers: Answers  # of the last count
+
+    def count(self, train: _Labelled, test: _Labelled | None) -> NDArray[np.int64]:
+        """(len(ks), 2) int64 test images that are right within the first and within the first five classes; None leaves one out."""
+        query = test or train
+        right, answers = np.zeros((len(self.ks), 2), np.int64), []
+        codes_n = torch.from_numpy(train.codes)
+        for first, similarity, index in nearest_blocks(query.vectors, train.vectors, max(self.ks), leave_one_out=test is None):
+            true_B = torch.from_numpy(query.codes[first : first + len(index)])
+            neighbours_Bk = codes_n[torch.from_numpy(index)]
+            scores = class_scores(torch.from_numpy(similarity), neighbours_Bk, self.num_classes, self.ks, self.temperature)
+            for row, scores_BC in enumerate(scores):
+                voted_BC = scores_BC.masked_fill(scores_BC == 0, -torch.inf)  # a class without a vote is no answer
+                right[row] += [top_accuracy(voted_BC, true_B, 1), top_accuracy(voted_BC, true_B, 5)]
+                if self.ks[row] == self.table_k:
+                    best, ranked = scores_BC.sort(dim=1, descending=True, stable=True)
+                    answers.append((ranked[:, 0].numpy(), (best[:, 0] / best.sum(dim=1)).numpy()))
+        predicted, share = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+        self.answers = Answers(query.rows, query.codes, predicted, share)
+        add_to_confusion(self.confusion, query.codes, predicted)
+        return right
+
+
+def class_scores(similarity_Bk: Tensor, codes_Bk: Tensor, num_classes: int, ks: Sequence[int], temperature: float) -> list[Tensor]:
+    """For each k, (B, C) float32 weights that the k nearest give to each class.
+
+    The weights are the softmax of similarity / T over all neighbours given, officially the 200 nearest; each k sums the first k of them.
+
+    Args:
+        similarity_Bk: (B, max k) float32, best first.
+        codes_Bk: (B, max k) int64 class of each neighbour.
+        num_classes: C.
+        ks: ascending numbers of neighbours.
+        temperature: T.
+    """
+    weights_Bk = torch.softmax(similarity_Bk / temperature, dim=1)
+    scores_BC, done, found = torch.zeros(len(codes_Bk), num_classes), 0, []
+    for k in ks:
+        scores_BC = scores_BC.scatter_add(1, codes_Bk[:, done:k], weights_Bk[:, done:k])
+        found.append(scores_BC)
+        done = k
+    return found

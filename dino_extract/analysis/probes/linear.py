@@ -1,0 +1,258 @@
+"""Linear probes: how well a linear classifier on frozen embeddings does, everything chosen on held-out training images.
+
+Source: official dinov2/eval/log_regression.py and eval/linear.py, inputs from one or four layers with or without the mean patch token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dino_extract.analysis.probes.knn import draw_per_class
+from dino_extract.analysis.probes.logistic import HELD_OUT, accuracy, choose_strength, fit_logistic, split_held_out
+from dino_extract.analysis.probes.probe import Probe
+from dino_extract.analysis.probes.scores import Answers, ClassScore, add_to_confusion, class_table, mean_recall, top_accuracy
+from dino_extract.analysis.probes.sgd_heads import ITERATIONS, LEARNING_RATES, fit_heads
+from dino_extract.analysis.vectors.arguments import at_least_one, require_choice, require_test_file, several
+from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_images
+from dino_extract.analysis.vectors.labels import LabelSource, classes_of, encode, labels_of, require_known
+from dino_extract.analysis.vectors.stored import StoreSource, Vectors, opened, rows_where, stored_vectors
+from dino_extract.errors import ConfigError
+from dino_extract.store import Store
+
+Method = Literal["logistic", "sgd"]
+TEST_SHARE = 0.2  # of the images, where no test file is given
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to train that was tried: the input, its best setting (C, or learning rate), and accuracy on held-out training images."""
+
+    input: str
+    setting: float
+    held_out: float
+
+
+@dataclass(frozen=True, eq=False)
+class LinearResult:
+    """Outcome of a linear probe.
+
+    Args:
+        method: logistic or sgd.
+        candidates: what was tried, one per input.
+        chosen: the one with the best accuracy on held-out training images.
+        top1: accuracy on the test images, 0..1.
+        top5: as top1, within the first five classes.
+        confusion: (C, C) int64 test images by true (row) and predicted (column) class.
+        probe: the trained head.
+        num_train: training images.
+        num_test: test images.
+        answers: what each test image was taken for.
+        unlabelled: images left out because they have no label.
+    """
+
+    method: Method
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+    top1: float
+    top5: float
+    confusion: NDArray[np.int64]
+    probe: Probe
+    num_train: int
+    num_test: int
+    answers: Answers
+    unlabelled: int
+
+    @property
+    def per_class(self) -> list[ClassScore]:
+        """Recall, precision and the commonest mistake of each class."""
+        return class_table(self.confusion, self.probe.classes)
+
+    @property
+    def mean_recall(self) -> float:
+        """Accuracy as if classes were of one size, 0..1."""
+        return mean_recall(self.confusion)
+
+
+def linear(
+    train: StoreSource,
+    test: StoreSource | None = None,
+    *,
+    method: Method = "logistic",
+    inputs: str | Sequence[str] = (),
+    labels: LabelSource = None,
+    test_labels: LabelSource = None,
+    label_depth: int = 1,
+    per_class: int | None = None,
+    iterations: int = ITERATIONS,
+    seed: int = 0,
+) -> LinearResult:
+    """Train a linear classifier on one store and test it on another, or on a fifth of the same one.
+
+    Args:
+        train: store, or path of one.
+        test: store, or path of one, made alike.
+        method: logistic regression (L-BFGS), or heads by SGD.
+        inputs: one or several names from `inputs_in`; by default all that are stored are tried, and the best on
+            held-out training images is taken.
+        labels: a file or a list, see `labels_of`; None for folder names.
+        test_labels: labels of `test`; by default `labels`.
+        label_depth: folders above the image that name its class.
+        per_class: few-shot: train on this many images of each class.
+        iterations: of SGD.
+        seed: of everything drawn at random.
+
+    Raises:
+        DinoExtractError: unfinished files, files made differently, no labels, a single class, an input that is not stored, or options
+            that make no sense.
+    """
+    require_choice("method", method, Method)
+    require_test_file("test-labels", test_labels, test)
+    at_least_one("iterations", iterations)
+    with opened(train) as train_store:
+        names = labels_of(train_store, labels, label_depth)
+        classes = classes_of(names)
+        codes = encode(names, classes)
+        rows, unlabelled = rows_where(codes >= 0), int((codes < 0).sum())
+        available = _chosen_inputs(train_store, several(inputs))
+        if test is None:
+            fit, held = split_held_out(codes[rows], TEST_SHARE, seed)
+            learn, judge = _Images(train_store, rows[fit], codes), _Images(train_store, rows[held], codes)
+            return _run(learn.few(per_class, seed), judge, classes, available, method, iterations, seed, unlabelled)
+        with opened(test) as test_store:
+            require_made_alike(train_store, test_store)
+            require_other_images(train_store, test_store, test_labels)
+            other_names = labels_of(test_store, test_labels if test_labels is not None else labels, label_depth)
+            require_known(other_names, classes)
+            test_codes = encode(other_names, classes)
+            judge = _Images(test_store, rows_where(test_codes >= 0), test_codes)
+            unlabelled += len(test_codes) - len(judge.rows)
+            learn = _Images(train_store, rows, codes).few(per_class, seed)
+            return _run(learn, judge, classes, available, method, iterations, seed, unlabelled)
+
+
+class _Images(NamedTuple):
+    """Some labelled images of a store."""
+
+    store: Store
+    rows: NDArray[np.int64]  # (n,) which of the embedded images
+    all_codes: NDArray[np.int64]  # class of every embedded image, -1 without label
+
+    @property
+    def codes(self) -> NDArray[np.int64]:
+        return self.all_codes[self.rows]
+
+    def vectors(self, datasets: Sequence[str]) -> Vectors:
+        return stored_vectors(self.store, *datasets).take(self.rows)
+
+    def few(self, per_class: int | None, seed: int) -> _Images:
+        """At most `per_class` of each class."""
+        if per_class is None:
+            return self
+        return self._replace(rows=self.rows[draw_per_class(self.codes, at_least_one("per-class", per_class), seed)])
+
+
+def inputs_in(store: Store) -> dict[str, tuple[str, ...]]:
+    """The official inputs that a store can give, and the datasets of each: cls, cls+mean, last4, last4+mean.
+
+    Four layers that are not the last ones of the model are called by their numbers, such as `layers2-5-8-11`.
+    """
+    layers = sorted(int(match[1]) for name in store.names if (match := re.fullmatch(r"layers/(\d+)/features", name)))[-4:]
+    inputs: dict[str, tuple[str, ...]] = {}
+    if "features" in store:
+        inputs["cls"] = ("features",)
+    if len(layers) == 4:
+        name = "last4" if _are_last(store, layers) else f"layers{'-'.join(map(str, layers))}"
+        inputs[name] = tuple(f"layers/{layer}/features" for layer in layers)
+    if "mean_features" in store:
+        inputs.update({f"{name}+mean": (*datasets, "mean_features") for name, datasets in list(inputs.items())})
+    return inputs
+
+
+def _are_last(store: Store, layers: list[int]) -> bool:
+    """Whether these four are the last blocks of the model; a file does not say how many there are, but the last one gives `features`."""
+    if layers[-1] - layers[0] != 3 or "features" not in store:
+        return False
+    last, final = (stored_vectors(store, name)[:16] for name in (f"layers/{layers[-1]}/features", "features"))
+    return np.array_equal(last, final)
+
+
+def _chosen_inputs(store: Store, wanted: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    available = inputs_in(store)
+    missing = [name for name in wanted if name not in available]
+    if missing or not available:
+        what = f"no input `{missing[0]}`" if missing else "no CLS tokens"
+        raise ConfigError(
+            f"`{store.path}` has {what}, only {', '.join(available) or ', '.join(store.names)}",
+            hint="embed with `--tokens cls,mean --layers last4` to have all inputs",
+        )
+    return {name: available[name] for name in wanted or available}
+
+
+def _run(
+    train: _Images,
+    test: _Images,
+    classes: tuple[str, ...],
+    inputs: dict[str, tuple[str, ...]],
+    method: Method,
+    iterations: int,
+    seed: int,
+    unlabelled: int,
+) -> LinearResult:
+    if len(test.rows) == 0:
+        raise ConfigError("no image is left to test on: every class has a single image", hint="give a test file")
+    candidates = []
+    for name, datasets in inputs.items():
+        vectors = train.vectors(datasets)
+        if method == "logistic":
+            setting, held_out = choose_strength(vectors, train.codes, len(classes), seed=seed)
+        else:
+            setting, held_out = _choose_rate(vectors, train.codes, len(classes), iterations, seed)
+        candidates.append(Candidate(name, setting, held_out))
+    chosen = max(candidates, key=lambda each: float(np.nan_to_num(each.held_out, nan=-1.0)))  # the first of equals
+    datasets = inputs[chosen.input]
+    if method == "logistic":
+        weight, bias = fit_logistic(train.vectors(datasets), train.codes, len(classes), chosen.setting)
+    else:
+        rates = (chosen.setting,)
+        weights, biases = fit_heads(
+            train.vectors(datasets), train.codes, len(classes), learning_rates=rates, iterations=iterations, seed=seed
+        )
+        weight, bias = weights[0], biases[0]
+    probe = Probe(weight.astype(np.float32), bias.astype(np.float32), classes, datasets, train.store.attrs)
+    top1, top5, answers = _test(probe, test, datasets)
+    confusion = np.zeros((len(classes), len(classes)), np.int64)
+    add_to_confusion(confusion, answers.true, answers.predicted)
+    counts = len(train.rows), len(test.rows)
+    return LinearResult(method, tuple(candidates), chosen, top1, top5, confusion, probe, *counts, answers, unlabelled)
+
+
+def _choose_rate(vectors: Vectors, codes: NDArray[np.int64], num_classes: int, iterations: int, seed: int) -> tuple[float, float]:
+    """The learning rate whose head does best on held-out training images, and its accuracy there."""
+    fit, held = split_held_out(codes, HELD_OUT, seed)
+    if len(held) == 0:
+        return LEARNING_RATES[-1], float("nan")
+    weights, biases = fit_heads(vectors.take(fit), codes[fit], num_classes, iterations=iterations, seed=seed)
+    scores = [accuracy(vectors.take(held), codes[held], weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    best = int(np.argmax(scores))
+    return LEARNING_RATES[best], scores[best]
+
+
+def _test(probe: Probe, images: _Images, datasets: Sequence[str]) -> tuple[float, float, Answers]:
+    """Top-1 and top-5 accuracy, and the answers."""
+    vectors, right, answers = images.vectors(datasets), np.zeros(2), []
+    for first, block in vectors.blocks():
+        scores = torch.from_numpy(probe.probabilities(block))
+        true = torch.from_numpy(images.codes[first : first + len(block)])
+        right += [top_accuracy(scores, true, 1), top_accuracy(scores, true, 5)]
+        best = scores.max(dim=1)
+        answers.append((best.indices.numpy(), best.values.numpy()))
+    top1, top5 = (right / len(vectors)).tolist()
+    predicted, share = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+    return top1, top5, Answers(images.rows, images.codes, predicted, share)

@@ -1,0 +1,159 @@
+"""An approximate index of a store's vectors, built once with faiss, kept beside the file, and checked against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dino_extract.analysis.vectors.stored import Vectors, as_cosine
+from dino_extract.errors import ConfigError, StoreError
+from dino_extract.store import Store
+
+IndexKind = Literal["hnsw", "ivfpq"]
+
+HNSW_LINKS = 32  # per vector, 256 bytes
+HNSW_BUILD = 100  # candidates looked at while a vector is inserted
+HNSW_SEARCH = 128  # candidates looked at by a query
+IVF_TRAIN_PER_LIST = 40  # faiss warns below 39
+IVF_PROBE = 32  # lists looked at by a query
+PQ_DIMS_PER_BYTE = 8  # 48 bytes for a ViT-S vector
+RERANK = 10  # PQ similarities are coarse: this many candidates per wanted hit are compared exactly
+_MIN_PQ_ROWS = 10_000
+
+
+class Built(NamedTuple):
+    """An index ready for use.
+
+    Args:
+        index: faiss index over inner products of unit vectors.
+        path: where it is kept.
+        seconds: time it took to build; 0 where a kept one was used.
+    """
+
+    index: Any
+    path: str
+    seconds: float
+
+
+def open_index(store: Store, vectors: Vectors, dataset: str, kind: IndexKind) -> Built:
+    """The index kept beside the store, or a new one where there is none or the store has changed since.
+
+    Raises:
+        ConfigError: faiss is not installed, or there are too few vectors for the kind.
+        StoreError: the index cannot be written.
+    """
+    faiss = _import_faiss()
+    path = f"{store.path}.{dataset.replace('/', '-')}.{kind}.faiss"
+    passport = _passport(store, vectors, dataset, kind)
+    if _is_current(path, passport):
+        with open(path, "rb") as file:
+            return Built(faiss.read_index(f"/dev/fd/{file.fileno()}"), path, 0.0)
+    started = time.monotonic()
+    index = _build(faiss, vectors, kind)
+    _keep(faiss, index, path, passport)
+    return Built(index, path, time.monotonic() - started)
+
+
+def search_index(built: Built, vectors: Vectors, queries: NDArray[np.float32], top: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """As `nearest`: similarity and position of the best hits that the index finds, similarities exact.
+
+    Args:
+        built: the index.
+        vectors: what it was built from.
+        queries: (Q, D) float32 of length 1.
+        top: hits per query.
+    """
+    wanted = min(top * RERANK, len(vectors))
+    if hasattr(built.index, "hnsw"):
+        built.index.hnsw.efSearch = max(HNSW_SEARCH, 2 * top)
+        wanted = min(top, len(vectors))
+    else:
+        _import_faiss().extract_index_ivf(built.index).nprobe = IVF_PROBE
+    _, candidates = built.index.search(queries, wanted)
+    similarity = np.full((len(queries), top), -np.inf, np.float32)
+    position = np.full((len(queries), top), -1, np.int64)
+    for row, found in enumerate(candidates):
+        found = np.sort(found[found >= 0])  # in bank order, so that a stable sort keeps ties so
+        block = vectors[found]
+        exact = as_cosine(block @ queries[row] / np.maximum(np.linalg.norm(block, axis=1), 1e-12))
+        order = np.argsort(-exact, kind="stable")[:top]
+        similarity[row, : len(order)], position[row, : len(order)] = exact[order], found[order]
+    return similarity, position
+
+
+def _import_faiss() -> Any:
+    try:
+        import faiss  # an extra, and only approximate search needs it
+    except ImportError as error:
+        raise ConfigError("an approximate index needs faiss", hint="pip install 'dino-extract[faiss]', or use `--index exact`") from error
+    return faiss
+
+
+def _build(faiss: Any, vectors: Vectors, kind: IndexKind) -> Any:
+    dim = vectors.dim
+    if kind == "hnsw":
+        # Vectors are kept in float16, as stores mostly have them: half the memory and the file of float32, and the same recall.
+        index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_fp16, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors[:1].copy())  # there is nothing to learn
+        index.hnsw.efConstruction = HNSW_BUILD
+    else:
+        if len(vectors) < _MIN_PQ_ROWS:
+            raise ConfigError(
+                f"`--index ivfpq` needs at least {_MIN_PQ_ROWS:,} images, {vectors.name} has {len(vectors):,}", hint="`--index exact`"
+            )
+        num_lists = min(int(4 * len(vectors) ** 0.5), len(vectors) // IVF_TRAIN_PER_LIST)
+        codes = next(count for count in range(max(dim // PQ_DIMS_PER_BYTE, 1), 0, -1) if dim % count == 0)
+        # Without OPQ: its rotation took minutes to learn, and exact re-ranking makes up for it.
+        index = faiss.index_factory(dim, f"IVF{num_lists},PQ{codes}", faiss.METRIC_INNER_PRODUCT)
+        rng = np.random.default_rng(0)
+        sample = np.sort(rng.choice(len(vectors), min(len(vectors), max(num_lists * IVF_TRAIN_PER_LIST, _MIN_PQ_ROWS)), replace=False))
+        index.train(vectors.take(sample).all_unit().numpy())
+    for _, block in vectors.unit_blocks():
+        index.add(block.numpy())
+    return index
+
+
+def _passport(store: Store, vectors: Vectors, dataset: str, kind: IndexKind) -> dict[str, Any]:
+    """What must be the same for a kept index to belong to the store; a store's rows never change without its time of change."""
+    info = os.stat(store.path)
+    return {
+        "store_nbytes": info.st_size,
+        "store_mtime_ns": info.st_mtime_ns,
+        "weights_sha256": str(store.attrs.get("weights_sha256", "")),
+        "dataset": dataset,
+        "rows": len(vectors),
+        "dim": vectors.dim,
+        "kind": kind,
+    }
+
+
+def _is_current(path: str, passport: dict[str, Any]) -> bool:
+    try:
+        with open(path + ".json", encoding="utf-8") as file:
+            kept = json.load(file)
+        return bool(kept == {**passport, "index_nbytes": os.stat(path).st_size})
+    except (OSError, ValueError):
+        return False  # none, or not whole: it is made anew
+
+
+def _keep(faiss: Any, index: Any, path: str, passport: dict[str, Any]) -> None:
+    """Write the index first and its passport last, so that a passport never vouches for half an index."""
+    draft = f"{path}.{os.getpid()}.tmp"
+    try:
+        if os.path.lexists(path + ".json"):
+            os.unlink(path + ".json")
+        with open(draft, "wb") as index_file:
+            faiss.write_index(index, f"/dev/fd/{index_file.fileno()}")  # faiss takes no path that is not UTF-8
+        os.replace(draft, path)
+        with open(draft, "w", encoding="utf-8") as file:
+            json.dump({**passport, "index_nbytes": os.stat(path).st_size}, file)
+        os.replace(draft, path + ".json")
+    except (OSError, RuntimeError) as error:  # faiss reports a full disk as RuntimeError
+        if os.path.lexists(draft):
+            os.unlink(draft)
+        raise StoreError(f"index `{path}` cannot be written: {error}", hint="`--index exact` needs no index") from error

@@ -1,0 +1,145 @@
+"""k-means on the unit sphere: seeded, streamed in blocks, every cluster kept alive.
+
+Dimension key: `B` vectors in a block, `D` width, `K` clusters, `T` draws.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dino_extract.analysis.vectors.stored import Vectors, VectorSource, as_vectors
+from dino_extract.errors import ConfigError
+
+SAMPLE_PER_CLUSTER = 256  # more vectors per cluster hardly move its centre (faiss uses as many)
+ITERATIONS = 20
+_SIMILARITIES = 16 << 20  # computed at a time: 64 MB
+_SEEDING_SAMPLE = 16  # candidates per cluster that the first centres are chosen from
+
+
+class Clusters(NamedTuple):
+    """A division of vectors into clusters.
+
+    Args:
+        centres: (K, D) float32, length 1.
+        codes: (n,) int64 cluster of each vector.
+        similarity: (n,) float32 cosine to the centre.
+    """
+
+    centres: NDArray[np.float32]
+    codes: NDArray[np.int64]
+    similarity: NDArray[np.float32]
+
+
+def kmeans(vectors: VectorSource, num_clusters: int, *, seed: int = 0, iterations: int = ITERATIONS) -> Clusters:
+    """Divide vectors into clusters of similar direction; clusters are numbered by size, the largest first.
+
+    Centres are learned on at most 256 vectors per cluster, then every vector goes to the nearest centre.
+
+    Args:
+        vectors: (n, D).
+        num_clusters: K.
+        seed: of the sample and of the first centres.
+        iterations: at most; it ends earlier when nothing moves.
+
+    Raises:
+        ConfigError: fewer vectors than clusters.
+    """
+    vectors = as_vectors(vectors)
+    centres_KD = learn_centres(vectors, num_clusters, seed=seed, iterations=iterations)
+    codes, similarity = assign(vectors, centres_KD)
+    order, codes = largest_first(codes, num_clusters)
+    return Clusters(centres_KD.numpy()[order], codes, similarity)
+
+
+def largest_first(codes: NDArray[np.int64], num_clusters: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(K,) numbers of the clusters by size, and (n,) the place of each code among them.
+
+    `largest_first([0, 1, 1, 2], 3)` is `[1, 0, 2], [1, 0, 0, 2]`.
+    """
+    order = np.argsort(-np.bincount(codes, minlength=num_clusters), kind="stable")
+    return order, np.argsort(order)[codes]
+
+
+def learn_centres(
+    vectors: Vectors, num_clusters: int, *, seed: int = 0, iterations: int = ITERATIONS, sample_per_cluster: int = SAMPLE_PER_CLUSTER
+) -> Tensor:
+    """(K, D) float32 centres of length 1, learned on a sample that is held in memory.
+
+    Raises:
+        ConfigError: fewer vectors than clusters.
+    """
+    if not 1 <= num_clusters <= len(vectors):
+        raise ConfigError(
+            f"{len(vectors):,} images of {vectors.name} cannot make {num_clusters:,} clusters",
+            hint=f"ask for {len(vectors):,} or fewer",
+        )
+    rng = np.random.default_rng(seed)
+    size = min(len(vectors), num_clusters * sample_per_cluster)
+    rows = np.sort(rng.choice(len(vectors), size, replace=False)) if size < len(vectors) else np.arange(size)
+    sample_BD = vectors.take(rows).all_unit()
+    centres_KD = _spread_out(sample_BD, num_clusters, rng)
+    before: Tensor | None = None
+    for _ in range(iterations):
+        codes, similarity = _assign_block(sample_BD, centres_KD)
+        if before is not None and torch.equal(codes, before):
+            break
+        before = codes
+        centres_KD = _means(sample_BD, codes, similarity, num_clusters)
+    return centres_KD
+
+
+def assign(vectors: Vectors, centres_KD: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The nearest centre of each vector, (n,) int64, and the cosine to it, (n,) float32."""
+    codes, similarity = np.empty(len(vectors), np.int64), np.empty(len(vectors), np.float32)
+    for first, block_BD in vectors.unit_blocks():
+        found, cosine = _assign_block(block_BD, centres_KD)
+        codes[first : first + len(found)], similarity[first : first + len(found)] = found.numpy(), cosine.numpy()
+    return codes, similarity
+
+
+def _assign_block(block_BD: Tensor, centres_KD: Tensor) -> tuple[Tensor, Tensor]:
+    step = max(1, _SIMILARITIES // len(centres_KD))
+    best = [(block_BD[first : first + step] @ centres_KD.T).max(dim=1) for first in range(0, len(block_BD), step)]
+    return torch.cat([each.indices for each in best]), torch.cat([each.values for each in best])
+
+
+def _spread_out(sample_BD: Tensor, num_clusters: int, rng: np.random.Generator) -> Tensor:
+    """First centres by greedy k-means++ among some random vectors.
+
+    For each a few are drawn with a chance that grows with the distance to those before, and the one that leaves the others nearest to a
+    centre is taken: a single draw often puts two centres into one group, which no iteration mends.
+
+    Source: Arthur and Vassilvitskii 2007, "k-means++", Sec. 5; as many draws as scikit-learn.
+    """
+    candidates = rng.permutation(len(sample_BD))[: num_clusters * _SEEDING_SAMPLE]
+    pool_BD = sample_BD[torch.from_numpy(candidates)]
+    draws = 2 + int(math.log(num_clusters))
+    chosen = [int(rng.integers(len(pool_BD)))]
+    distance_B = (1 - pool_BD @ pool_BD[chosen[0]]).clamp(min=0)
+    is_free = np.ones(len(pool_BD), bool)
+    for _ in range(num_clusters - 1):
+        is_free[chosen[-1]] = False
+        weight = np.where(is_free, distance_B.numpy().astype(np.float64), 0.0)
+        if weight.sum() <= 1e-9:  # only copies of the centres are left
+            weight = is_free.astype(np.float64)
+        drawn = rng.choice(len(pool_BD), draws, p=weight / weight.sum())
+        left_TB = torch.minimum(distance_B, (1 - pool_BD[torch.from_numpy(drawn)] @ pool_BD.T).clamp(min=0))
+        best = int(left_TB.sum(dim=1).argmin())
+        chosen.append(int(drawn[best]))
+        distance_B = left_TB[best]
+    return pool_BD[chosen].clone()
+
+
+def _means(sample_BD: Tensor, codes: Tensor, similarity: Tensor, num_clusters: int) -> Tensor:
+    """New centres; a cluster that has lost all its vectors starts again at one of those that fit worst."""
+    sums_KD = torch.zeros(num_clusters, sample_BD.shape[1]).index_add_(0, codes, sample_BD)
+    empty = torch.bincount(codes, minlength=num_clusters) == 0
+    if empty.any():
+        sums_KD[empty] = sample_BD[similarity.argsort()[: int(empty.sum())]]
+    return torch.nn.functional.normalize(sums_KD, dim=1)

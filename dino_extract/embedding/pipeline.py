@@ -1,0 +1,307 @@
+"""The pipeline: images of a source, decoded ahead of the model, through the engine, into the HDF5 file."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dino_extract.config import EmbedConfig, most_failures
+from dino_extract.embedding.job import Job, prepare, prepare_like
+from dino_extract.embedding.recipe import MadeWith
+from dino_extract.engine import Engine, Ticket
+from dino_extract.errors import ConfigError, DinoExtractError, SourceError
+from dino_extract.images.finding import Sources
+from dino_extract.images.loader import DecodedBatch
+from dino_extract.images.preprocess import Pictures
+from dino_extract.names import quoted
+from dino_extract.status import Status
+from dino_extract.store import Writer, open_store, open_writer
+
+# stage -> what it is, and what makes it shorter
+ADVICE = {
+    "read": "images, above all to reading them: a faster disk, `.tar` archives, or over a network more `--workers` would help",
+    "decode": "images, above all to decoding them: more CPU cores, smaller files, or for large JPEGs `--fast-decode` would help",
+    "model": "the model: a GPU, a smaller `--model` or a smaller `--size` would help",
+    "write": "writing: a faster disk, `--store-dtype float16` or fewer `--tokens` would help",
+}
+
+BATCHES_IN_FLIGHT = 2  # on each device: while one is read back the next is computed, so that the model never waits
+
+OnProgress = Callable[[int, int, int], None]  # images done, images in all, images without an embedding
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """What a run did.
+
+    Args:
+        path: the finished HDF5 file.
+        total: rows in it.
+        embedded: rows that this run did, failed ones among them.
+        reused: rows kept from earlier runs.
+        failed: rows without an embedding.
+        gone: rows kept whose images are no longer in the sources.
+        dropped: such rows that this run has left out, with `prune`.
+        seconds: wall time of this run, without finding the images and loading the model.
+        waited_s: seconds of it that were spent waiting, by what for: the decoder processes, divided into `read` and `decode` (which
+            includes resizing there) as their own time was, the `model`, and the disk (`write`).
+    """
+
+    path: str
+    total: int
+    embedded: int
+    reused: int
+    failed: int
+    gone: int
+    dropped: int
+    seconds: float
+    waited_s: dict[str, float]
+
+    def text(self) -> str:
+        """The result for people: counts, rate, and what bounded the run."""
+        outcome = f"{self.total - self.failed:,} embedded, {self.failed:,} failed"
+        counts = f"{self.path}: {self.total:,} images, {outcome}; {self.embedded:,} done now, {self.reused:,} kept"
+        if self.gone:
+            counts += f", {self.gone:,} of them of images that have gone (`--prune` drops these)"
+        if self.dropped:
+            counts += f", {self.dropped:,} dropped"
+        if not self.embedded:
+            return counts if self.dropped else f"{counts}, nothing was left to do"
+        read, decode = self.waited_s["read"], self.waited_s["decode"]
+        waited = {"read" if read > decode else "decode": read + decode} | {name: self.waited_s[name] for name in ("model", "write")}
+        stage = max(waited, key=lambda name: waited[name])
+        share = waited[stage] / max(self.seconds, 1e-9)
+        rate = self.embedded / max(self.seconds, 1e-9)
+        return f"{counts}\n{self.seconds:,.1f} s, {rate:,.1f} images/s; {share:.0%} of the time went to {ADVICE[stage]}"
+
+
+def embed(
+    sources: Sources,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    suffixes: str | Sequence[str] = (),
+    stdin: BinaryIO | None = None,
+    overwrite: bool = False,
+    prune: bool = False,
+    retry_failed: bool = False,
+    max_failures: float | str | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> EmbedResult:
+    """Embed images into one HDF5 file; called again, embed only what is missing or has changed.
+
+    Args:
+        sources: folders, files, globs, `.tar` or `.zip` archives; one or several.
+        output: the HDF5 file; by default the source's name with `.h5` in the working directory.
+        suffixes: take exactly files with this suffix or these, instead of everything that may be an image.
+        stdin: binary stream from which the source `-` reads its list.
+        overwrite: replace a file that was made with other options.
+        prune: drop the rows of images that have gone.
+        retry_failed: try images again that could not be embedded.
+        max_failures: more failed images than this count (an int), this share of all (a float, 0..1), or `"1%"` are an error.
+        on_progress: called after each batch.
+        options: fields of `EmbedConfig`, such as `model="vitb14"` or `tokens="cls,patch"`.
+
+    Raises:
+        DinoExtractError: one sentence about what stands in the way; nothing already embedded is lost.
+    """
+    limit = most_failures(max_failures)
+    several = [sources] if isinstance(sources, (str, bytes, os.PathLike)) else sources
+    job = prepare([os.fsdecode(source) for source in several], output, EmbedConfig(**options), suffixes=suffixes, stdin=stdin)
+    return run(job, overwrite=overwrite, prune=prune, retry_failed=retry_failed, max_failures=limit, on_progress=on_progress)
+
+
+def run(
+    job: Job,
+    *,
+    overwrite: bool = False,
+    prune: bool = False,
+    retry_failed: bool = False,
+    max_failures: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> EmbedResult:
+    """Do the work of a prepared job; arguments and errors as for `embed`, and `max_failures` as a number."""
+    started = time.monotonic()
+    waited = dict.fromkeys(ADVICE, 0.0)
+    with open_writer(job.output, job.row_table(), job.layout, overwrite=overwrite, prune=prune, retry_failed=retry_failed) as writer:
+        done, failed = writer.reused, _num_failed(writer.path if writer.up_to_date else writer.part_path)
+        start = 0
+        with closing(embedded_batches(job, _manifest_rows(job, writer), waited)) as batches:  # ends the decoders on errors too
+            for batch, arrays in batches:
+                rows = writer.pending[start : start + len(batch.rows)]
+                clock = time.monotonic()
+                writer.write(rows, arrays, status=batch.status, errors=batch.errors, image_size=batch.image_size)
+                waited["write"] += time.monotonic() - clock
+                start += len(rows)
+                done += len(rows)
+                failed += int(np.count_nonzero(batch.status != Status.OK))
+                _check_failures(failed, writer, max_failures)
+                if on_progress is not None:
+                    on_progress(done, writer.total, failed)
+        clock = time.monotonic()
+        writer.finish()
+        waited["write"] += time.monotonic() - clock
+    seconds = {stage: round(value, 3) for stage, value in waited.items()}
+    return EmbedResult(
+        path=job.output,
+        total=writer.total,
+        embedded=start,
+        reused=writer.reused,
+        failed=_num_failed(job.output),
+        gone=writer.total - len(job.manifest),
+        dropped=writer.dropped,
+        seconds=round(time.monotonic() - started, 3),
+        waited_s=seconds,
+    )
+
+
+def embed_like(
+    store: MadeWith | str | os.PathLike[str], sources: Sources, *, on_failure: Callable[[str, str], None] | None = None, **changes: Any
+) -> tuple[list[str], np.ndarray]:
+    """Paths and CLS embeddings (n, D) float32 of other images, made exactly as those of a file.
+
+    Args:
+        store: the file, opened or by its path, or anything else that records how it was made.
+        sources: folders, files, globs, `.tar` or `.zip` archives, one or several; images that cannot be read are left out. Paths lead to
+            the images from the working directory.
+        on_failure: called with the path and the reason for each image that is left out.
+        changes: fields of `EmbedConfig` to set differently from the file, such as `weights` where the checkpoint has moved.
+
+    Raises:
+        ConfigError: the file has no CLS tokens.
+        StoreError: the weights found now are not those the file was made with.
+        SourceError: none of the images can be read.
+    """
+    if isinstance(store, (str, os.PathLike)):
+        with open_store(store) as opened:
+            return embed_like(opened, sources, on_failure=on_failure, **changes)
+    if "cls" not in store.attrs["tokens"].split(","):
+        message = f"`{store.path}` has no CLS tokens to compare with, only {store.attrs['tokens']}"
+        raise ConfigError(message, hint="embed its images with `--tokens cls`, or embed the others into a file and compare that")
+    job = prepare_like(store, sources, **changes)
+    folder = "" if job.manifest.root == os.getcwdb() else os.fsdecode(job.manifest.root)
+    paths: list[str] = []
+    features: list[np.ndarray] = []
+    errors: list[tuple[str, str]] = []
+    for batch, arrays in embedded_batches(job, np.arange(len(job.manifest)), dict.fromkeys(ADVICE, 0.0)):
+        is_good = batch.status == Status.OK
+        names = [os.path.join(folder, os.fsdecode(job.manifest.keys[row])) for row in batch.rows.tolist()]
+        paths += [name for name, good in zip(names, is_good, strict=True) if good]
+        features.append(arrays["features"][is_good].astype(np.float32))
+        errors += [(name, error) for name, error, good in zip(names, batch.errors, is_good, strict=True) if not good]
+    if not paths:
+        raise SourceError(f"none of the {len(job.manifest):,} images can be read, the first because of `{errors[0][1]}`")
+    for name, error in errors:
+        if on_failure is not None:
+            on_failure(name, error)
+    return paths, np.concatenate(features)
+
+
+def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Generator[tuple[DecodedBatch, dict[str, Any]], None, None]:
+    """Each decoded batch with its token arrays by dataset name.
+
+    Args:
+        job: what to do.
+        rows: (n,) int64 rows of the manifest, in the order wanted.
+        waited: seconds spent waiting for `read`, `decode` and `model` are added here, all of them when the last batch is there.
+    """
+    if not len(rows):
+        return
+    engines = itertools.cycle(job.engines(release=True))
+    in_flight: deque[tuple[DecodedBatch, Callable[[], dict[str, Any]]]] = deque()
+
+    def finish_oldest() -> tuple[DecodedBatch, dict[str, Any]]:
+        batch, result = in_flight.popleft()
+        clock = time.monotonic()
+        arrays = result()
+        waited["model"] += time.monotonic() - clock
+        batch.settle()
+        return batch, arrays
+
+    with job.loader(rows) as loader:
+        stats, batches = loader.stats, iter(loader)
+        while True:
+            clock = time.monotonic()
+            batch = next(batches, None)
+            waited["decode"] += time.monotonic() - clock
+            if batch is None:
+                waited["read"] = waited["decode"] * stats.read_s / max(stats.read_s + stats.decode_s, 1e-9)
+                waited["decode"] -= waited["read"]
+                break
+            engine = next(engines)
+            if isinstance(batch.pixels, np.ndarray):
+                in_flight.append((batch, engine.submit(batch.pixels).result))
+            elif job.resizes_on_device:
+                in_flight.append((batch, engine.submit(Pictures(batch.pixels, batch.is_resized, job.preprocess)).result))
+            else:
+                in_flight.append((batch, _submit_native(job, engine, batch)))
+            if len(in_flight) > BATCHES_IN_FLIGHT * len(job.devices):
+                yield finish_oldest()
+        while in_flight:
+            yield finish_oldest()
+
+
+def _submit_native(job: Job, engine: Engine, batch: DecodedBatch) -> Callable[[], dict[str, Any]]:
+    """Start on a batch of one image in its own shape, for the arrays; patches are flat, (N, D), because each image has another grid."""
+    (image,) = batch.pixels
+    assert isinstance(image, np.ndarray), "`--decode device` is refused for `native`"
+    row = int(batch.rows[0])
+    patch = job.preprocess.patch
+    if (
+        job.grid_size is not None
+        and batch.status[0] == Status.OK
+        and (image.shape[0] // patch, image.shape[1] // patch) != tuple(job.grid_size[row])
+    ):
+        batch.status[0], batch.errors[0] = Status.VANISHED, "read: the image was replaced during the run"
+    if batch.status[0] == Status.OK:
+        return partial(_native_arrays, job, engine.submit(image[None]))
+    num_patches = 0 if job.grid_size is None else int(job.grid_size[row].prod())
+    zeros = {
+        dataset.name: [np.zeros((num_patches, *dataset.shape), dataset.dtype)]
+        if dataset.is_ragged
+        else np.zeros((1, *dataset.shape), dataset.dtype)
+        for dataset in job.layout.datasets
+    }
+    return lambda: zeros
+
+
+def _native_arrays(job: Job, under_way: Ticket) -> dict[str, Any]:
+    arrays = under_way.result()
+    return {
+        dataset.name: list(arrays[dataset.name].reshape(1, -1, *dataset.shape)) if dataset.is_ragged else arrays[dataset.name]
+        for dataset in job.layout.datasets
+    }
+
+
+def _manifest_rows(job: Job, writer: Writer) -> np.ndarray:
+    """Rows of the manifest that are pending; the file may have more rows, of images that have gone."""
+    keys = job.manifest.keys
+    if len(keys) == writer.total:
+        return writer.pending
+    return np.array([bisect_left(keys, writer.keys[row]) for row in writer.pending.tolist()], np.int64)
+
+
+def _num_failed(path: str) -> int:
+    """Committed rows of a store that have no embedding."""
+    with open_store(path) as store:
+        return store.num_failed
+
+
+def _check_failures(failed: int, writer: Writer, limit: float | None) -> None:
+    if limit is None:
+        return
+    most = limit * writer.total if isinstance(limit, float) else limit
+    if failed > most:
+        message = f"{failed:,} of {writer.total:,} images could not be embedded, more than `--max-failures` allows"
+        listing = f"dino-extract info {quoted(writer.part_path)} --failures"  # the finished file, if there is one, is older
+        raise DinoExtractError(message, hint=f"`{listing}` lists them; the rest continues without the limit")
