@@ -36,10 +36,15 @@ __all__ = [
     "begins_as_hdf5",
     "count_pending",
     "is_store",
+    "join",
     "join_stores",
+    "open",
     "open_store",
     "open_writer",
     "part_path_of",
     "read_dataset",
     "verify_store",
 ]
+
+# how they are called in `dino_extract` itself
+join, open = join_stores, open_store

@@ -1,0 +1,27 @@
+# The public names, stated once: editors and type checkers read them here, and `__init__.py` imports each on first use.
+
+from .analysis.cluster import cluster as cluster
+from .analysis.cluster import curate as curate
+from .analysis.dedup import dedup as dedup
+from .analysis.dedup import leaks as leaks
+from .analysis.export import export as export
+from .analysis.outliers import outliers as outliers
+from .analysis.probes.knn import knn as knn
+from .analysis.probes.linear import linear as linear
+from .analysis.probes.linear_dense import linear_dense as linear_dense
+from .analysis.probes.probe import classify as classify
+from .analysis.search import search as search
+from .embedding.encoder import Encoder as Encoder
+from .embedding.pipeline import embed as embed
+from .embedding.pipeline import embed_like as embed_like
+from .embedding.verification import verify as verify
+from .errors import DinoExtractError as DinoExtractError
+from .pictures.attention import attention_maps as attention_maps
+from .pictures.match import match_patches as match_patches
+from .pictures.pca import pca as pca
+from .pictures.report import report as report
+from .store import join as join
+from .store import open as open
+from .weights import load_backbone as load_backbone
+
+__version__: str
