@@ -47,4 +47,4 @@ __all__ = [
 ]
 
 # how they are called in `dino_extract` itself
-join, open = join_stores, open_store
+join, open = join_stores, open_store  # noqa: A001 - the public name is `dx.open`
