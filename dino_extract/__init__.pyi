@@ -20,8 +20,8 @@ from .pictures.attention import attention_maps as attention_maps
 from .pictures.match import match_patches as match_patches
 from .pictures.pca import pca as pca
 from .pictures.report import report as report
-from .store import join as join, open as open  # noqa: A004 - `dx.open` is the public name
-from .store import join as join, open as open  # noqa: A004 - `dx.open` is the public name
+from .store import join as join
+from .store import open as open
 from .weights import load_backbone as load_backbone
 
 __version__: str
