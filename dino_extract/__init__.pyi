@@ -2,6 +2,7 @@
 
 from .analysis.cluster import cluster as cluster
 from .analysis.cluster import curate as curate
+from .analysis.dataset import EmbeddingDataset as EmbeddingDataset
 from .analysis.dedup import dedup as dedup
 from .analysis.dedup import leaks as leaks
 from .analysis.export import export as export
@@ -14,6 +15,7 @@ from .analysis.search import search as search
 from .embedding.encoder import Encoder as Encoder
 from .embedding.pipeline import embed as embed
 from .embedding.pipeline import embed_like as embed_like
+from .embedding.transformer import EmbeddingTransformer as EmbeddingTransformer
 from .embedding.verification import verify as verify
 from .errors import DinoExtractError as DinoExtractError
 from .pictures.attention import attention_maps as attention_maps
