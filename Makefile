@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu check format bench bench-scale clean
+.PHONY: help install demo test test-slow test-gpu check format docs bench bench-scale clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test-gpu: $(READY) ## Run the tests that need a CUDA device
 bench: $(READY) ## Measure against other tools on this machine, in one run
 	$(BIN)/python benchmarks/peers.py photos build/bench
 	$(BIN)/python benchmarks/peers.py compare build/bench
+
+docs: $(READY) ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 ROWS ?= 1000000
 bench-scale: $(READY) ## Measure dedup and search on ROWS made vectors (a million; 3 GB of disk in build/scale)
