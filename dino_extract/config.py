@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
-from types import NoneType
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal
 
 from dino_extract.errors import ConfigError
+from dino_extract.options import Options, option
 
 SizePolicy = Literal["crop", "squash", "pad", "native"]
 AlphaPolicy = Literal["drop", "white", "black"]
@@ -26,11 +24,9 @@ DEFAULT_SIZE = 224  # pixels, of models that do not say otherwise
 # Attributes of a file that must be equal for its rows to be kept, or to be joined with others; every other attribute only informs.
 SIGNATURE = ("model", "weights_sha256", "preprocessing", "tokens", "layers", "compute_dtype", "store_dtype")
 
-LEAST = {"batch": 0, "workers": 0, "decode_timeout_s": 0.1, "max_pixels": 1}  # that these options may be
-
 
 @dataclass(frozen=True)
-class EmbedConfig:
+class EmbedConfig(Options):
     """How images become embeddings.
 
     From Python, `tokens` and `layers` may be lists or one number, `size` a number or a pair (height, width), `shard` a pair, `device` one
@@ -56,83 +52,43 @@ class EmbedConfig:
         resize: where small images are resized: by the decoder processes, or beside the model, which auto does on a GPU; the same bits.
         decode: where plain JPEGs are decoded: by the decoder processes, or beside the model, by torchcodec: for a GPU that waits for the
             decoders. Not quite the same pixels there, and not isolated.
-        batch: images per batch; 0 finds a good size.
-        workers: decoder processes; 0 is one for each free CPU.
+        batch: images per batch; `auto`, or 0, finds a good size.
+        workers: decoder processes; `auto`, or 0, is one for each free CPU.
         decode_timeout_s: seconds after which the decoding of one image is given up.
         max_pixels: images with more pixels are not decoded.
         shard: K/N takes the K-th of N parts of the images, counted from 1, for N machines or GPUs at a time; an image stays in its part
             whatever others come and go.
 
     Raises:
-        ConfigError: a value of another type, outside its range, or none of the choices.
+        ConfigError: a value has another type, is outside its range, or is not one of the choices.
     """
 
     model: str | None = None
     weights: str | None = None
     random_weights: int | None = None
     offline: bool = False
-    tokens: str = "cls"
-    layers: str | None = None
-    size: str | None = None
+    tokens: str = option("cls", between=",")
+    layers: str | None = option(None, between=",")
+    size: str | None = option(None, between="x")
     preprocess: SizePolicy = "crop"
     alpha: AlphaPolicy = "drop"
     fast_decode: bool = False
-    device: str = "auto"
+    device: str = option("auto", between=",")
     dtype: Dtype = "auto"
     store_dtype: StoreDtype = "float16"
     compile: Compile = "auto"
     resize: Resize = "auto"
     decode: Decode = "host"
-    batch: int = 0
-    workers: int = 0
-    decode_timeout_s: float = 30.0
-    max_pixels: int = MAX_PIXELS
-    shard: str | None = None
+    batch: int = option(0, least=1, auto=0)
+    workers: int = option(0, least=1, auto=0)
+    decode_timeout_s: float = option(30.0, least=0.1)
+    max_pixels: int = option(MAX_PIXELS, least=1)
+    shard: str | None = option(None, between="/")
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(EmbedConfig).items():
-            value = getattr(self, name)
-            if hasattr(value, "tolist") and not isinstance(value, type):
-                value = value.tolist()  # numbers and arrays of numpy and torch, which this module does not load
-            if name in _BETWEEN and value is not None:
-                value = _joined(value, _BETWEEN[name])
-            elif isinstance(value, os.PathLike):
-                value = os.fspath(value)
-            _check(name, hint, value)
-            object.__setattr__(self, name, value)
+        super().__post_init__()
         if self.shard is not None:
             object.__setattr__(self, "shard", "{}/{}".format(*parse_shard(self.shard)))
-
-
-# what stands between several of them on the command line
-_BETWEEN = {"tokens": ",", "layers": ",", "device": ",", "size": "x", "shard": "/"}
-_KINDS = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}
-
-
-def _joined(value: Any, between: str) -> str:
-    several = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-    return between.join(map(str, several))
-
-
-def _check(name: str, hint: Any, value: Any) -> None:
-    """Refuse a value that is not of its field's type, none of its choices, or out of its range."""
-    choices = get_args(hint)
-    if NoneType in choices:
-        if value is None:
-            return
-        hint, choices = choices[0], ()
-    if choices:
-        is_good = isinstance(value, str) and value in choices
-        expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
-    else:
-        is_good = isinstance(value, (int, float) if hint is float else hint) and (hint is bool or not isinstance(value, bool))
-        expected = _KINDS[hint]
-    if name in LEAST:
-        is_good = is_good and value >= LEAST[name]  # which NaN is not
-        expected += f" of at least {LEAST[name]}"
-    if not is_good:
-        option = name.removesuffix("_s").replace("_", "-")
-        raise ConfigError(f"`--{option}` takes {expected}, got `{value}`")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors.arguments import require_choice, several
 from dino_extract.analysis.vectors.compatible import require_made_alike
 from dino_extract.analysis.vectors.kmeans import Clusters, assign, kmeans, largest_first
 from dino_extract.analysis.vectors.neighbours import nearest
@@ -30,6 +29,7 @@ from dino_extract.analysis.vectors.stored import (
     stored_vectors,
 )
 from dino_extract.errors import ConfigError
+from dino_extract.options import as_list, checked
 
 Like = Literal["sample", "cluster"]
 MIN_SEEDS = 4  # "more than 3" seeds have to lie in a cluster for its images to be taken, as for LVD-142M
@@ -65,7 +65,7 @@ def cluster(
         ConfigError: fewer images than clusters, or levels that do not fall.
     """
     with opened(store) as found:
-        return hierarchy(stored_vectors(found, dataset), [num_clusters, *several(coarser)], seed=seed)
+        return hierarchy(stored_vectors(found, dataset), [num_clusters, *as_list(coarser)], seed=seed)
 
 
 def hierarchy(vectors: VectorSource, sizes: Sequence[int], *, seed: int = 0) -> list[Clusters]:
@@ -158,10 +158,10 @@ def curate(
         StoreError: unfinished, or made differently.
         ConfigError: a budget above the number of images, or no cluster with enough seeds.
     """
-    require_choice("by", by, Like)
+    checked("by", Like, by)
     if like is None and by != "sample":
         raise ConfigError("`--by` says how images like those of `--like` are found, which is not given", hint="`--like SEEDS.h5`")
-    sizes = several(levels)
+    sizes = as_list(levels)
     if like is not None and len(sizes) > (by == "cluster"):
         raise ConfigError(
             "`--levels` are for an even choice: `--like` takes none, and with `--by cluster` one number of clusters",

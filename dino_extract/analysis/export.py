@@ -27,13 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.analysis.tables import table_path
-from dino_extract.analysis.vectors.arguments import require_choice
 from dino_extract.analysis.vectors.neighbours import nearest
 from dino_extract.analysis.vectors.stored import StoreSource, Vectors, opened, require_images, stored_vectors, unit
 from dino_extract.analysis.writing import replacing, writing
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.images.preprocess import Preprocess
 from dino_extract.names import display_name, file_stem
+from dino_extract.options import checked
 from dino_extract.store import RaggedRows, Store
 
 ExportFormat = Literal["npy", "parquet", "csv", "h5ad", "hloc", "ann-benchmarks", "bags"]
@@ -137,7 +137,7 @@ def export(
         StoreError: an unfinished or empty store, or one without these tokens.
     """
     chosen = _choose_format(output, format)
-    require_choice("dtype", dtype, FloatType)
+    checked("dtype", FloatType, dtype)
     with opened(store) as file:
         require_images(file)
         path = os.fspath(output) if output is not None else os.path.splitext(file.path)[0] + _SUFFIX_OF[chosen]

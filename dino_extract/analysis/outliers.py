@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors.arguments import at_least_one
 from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_file
 from dino_extract.analysis.vectors.neighbours import nearest, nearest_blocks
 from dino_extract.analysis.vectors.stored import StoreSource, Vectors, opened, stored_vectors
 from dino_extract.errors import ConfigError
+from dino_extract.options import Limits, checked
 
 NEIGHBOURS = 5
 MAX_COMPARED = 100_000  # more neighbours to choose from change little and cost time in proportion
@@ -85,7 +85,7 @@ def outliers(
         DinoExtractError: unfinished files, files made differently, fewer than two images to compare with, a store against itself, or no
             neighbour asked for.
     """
-    neighbours = at_least_one("neighbours", neighbours)
+    neighbours = checked("neighbours", int, neighbours, Limits(least=1))
     with opened(store) as own:
         vectors = stored_vectors(own, dataset)
         if against is None:

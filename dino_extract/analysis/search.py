@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors.arguments import at_least_one, require_choice, several
 from dino_extract.analysis.vectors.compatible import require_made_alike
 from dino_extract.analysis.vectors.faiss_index import open_index, search_index
 from dino_extract.analysis.vectors.neighbours import nearest
@@ -29,6 +28,7 @@ from dino_extract.analysis.vectors.stored import (
     unit,
 )
 from dino_extract.errors import ConfigError
+from dino_extract.options import Limits, as_list, checked
 from dino_extract.store import Store
 
 IndexChoice = Literal["auto", "exact", "hnsw", "ivfpq"]
@@ -78,12 +78,12 @@ def search(
         StoreError: a store made differently, unfinished, or without such a dataset.
         ConfigError: no query, another number of names than of vectors, a path that the store does not have, or faiss is needed and missing.
     """
-    top = at_least_one("top", top)
-    require_choice("index", index, IndexChoice)
+    top = checked("top", int, top, Limits(least=1))
+    checked("index", IndexChoice, index)
     with opened(store) as bank_store:
         bank = stored_vectors(bank_store, dataset)
         results = []
-        if own := named_paths(bank_store, [str(path) for path in several(paths)]):
+        if own := named_paths(bank_store, [str(path) for path in as_list(paths)]):
             rows = rows_of(bank_store, own)
             results += _search(bank_store, bank, bank.take(rows), own, top, dataset, index, own_rows=rows)
         if isinstance(queries, (Store, str, os.PathLike)):
@@ -93,7 +93,7 @@ def search(
                 results += _search(bank_store, bank, vectors, query_store.paths, top, dataset, index)
         elif queries is not None:
             vectors = as_vectors(queries, "the queries")
-            called = several(names) or [f"query {row}" for row in range(len(vectors))]
+            called = as_list(names) or [f"query {row}" for row in range(len(vectors))]
             if len(called) != len(vectors):
                 raise ConfigError(f"{len(vectors):,} queries need as many names, got {len(called):,}")
             results += _search(bank_store, bank, vectors, called, top, dataset, index)

@@ -12,9 +12,10 @@ import typer
 from dino_extract.cli.options import count_option
 from dino_extract.cli.progress import choose_progress
 from dino_extract.cli.weights import download_progress
-from dino_extract.config import LEAST, AlphaPolicy, Compile, Decode, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype, most_failures
+from dino_extract.config import AlphaPolicy, Compile, Decode, Dtype, EmbedConfig, Resize, SizePolicy, StoreDtype, most_failures
 from dino_extract.errors import ExitCode
 from dino_extract.names import quoted
+from dino_extract.options import limits_of
 from dino_extract.weights import ensure_available
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def embed(
         typer.Option("--fast-decode", help="Decode large JPEGs at a fraction of their size: faster, not exact.", rich_help_panel=PIXELS),
     ] = EmbedConfig.fast_decode,
     max_pixels: Annotated[
-        int, typer.Option(min=LEAST["max_pixels"], help="Do not decode larger images.", rich_help_panel=PIXELS)
+        int, typer.Option(min=limits_of(EmbedConfig, "max_pixels").least, help="Do not decode larger images.", rich_help_panel=PIXELS)
     ] = EmbedConfig.max_pixels,
     suffix: Annotated[
         list[str] | None, typer.Option(help="Take exactly files with this suffix (repeatable).", rich_help_panel=PIXELS)
@@ -105,7 +106,10 @@ def embed(
     decode_timeout_s: Annotated[
         float,
         typer.Option(
-            "--decode-timeout", min=LEAST["decode_timeout_s"], help="Seconds before an image is given up.", rich_help_panel=MACHINE
+            "--decode-timeout",
+            min=limits_of(EmbedConfig, "decode_timeout_s").least,
+            help="Seconds before an image is given up.",
+            rich_help_panel=MACHINE,
         ),
     ] = EmbedConfig.decode_timeout_s,
     shard: Annotated[

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dino_extract.analysis.vectors.arguments import several
 from dino_extract.analysis.vectors.moments import moments, principal_axes
 from dino_extract.analysis.vectors.stored import StoreSource
 from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.images.preprocess import Preprocess
 from dino_extract.names import display_name, file_stem
+from dino_extract.options import as_list
 from dino_extract.pictures.stored import choose_positions, contact_sheet, fit_within, patches_of_picture, seen_picture, side_by_side
 from dino_extract.store import Store, open_store
 
@@ -222,7 +222,7 @@ def pca(
     store = store if isinstance(store, Store) else open_store(store)  # stays open: its photographs are drawn later
     store.require_complete()
     name = "patch_features" if layer is None else f"layers/{layer}/patch_features"
-    rows, positions = store[name], choose_positions(store, [str(path) for path in several(paths)], limit)
+    rows, positions = store[name], choose_positions(store, [str(path) for path in as_list(paths)], limit)
     preprocess = Preprocess.from_record(json.loads(str(store.attrs["preprocessing"])))
     parts = [patches_of_picture(preprocess, size) for size in store.image_size.tolist()]
     made_with = {"model": str(store.attrs.get("model", "")), "weights_sha256": str(store.attrs.get("weights_sha256", "")), "dataset": name}

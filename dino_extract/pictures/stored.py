@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dino_extract.analysis.vectors.arguments import at_least_one
 from dino_extract.analysis.vectors.stored import require_images
 from dino_extract.errors import ConfigError, DinoExtractError, SourceError
 from dino_extract.images.decode import open_upright
 from dino_extract.images.manifest import read_image_bytes, resolve
 from dino_extract.images.preprocess import Preprocess, preprocess_picture
 from dino_extract.names import display_name, root_from_text
+from dino_extract.options import Limits, checked
 from dino_extract.pictures.captions import draw_caption
 from dino_extract.store import Store
 
@@ -48,7 +48,7 @@ def choose_positions(store: Store, patterns: Sequence[str] = (), limit: int | No
             raise ConfigError(message, hint=f"paths look like `{display_name(paths[0])}`, and `*` stands for anything")
         chosen.update(found)
     positions = sorted(chosen)
-    if limit and len(positions) > at_least_one("limit", limit):
+    if limit and len(positions) > checked("limit", int, limit, Limits(least=1)):
         positions = [positions[i] for i in np.linspace(0, len(positions) - 1, limit).round().astype(int).tolist()]
     return positions
 

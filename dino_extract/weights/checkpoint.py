@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dino_extract.backbone import BackboneConfig
 from dino_extract.config import DEFAULT_SIZE
-from dino_extract.errors import WeightsError
+from dino_extract.errors import ConfigError, WeightsError
+from dino_extract.options import checked_values
 from dino_extract.weights.files import read_tensor_file, tensors_sha256, write_safetensors
 from dino_extract.weights.layouts import KeyLayout, check_tensors, infer_config, to_official
 from dino_extract.weights.registry import Checkpoint, checkpoints
@@ -155,15 +156,12 @@ def _differences(expected: BackboneConfig, found: BackboneConfig) -> list[str]:
 
 def _recorded_config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> BackboneConfig:
     """What the tensors show, with what only the metadata can tell; both must agree where they overlap."""
-    said = metadata.get("config")
-    types = {
-        entry.name: (str,) if entry.name == "ffn" else (bool,) if entry.name == "interpolate_antialias" else (int, float)
-        for entry in fields(BackboneConfig)
-    }
-    if not isinstance(said, dict) or said.keys() - types.keys() or any(not isinstance(value, types[key]) for key, value in said.items()):
-        raise WeightsError(f"{origin} has no usable `config` in its metadata")
+    try:
+        said = checked_values(BackboneConfig, metadata["config"])
+    except (KeyError, AttributeError, TypeError, ConfigError) as error:
+        raise WeightsError(f"{origin} has no usable `config` in its metadata") from error
     heads = said.get("num_heads")
-    shown = infer_config(tensors, origin=origin, num_heads=heads if isinstance(heads, int) else None)
+    shown = infer_config(tensors, origin=origin, num_heads=heads)
     config = replace(shown, **{key: said[key] for key in RECORDED_FIELDS if key in said})
     if differences := [key for key in ARCHITECTURE_FIELDS if key in said and said[key] != getattr(config, key)]:
         raise WeightsError(f"{origin} has metadata that contradict its tensors in {', '.join(differences)}")

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino_extract.analysis.probes.scores import Answers, ClassScore, add_to_confusion, class_table, mean_recall, top_accuracy
-from dino_extract.analysis.vectors.arguments import at_least_one, require_test_file, several
 from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_images
 from dino_extract.analysis.vectors.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.vectors.neighbours import nearest_blocks
@@ -31,6 +30,7 @@ from dino_extract.analysis.vectors.stored import (
     stored_vectors,
 )
 from dino_extract.errors import ConfigError
+from dino_extract.options import Options, as_list, option, require_with
 
 OFFICIAL_K = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -38,7 +38,7 @@ TABLE_K = 20  # the per-class table is of this k, which the official help calls 
 
 
 @dataclass(frozen=True)
-class KnnOptions:
+class KnnOptions(Options):
     """How neighbours vote.
 
     Args:
@@ -52,20 +52,18 @@ class KnnOptions:
         ConfigError: a number below 1, several tries of what is not drawn, or a temperature that is not above 0.
     """
 
-    k: Sequence[int] = OFFICIAL_K
-    temperature: float = TEMPERATURE
-    per_class: int | None = None
-    tries: int = 1
+    k: tuple[int, ...] = option(OFFICIAL_K, least=1)
+    temperature: float = option(TEMPERATURE, above=0)
+    per_class: int | None = option(None, least=1)
+    tries: int = option(1, least=1)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "k", tuple(at_least_one("k", k) for k in several(self.k) or (0,)))
-        if self.per_class is not None:
-            object.__setattr__(self, "per_class", at_least_one("per-class", self.per_class))
-        if at_least_one("tries", self.tries) > 1 and self.per_class is None:
-            raise ConfigError("`--tries` averages over draws of `--per-class`, which is not given", hint="for example `--per-class 5`")
-        if not self.temperature > 0:
-            raise ConfigError(f"`--temperature` must be above 0, got {self.temperature}")
+        super().__post_init__()
+        if not self.k:
+            raise ConfigError("`k` needs at least one number of neighbours")
+        if self.tries > 1 and self.per_class is None:
+            raise ConfigError("`tries` averages over draws of `per_class`, which is not given", hint="for example `--per-class 5`")
 
 
 @dataclass(frozen=True)
@@ -145,8 +143,8 @@ def knn(
     Raises:
         DinoExtractError: unfinished files, files made differently, no labels, a single class, or options that make no sense.
     """
-    require_test_file("test-labels", test_labels, test)
-    options = KnnOptions(several(k), temperature, per_class, tries, seed)
+    require_with("test_labels", test_labels, "test", test)
+    options = KnnOptions(tuple(as_list(k)), temperature, per_class, tries, seed)
     with opened(train) as train_store:
         vectors, names = stored_vectors(train_store, dataset), labels_of(train_store, labels, label_depth)
         if test is None:

@@ -19,11 +19,11 @@ from dino_extract.analysis.probes.logistic import HELD_OUT, accuracy, choose_str
 from dino_extract.analysis.probes.probe import Probe
 from dino_extract.analysis.probes.scores import Answers, ClassScore, add_to_confusion, class_table, mean_recall, top_accuracy
 from dino_extract.analysis.probes.sgd_heads import ITERATIONS, LEARNING_RATES, fit_heads
-from dino_extract.analysis.vectors.arguments import at_least_one, require_choice, require_test_file, several
 from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_images
 from dino_extract.analysis.vectors.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.vectors.stored import StoreSource, Vectors, opened, rows_where, stored_vectors
 from dino_extract.errors import ConfigError
+from dino_extract.options import Limits, as_list, checked, require_with
 from dino_extract.store import Store
 
 Method = Literal["logistic", "sgd"]
@@ -112,15 +112,15 @@ def linear(
         DinoExtractError: unfinished files, files made differently, no labels, a single class, an input that is not stored, or options
             that make no sense.
     """
-    require_choice("method", method, Method)
-    require_test_file("test-labels", test_labels, test)
-    at_least_one("iterations", iterations)
+    checked("method", Method, method)
+    require_with("test_labels", test_labels, "test", test)
+    checked("iterations", int, iterations, Limits(least=1))
     with opened(train) as train_store:
         names = labels_of(train_store, labels, label_depth)
         classes = classes_of(names)
         codes = encode(names, classes)
         rows, unlabelled = rows_where(codes >= 0), int((codes < 0).sum())
-        available = _chosen_inputs(train_store, several(inputs))
+        available = _chosen_inputs(train_store, as_list(inputs))
         if test is None:
             fit, held = split_held_out(codes[rows], TEST_SHARE, seed)
             learn, judge = _Images(train_store, rows[fit], codes), _Images(train_store, rows[held], codes)
@@ -155,7 +155,7 @@ class _Images(NamedTuple):
         """At most `per_class` of each class."""
         if per_class is None:
             return self
-        return self._replace(rows=self.rows[draw_per_class(self.codes, at_least_one("per-class", per_class), seed)])
+        return self._replace(rows=self.rows[draw_per_class(self.codes, checked("per_class", int, per_class, Limits(least=1)), seed)])
 
 
 def inputs_in(store: Store) -> dict[str, tuple[str, ...]]:

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from dino_extract.analysis.probes.dense_targets import IGNORED, DenseTargets, Task
-from dino_extract.analysis.vectors.arguments import at_least_one, require_choice, require_test_file, several
 from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_images
 from dino_extract.analysis.vectors.stored import StoreSource, opened, rows_where
 from dino_extract.errors import ConfigError, StoreError
+from dino_extract.options import Limits, as_list, checked, require_with
 from dino_extract.store import Rows, Store
 
 ITERATIONS = 1000
@@ -118,12 +118,12 @@ def linear_dense(
     Raises:
         DinoExtractError: no patch tokens, no targets, different models, unfinished files, or options that make no sense.
     """
-    require_choice("task", task, Task)
-    require_test_file("test-targets", test_targets, test)
-    at_least_one("iterations", iterations)
+    checked("task", Task, task)
+    require_with("test_targets", test_targets, "test", test)
+    checked("iterations", int, iterations, Limits(least=1))
     if max_depth <= 0:
         raise ConfigError(f"`--max-depth` must be above 0, got {max_depth}")
-    names = several(datasets)
+    names = as_list(datasets)
     with opened(train) as train_store:
         learn, without = _images(train_store, names, DenseTargets(targets, task, train_store.attrs, depth_scale=depth_scale))
         if test is None:

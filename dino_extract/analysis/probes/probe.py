@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors.arguments import at_least_one
 from dino_extract.analysis.vectors.compatible import require_made_alike
 from dino_extract.analysis.vectors.stored import StoreSource, Vectors, VectorSource, as_vectors, opened, stored_vectors
 from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError
+from dino_extract.options import Limits, checked
 from dino_extract.store import Store
 
 FORMAT = "1"  # of the metadata entry `dino_extract_probe`
@@ -123,7 +123,7 @@ def classify(probe: Probe | str | os.PathLike[str], store: StoreSource, *, top: 
         StoreError: a store made differently, an unfinished one, or no probe.
         ConfigError: no label at all.
     """
-    top = at_least_one("top", top)
+    top = checked("top", int, top, Limits(least=1))
     probe = probe if isinstance(probe, Probe) else Probe.load(probe)
     with opened(store) as found:
         return classify_vectors(probe, probe.inputs_of(found), found.paths, top=top)

@@ -11,10 +11,10 @@ from typing import Any, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors.arguments import several
 from dino_extract.analysis.vectors.stored import require_images
 from dino_extract.errors import ConfigError, DinoExtractWarning, SourceError, StoreError
 from dino_extract.names import printable, root_from_text
+from dino_extract.options import as_list
 from dino_extract.status import Status
 from dino_extract.store import Store, read_dataset
 
@@ -49,7 +49,7 @@ def labels_of(store: Store, source: LabelSource = None, depth: int = 1) -> list[
     elif isinstance(source, Mapping):
         labels = _labels_by_path(store, {str(path): _label(value) for path, value in source.items()}, "the labels")
     elif text is None:
-        several_kinds = np.array([*several(source), None], object)[:-1]  # None keeps it one-dimensional
+        several_kinds = np.array([*as_list(source), None], object)[:-1]  # None keeps it one-dimensional
         labels = _row_labels(store, several_kinds if getattr(source, "ndim", 1) == 1 else np.asarray(source), "the labels")
     elif ".h5:" in text or ".hdf5:" in text:
         path, _, dataset = text.rpartition(":")

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from dino_extract.analysis.dedup import THRESHOLD, require_threshold
-from dino_extract.analysis.vectors.arguments import require_choice
 from dino_extract.analysis.vectors.labels import LabelSource, labels_of
 from dino_extract.analysis.vectors.stored import StoreSource, opened, stored_vectors, unit
 from dino_extract.analysis.writing import replacing, require_place
 from dino_extract.errors import ConfigError
 from dino_extract.names import display_name
+from dino_extract.options import checked
 from dino_extract.pictures.report.facts import MAX_FAILURES_SHOWN, failures, how_it_was_made, what_is_in_it
 from dino_extract.pictures.report.geometry import MapMethod, Neighbourhood, Survey, maps_of, neighbourhood, survey
 from dino_extract.pictures.report.page import (
@@ -98,7 +98,7 @@ def report(
         SourceError: the labels cannot be read.
         ConfigError: a threshold that is no cosine above 0, a library is missing, or the page cannot be written.
     """
-    require_choice("map", map_method, MapMethod)
+    checked("map_method", MapMethod, map_method)
     require_threshold(threshold)
     if max_images < 2:
         raise ConfigError(f"a map needs at least 2 images, got `--max-images {max_images}`")
