@@ -112,7 +112,7 @@ def test_components_may_be_given_by_their_file(store: Store, tmp_path: Path) -> 
 def test_no_limit_is_none_or_zero(store: Store) -> None:
     """As on the command line; a limit below zero is refused."""
     assert len(pca(store, limit=0).paths) == len(pca(store, limit=None).paths) == 5
-    with pytest.raises(ConfigError, match="`--limit` must be at least 1, got -1"):
+    with pytest.raises(ConfigError, match="`limit` must be a whole number of at least 1, got `-1`"):
         pca(store, limit=-1)
 
 

@@ -180,11 +180,11 @@ def test_files_are_classified_by_their_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": (0,)}, "`--k` must be at least 1"),
-        ({"k": ()}, "`--k` must be at least 1"),
-        ({"tries": 0}, "`--tries` must be"),
-        ({"tries": 5}, "`--tries` averages over draws of `--per-class`, which is not given"),
-        ({"temperature": 0.0}, "must be above 0, got 0.0"),
+        ({"k": (0,)}, "`k` must be a whole number of at least 1"),
+        ({"k": ()}, "`k` needs at least one number of neighbours"),
+        ({"tries": 0}, "`tries` must be"),
+        ({"tries": 5}, "`tries` averages over draws of `per_class`, which is not given"),
+        ({"temperature": 0.0}, "`temperature` must be a number above 0, got `0.0`"),
     ],
 )
 def test_options_without_meaning_are_refused(options: dict[str, object], message: str) -> None:
@@ -200,5 +200,5 @@ def test_one_k_is_a_list_of_one() -> None:
     scores = [classify(vectors, labels, options=KnnOptions(k=k)).scores for k in (5, np.int64(5), [5])]  # type: ignore[arg-type]
 
     assert scores[0] == scores[1] == scores[2]
-    with pytest.raises(ConfigError, match="`--k` takes a whole number, got `5`"):
+    with pytest.raises(ConfigError, match="`k` must be a whole number of at least 1, got `5`"):
         KnnOptions(k="5")
