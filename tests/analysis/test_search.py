@@ -149,7 +149,9 @@ def test_a_failed_image_cannot_be_a_query(tmp_path: Path) -> None:
         search(path, paths=["b.jpg"])
 
 
-@pytest.mark.parametrize(("kwargs", "message"), [({}, "no query given"), ({"paths": ["a.jpg"], "top": 0}, "`top` must be a whole number of at least 1")])
+@pytest.mark.parametrize(
+    ("kwargs", "message"), [({}, "no query given"), ({"paths": ["a.jpg"], "top": 0}, "`top` must be a whole number of at least 1")]
+)
 def test_calls_without_meaning_are_refused(path: str, kwargs: dict[str, object], message: str) -> None:
     """No query and no hits asked for are errors."""
     with pytest.raises(ConfigError, match=message):
