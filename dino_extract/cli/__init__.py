@@ -5,6 +5,7 @@ What is imported here, before `main` understands signals, is the standard librar
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -42,16 +43,14 @@ def main() -> None:
     try:
         _run()
     except DinoExtractError as error:
-        _say("error", error.message, error.hint)
+        _tell("error", error.message, error.hint)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in MACHINE_IS_FULL:
             raise
-        _say("error", f"{(error.strerror or 'the machine is full').lower()}{f': `{error.filename}`' if error.filename else ''}", CONTINUE)
+        _tell("error", f"{(error.strerror or 'the machine is full').lower()}{f': `{error.filename}`' if error.filename else ''}", CONTINUE)
         sys.exit(ExitCode.ERROR)
     except Signalled as signalled:
-        # Every long command continues where it stopped, so the same words are the way on.
-        _say("interrupted", "what was finished is kept", f"to continue, run `{' '.join(map(quoted, ['dino-extract', *sys.argv[1:]]))}`")
         sys.exit(ExitCode.INTERRUPTED if signalled.number == signal.SIGINT else ExitCode.TRY_AGAIN)
 
 
@@ -61,7 +60,7 @@ def _run() -> None:
     def raise_again(lost: sys.UnraisableHookArgs) -> None:
         """Send a signal once more that came inside a finalizer, where Python drops every exception."""
         if isinstance(lost.exc_value, Signalled):
-            signal.signal(lost.exc_value.number, _stop_in_order)
+            signal.signal(lost.exc_value.number, _unwind)
             threading.Timer(0.01, os.kill, (os.getpid(), lost.exc_value.number)).start()
         else:
             usual_hook(lost)
@@ -74,7 +73,7 @@ def _run() -> None:
     ) -> None:
         """Our own warnings are for people, without the line of code that they come from."""
         if issubclass(category, DinoExtractWarning):
-            _say("warning", str(message), None)
+            _tell("warning", str(message), None)
         else:
             usual_warning(message, category, filename, lineno, file, line)
 
@@ -82,7 +81,7 @@ def _run() -> None:
     try:
         from dino_extract.cli.app import app  # takes so long that people press Ctrl-C
 
-        app()
+        app(prog_name="dino-extract")
     finally:
         sys.unraisablehook, warnings.showwarning = usual_hook, usual_warning
         for number in STOPPING:  # what is left is to say how it went: nothing to put in order
@@ -99,12 +98,23 @@ def _open_closed_streams() -> None:
 
 
 def _stop_in_order(number: int, frame: FrameType | None) -> None:
-    """First signal: unwind, so that stores commit and children end. Second: stop at once."""
+    """First signal: say how to continue, and unwind, so that stores commit and children end. Second signal: stop at once."""
+    # Every long command continues where it stopped, so the same words are the way on. They are written past `sys.stderr`, which may be
+    # in the middle of a write, and in place of a progress bar, which may be in the middle of its line.
+    command = " ".join(map(quoted, ["dino-extract", *sys.argv[1:]]))
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+    text = f"{clear}interrupted: what was finished is kept\n\nhint: to continue, run `{command}`\n"
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), os.fsencode(text))
+    _unwind(number, frame)
+
+
+def _unwind(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
     raise Signalled(number)
 
 
-def _say(kind: str, message: str, hint: str | None) -> None:
+def _tell(kind: str, message: str, hint: str | None) -> None:
     print(f"{kind}: {message}", file=sys.stderr)
     if hint:
         print(f"\nhint: {hint}", file=sys.stderr)

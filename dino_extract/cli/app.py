@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import typer
 
 from dino_extract import __version__
@@ -26,41 +29,48 @@ from dino_extract.cli import (
     search,
     weights,
 )
+from dino_extract.cli.help import Command, Group
 
 NUMBERS = "After embedding: answers"
 PICTURES = "After embedding: pictures and files"
 
 app = typer.Typer(
     name="dino-extract",
+    cls=Group,
     help="DINOv2 embeddings of image folders in crash-safe HDF5.",
-    epilog="Start with `dino-extract embed photos/`, then `dino-extract info photos.h5`. Exit codes: 0 done, 1 error, 2 usage, "
-    "3 finished with failed images, 75 run again later, 130 interrupted.",
-    no_args_is_help=True,
+    epilog="Start with `dino-extract embed photos/`, then `dino-extract info photos.h5`. `dino-extract help COMMAND` explains a command. "
+    "Exit codes: 0 done, 1 error, 2 usage, 3 finished with failed images, 75 run again later, 130 interrupted.",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DINO_EXTRACT"},
 )
-app.command("embed", epilog=embed.EXAMPLES)(embed.embed)
-app.command("join", epilog=join.EXAMPLES)(join.join)
-app.command("info")(inspect.info)
-app.command("verify")(inspect.verify)
-app.command("finetune")(finetune.finetune)
+
+
+def _add(command: Callable[..., Any], *, panel: str | None = None, examples: str | None = None) -> None:
+    app.command(cls=Command, rich_help_panel=panel, epilog=examples)(command)
+
+
+_add(embed.embed, examples=embed.EXAMPLES)
+_add(join.join, examples=join.EXAMPLES)
+_add(inspect.info)
+_add(inspect.verify)
+_add(finetune.finetune)
 app.add_typer(weights.app, name="weights")
-app.command("doctor")(doctor.doctor)
-app.command("benchmark", epilog=benchmark.EXAMPLES)(benchmark.benchmark)
-app.command("knn", rich_help_panel=NUMBERS, epilog=knn.EXAMPLES)(knn.knn)
-app.command("linear", rich_help_panel=NUMBERS, epilog=linear.EXAMPLES)(linear.linear)
-app.command("classify", rich_help_panel=NUMBERS)(linear.classify)
-app.command("linear-dense", rich_help_panel=NUMBERS, epilog=linear_dense.EXAMPLES)(linear_dense.linear_dense)
-app.command("search", rich_help_panel=NUMBERS, epilog=search.EXAMPLES)(search.search)
-app.command("dedup", rich_help_panel=NUMBERS, epilog=dedup.EXAMPLES)(dedup.dedup)
-app.command("outliers", rich_help_panel=NUMBERS, epilog=outliers.EXAMPLES)(outliers.outliers)
-app.command("cluster", rich_help_panel=NUMBERS, epilog=cluster.EXAMPLES)(cluster.cluster)
-app.command("curate", rich_help_panel=NUMBERS)(cluster.curate)
-app.command("pca", rich_help_panel=PICTURES)(pca.pca)
-app.command("match", rich_help_panel=PICTURES)(match.match)
-app.command("attention", rich_help_panel=PICTURES)(attention.attention)
-app.command("report", rich_help_panel=PICTURES)(report.report)
-app.command("export", rich_help_panel=PICTURES)(export.export)
+_add(doctor.doctor)
+_add(benchmark.benchmark, examples=benchmark.EXAMPLES)
+_add(knn.knn, panel=NUMBERS, examples=knn.EXAMPLES)
+_add(linear.linear, panel=NUMBERS, examples=linear.EXAMPLES)
+_add(linear.classify, panel=NUMBERS)
+_add(linear_dense.linear_dense, panel=NUMBERS, examples=linear_dense.EXAMPLES)
+_add(search.search, panel=NUMBERS, examples=search.EXAMPLES)
+_add(dedup.dedup, panel=NUMBERS, examples=dedup.EXAMPLES)
+_add(outliers.outliers, panel=NUMBERS, examples=outliers.EXAMPLES)
+_add(cluster.cluster, panel=NUMBERS, examples=cluster.EXAMPLES)
+_add(cluster.curate, panel=NUMBERS)
+_add(pca.pca, panel=PICTURES)
+_add(match.match, panel=PICTURES)
+_add(attention.attention, panel=PICTURES)
+_add(report.report, panel=PICTURES)
+_add(export.export, panel=PICTURES)
 
 
 def _show_version(wanted: bool) -> None:
@@ -71,6 +81,8 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, allow_from_autoenv=False, help="Print the version and exit."
+    ),
 ) -> None:
     pass

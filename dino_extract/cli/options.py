@@ -35,7 +35,7 @@ def count_or_auto(text: str | int) -> int:
     if str(text) in ("auto", "0"):
         return 0
     if not str(text).isascii() or not str(text).isdigit():
-        raise typer.BadParameter(f"expected a number or `auto`, got `{text}`")
+        raise typer.BadParameter(f"must be a whole number or `auto`, got `{text}`")
     return int(text)
 
 

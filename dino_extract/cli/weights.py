@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 from tqdm import tqdm
 
+from dino_extract.cli.help import Command, Group
 from dino_extract.errors import ExitCode
 from dino_extract.weights import cache, locate
 from dino_extract.weights.registry import Checkpoint, checkpoints, find_checkpoint
@@ -22,13 +23,13 @@ from dino_extract.weights.resolve import weights_here
 LINE_EVERY_S = 30.0
 PULL_CONNECT_TIMEOUT_S = 10.0  # who asks for a download explicitly waits for a slow network
 
-app = typer.Typer(help="List, download, check and convert model weights.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(cls=Group, help="List, download, check and convert model weights.", pretty_exceptions_enable=False)
 
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Models from `weights list`.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
-@app.command("list")
+@app.command(cls=Command, name="list")
 def list_models(as_json: AsJson = False) -> None:
     """List the models, their size and licence, and where their weights are on this machine."""
     rows = [_facts(checkpoint) for checkpoint in checkpoints().values()]
@@ -42,7 +43,7 @@ def list_models(as_json: AsJson = False) -> None:
         typer.echo(f"{row['name']:12}{row['parameters']:>14,}{size:>12}  {row['licence']:12}{found}")
 
 
-@app.command()
+@app.command(cls=Command)
 def pull(
     names: Names,
     force: Annotated[bool, typer.Option("--force", help="Download even if the cache has a copy, and replace it.")] = False,
@@ -55,7 +56,7 @@ def pull(
         typer.echo(path)
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
     targets: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME|PATH]...", help="Models or files; all models on this machine by default.")
@@ -90,7 +91,7 @@ def verify(
         raise typer.Exit(ExitCode.ERROR)
 
 
-@app.command("import")
+@app.command(cls=Command, name="import")
 def import_file(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A released file, from the official site or a known mirror.")],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="The model it holds.")],
@@ -99,7 +100,7 @@ def import_file(
     typer.echo(cache.add_file(path, find_checkpoint(name)))
 
 
-@app.command()
+@app.command(cls=Command)
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint file of any layout, or the folder of a run.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file; .pth with `official`; a folder with `hf`.")],
@@ -118,7 +119,7 @@ def convert(
     typer.echo(written)
 
 
-@app.command("onnx")
+@app.command(cls=Command, name="onnx")
 def write_onnx_file(
     source: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A model, a checkpoint file of any layout, or the folder of a run.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
@@ -144,7 +145,7 @@ def write_onnx_file(
             typer.echo(path)
 
 
-@app.command("path")
+@app.command(cls=Command, name="path")
 def print_path(name: Annotated[str, typer.Argument(metavar="NAME", help="A model from `weights list`.")]) -> None:
     """Print the file that `--model NAME` reads; never downloads."""
     checkpoint = find_checkpoint(name)

@@ -147,7 +147,7 @@ def test_a_list_on_stdin_may_be_separated_by_nul(photos: Path) -> None:
         (["embed", "photos", *FAST, "--max-failures", "nan%"], 1, "`--max-failures` takes a count or a percentage, got `nan%`"),
         (["embed", "photos", "--model", "vits15", "--random-weights", "0"], 1, "there is no model `vits15`"),
         (["embed", "photos", "--preprocess", "stretch", *FAST], 2, "--preprocess"),
-        (["embed"], 2, "Missing argument"),
+        (["embed"], 2, "`SOURCE` is missing"),
         (["info", "photos"], 1, "error: "),
         (["info", "missing.h5"], 1, "error: "),
     ],
@@ -255,11 +255,12 @@ def test_a_signal_to_every_process_of_a_job_costs_no_image(photos: Path) -> None
 def test_a_signal_when_the_work_is_over_is_no_traceback(tmp_path: Path) -> None:
     """A signal while the outcome is told ends the process at once, as it does any other program."""
     script = (
-        "import os, signal, sys\n"
-        "from dino_extract import cli\n"
-        "cli._say = lambda *words: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "sys.argv = ['dino-extract', 'info', 'none.h5']\n"
-        "cli.main()"
+        "import io, os, signal, sys\n"
+        "from dino_extract.cli import main\n"
+        "class Stderr(io.StringIO):\n"
+        "    def write(self, text): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.argv, sys.stderr = ['dino-extract', 'info', 'none.h5'], Stderr()\n"
+        "main()"
     )
 
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)

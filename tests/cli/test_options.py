@@ -17,5 +17,5 @@ def test_a_count_may_be_auto(text: str | int, count: int) -> None:
 @pytest.mark.parametrize("text", ["-3", "1.5", "x", "", "AUTO", "٣", "1e3"])
 def test_what_is_no_count_is_wrong_usage(text: str) -> None:
     """Anything else is refused with what was expected."""
-    with pytest.raises(typer.BadParameter, match=r"expected a number or `auto`, got"):
+    with pytest.raises(typer.BadParameter, match=r"must be a whole number or `auto`, got"):
         count_or_auto(text)

@@ -1,0 +1,6 @@
+"""`python -m dino_extract` is the command line."""
+
+from dino_extract.cli import main
+
+if __name__ == "__main__":
+    main()
