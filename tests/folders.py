@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 from dino_extract.images.finding import find_images
-from dino_extract.images.manifest import read_image_bytes
+from dino_extract.images.reading import read_image_bytes
 
 
 def fill(folder: Path, *names: str | bytes) -> Path:

@@ -154,10 +154,10 @@ def embed(
         shard=shard,
     )
     limit = most_failures(max_failures)
-    from dino_extract.images.finding import require_present  # loads numpy, which `--help` must not wait for
+    from dino_extract.images.finding import require_usable  # loads numpy, which `--help` must not wait for
 
     listed = ["-0" if null and source == "-" else source for source in sources]
-    require_present(listed)  # nothing is downloaded for a wrong path
+    require_usable(listed)  # nothing is downloaded for a wrong path
     with download_progress(model or "weights", quiet=quiet) as progress:
         # Before torch is loaded and millions of files are listed, so that missing weights are told at once.
         ensure_available(model, weights=weights, random_seed=random_weights, offline=offline, progress=progress)

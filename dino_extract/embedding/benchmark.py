@@ -20,9 +20,10 @@ from dino_extract.embedding.pipeline import run
 from dino_extract.engine import Engine, allocator_for, to_device
 from dino_extract.engine.streams import start_pool
 from dino_extract.errors import ConfigError
-from dino_extract.images.decode import open_upright
-from dino_extract.images.manifest import ImageError, manifest_of, read_image_bytes
+from dino_extract.images.containers import ImageError
+from dino_extract.images.pixels import decoded_image
 from dino_extract.images.preprocess import Pictures, Preprocess, preprocess_picture
+from dino_extract.images.reading import read_image_bytes
 from dino_extract.store import RowTable, open_writer
 
 MODEL_SECONDS = 3.0  # long enough for a few batches of a small model on a slow machine
@@ -219,8 +220,8 @@ def _part_of(job: Job, num_images: int) -> Job:
     total = len(job.manifest)
     if total <= num_images:
         return job
-    images = [job.manifest[index * total // num_images] for index in range(num_images)]
-    return replace(job, manifest=manifest_of(job.manifest.root, images), num_images=num_images)
+    manifest = job.manifest.take([index * total // num_images for index in range(num_images)])
+    return replace(job, manifest=manifest, num_images=num_images)
 
 
 def _measure_input(job: Job) -> tuple[dict[str, Stage], np.ndarray, list[np.ndarray]]:
@@ -235,7 +236,7 @@ def _measure_input(job: Job) -> tuple[dict[str, Stage], np.ndarray, list[np.ndar
             start = time.perf_counter()
             content = read_image_bytes(job.manifest[index], max_bytes=options.max_bytes)
             opened = time.perf_counter()
-            picture, _ = open_upright(content, max_pixels=options.max_pixels, alpha=options.alpha)
+            picture, _ = decoded_image(content, options)
         except ImageError:
             continue  # the whole run counts it as failed; here it has no time
         decoded = time.perf_counter()
@@ -246,7 +247,7 @@ def _measure_input(job: Job) -> tuple[dict[str, Stage], np.ndarray, list[np.ndar
         count += 1
         if len(pixels) < job.batch_size:
             pixels.append(resized)
-            if options.may_wait(picture.height, picture.width):
+            if options.can_resize_later(picture.height, picture.width):
                 decoded_pictures.append(np.asarray(picture))
     if not pixels:
         raise ConfigError("none of the images can be read", hint="`dino-extract embed` says why, image by image")

@@ -16,9 +16,9 @@ from dino_extract.config import EmbedConfig
 from dino_extract.embedding.recipe import MadeWith, recipe_like, recipe_of
 from dino_extract.engine import choose_batch_size
 from dino_extract.errors import ConfigError, DecodeError
-from dino_extract.images.decode import open_upright, upright
-from dino_extract.images.manifest import ImageError, ImageRef, read_image_bytes
-from dino_extract.images.preprocess import preprocess_picture
+from dino_extract.images.containers import ImageError, ImageRef
+from dino_extract.images.pixels import pixels_of
+from dino_extract.images.reading import read_image_bytes
 from dino_extract.names import printable
 from dino_extract.store import RowDataset, open_store
 
@@ -100,17 +100,12 @@ class Encoder:
                 image = _from_array(image, number)
             if isinstance(image, (str, os.PathLike)):
                 path = os.fsencode(image)
-                image = read_image_bytes(ImageRef(path, -1, 0, path), max_bytes=options.max_bytes)
-            if isinstance(image, bytes):
-                reduce_to = (options.height, options.width) if options.fast_decode else None
-                picture, _ = open_upright(image, max_pixels=options.max_pixels, alpha=options.alpha, reduce_to=reduce_to)
-            elif isinstance(image, Image.Image):
-                picture = upright(image, alpha=options.alpha)
-            else:
+                image = read_image_bytes(ImageRef(path, path), max_bytes=options.max_bytes)
+            if not isinstance(image, (bytes, Image.Image)):
                 raise _unknown(number, type(image).__name__)
+            return pixels_of(image, options)
         except ImageError as error:
             raise DecodeError(f"{name} cannot be used: {error.message}") from error
-        return np.asarray(preprocess_picture(picture, options))
 
 
 def _several(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:

@@ -20,7 +20,7 @@ from dino_extract.embedding.recipe import MadeWith, Recipe, recipe_like, recipe_
 from dino_extract.engine import allocator_for
 from dino_extract.errors import SourceError
 from dino_extract.images.finding import Sources, find_images
-from dino_extract.images.loader import Loader, default_num_workers, scan_image_sizes
+from dino_extract.images.loader import Loader, default_workers, scan_image_sizes
 from dino_extract.images.manifest import Manifest, manifest_of, resolve
 from dino_extract.images.preprocess import Preprocess
 from dino_extract.names import printable, root_as_text, root_from_text
@@ -52,8 +52,8 @@ class Job(Recipe):
             rows,
             self.preprocess,
             resizes=not self.resizes_on_device,
-            batch_size=self.batch_size,
-            num_workers=self.config.workers,
+            batch=self.batch_size,
+            workers=self.config.workers,
             prefetch_batches=(2 if self.resizes_on_device else 4) * len(self.devices),  # decoded images are larger than resized ones
             timeout_s=self.config.decode_timeout_s,
             allocate=allocator_for(self.device),
@@ -92,7 +92,7 @@ class Job(Recipe):
             self.output, self.row_table(), self.layout, overwrite=overwrite, retry_failed=retry_failed, prune=prune
         )
         model_s = self._batch_seconds() * pending / self.batch_size / len(self.devices) if pending else 0.0
-        decode_s = self._decoder_seconds() * pending / (self.config.workers or default_num_workers()) if pending else 0.0
+        decode_s = self._decoder_seconds() * pending / (self.config.workers or default_workers()) if pending else 0.0
         # On a CPU both want the same cores, so their times add up.
         seconds = model_s + decode_s if self.device.type == "cpu" else max(model_s, decode_s)
         free = shutil.disk_usage(os.path.dirname(os.path.realpath(self.output))).free
@@ -234,7 +234,7 @@ def _job(recipe: Recipe, manifest: Manifest, path: str) -> Job:
 
 def _native_grids(config: EmbedConfig, manifest: Manifest, preprocess: Preprocess) -> np.ndarray:
     """Patch grid (N, 2) int32 of every image from its header, (0, 0) where that cannot be read."""
-    sizes = scan_image_sizes(manifest, preprocess, num_workers=config.workers, timeout_s=config.decode_timeout_s)
+    sizes = scan_image_sizes(manifest, preprocess, workers=config.workers, timeout_s=config.decode_timeout_s)
     return np.array([preprocess.native_grid(*size) if min(size) > 0 else (0, 0) for size in sizes.tolist()], np.int32)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from dino_extract.engine.network import Network
 from dino_extract.engine.resize import to_device
-from dino_extract.images.decoder_process import Allocate, allocate_pixels
+from dino_extract.images.pixels import Allocate, allocate_pixels
 from dino_extract.images.preprocess import Pictures
 
 MAX_GRAPHS = 8  # image sizes with a graph of their own, each holds its pixels and results; further sizes run without

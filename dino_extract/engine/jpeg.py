@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dino_extract.errors import ConfigError
+from dino_extract.images.containers import ImageError
 from dino_extract.images.decode import decode_image
-from dino_extract.images.manifest import ImageError
 from dino_extract.images.preprocess import Jpeg
 
 

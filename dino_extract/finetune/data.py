@@ -25,7 +25,7 @@ from dino_extract.finetune.config import CropConfig
 from dino_extract.finetune.crops import CropParams, draw_crops
 from dino_extract.finetune.masks import mask_batch
 from dino_extract.finetune.student_teacher import NUM_GLOBAL_CROPS, CropBatch
-from dino_extract.images.decoder_process import DecoderDiedError, DecoderProcess
+from dino_extract.images.decoder.parent import DecoderDiedError, DecoderProcess
 from dino_extract.images.loader import Loader
 from dino_extract.images.manifest import Manifest
 from dino_extract.images.preprocess import Preprocess
@@ -193,7 +193,7 @@ class TrainingData:
 
     def _prepare_chunk(self, steps: range) -> None:
         rows = np.concatenate([self._order.my_rows(step, self._share).reshape(-1) for step in steps])
-        with Loader(self._manifest, rows, self._options, batch_size=self._share.batch_size, num_workers=self._num_workers) as loader:
+        with Loader(self._manifest, rows, self._options, batch=self._share.batch_size, workers=self._num_workers) as loader:
             for index, batch in enumerate(loader):
                 step, micro = steps[index // self._share.accumulation], index % self._share.accumulation
                 pixels, sizes = np.asarray(batch.pixels), batch.image_size
@@ -248,8 +248,7 @@ class TrainingData:
                 self._substitutes.send(self._manifest[int(row)])
                 reply = self._substitutes.receive()
             except DecoderDiedError as error:
-                ending = self._substitutes.close(0.0 if str(error) else 1.0)
-                self._failures[int(row)] = f"decode: {str(error) or ending}"
+                self._failures[int(row)] = self._substitutes.close_after(error)
                 self._substitutes = None
                 continue
             if isinstance(reply.pixels, np.ndarray):

@@ -148,7 +148,7 @@ def embed_rows(
     device = backbone.cls_token.device
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (options.mean, options.std))
     parts = []
-    with Loader(manifest, rows, options, batch_size=64, num_workers=num_workers) as loader:
+    with Loader(manifest, rows, options, batch=64, workers=num_workers) as loader:
         for batch in loader:
             pixels = torch.from_numpy(np.asarray(batch.pixels)).to(device).permute(0, 3, 1, 2)
             cls_BD = backbone((pixels / 255 - mean) / std).cls.float().cpu()

@@ -19,7 +19,7 @@ from dino_extract.finetune.monitor import Labelled, Monitor, rows_to_watch, spli
 from dino_extract.finetune.presets import check, with_lengths
 from dino_extract.finetune.student_teacher import BackboneWithHeads, StudentTeacher
 from dino_extract.images.finding import find_images
-from dino_extract.images.loader import default_num_workers
+from dino_extract.images.loader import default_workers
 from dino_extract.images.manifest import Manifest
 from dino_extract.images.preprocess import Preprocess
 from dino_extract.weights import backbone_config, find_checkpoint
@@ -68,7 +68,7 @@ def share_of_this_process(config: FinetuneConfig) -> Share:
 
 def decoders_of_this_process(config: FinetuneConfig) -> int:
     """How many decoder processes this process starts; those of one machine share its processors."""
-    return config.num_workers or default_num_workers(distributed.local_world_size())
+    return config.num_workers or default_workers(distributed.local_world_size())
 
 
 def completed(config: FinetuneConfig, order: Order, device: torch.device) -> FinetuneConfig:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffTags, UnidentifiedImageError
 
 from dino_extract.config import MAX_PIXELS, AlphaPolicy
-from dino_extract.images.manifest import ImageError
+from dino_extract.images.containers import ImageError
 from dino_extract.status import Status
 
 # The usual raster formats. Left out: what runs other programs (EPS, PDF), what is not a picture (HDF5, GRIB, BUFR, FITS, MPEG), and

@@ -1,11 +1,8 @@
-"""The images of a run as a sorted list, and from one entry of it to the bytes of that image."""
+"""The images of a run as a sorted list, and from a stored key back to its image."""
 
 from __future__ import annotations
 
 import os
-import re
-import stat
-import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,31 +12,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.errors import DecodeError, SourceError
-from dino_extract.images.archive import ArchiveIndex, is_archive, is_zip, read_archive_index, read_range, read_zip_member
+from dino_extract.errors import SourceError
+from dino_extract.images.containers import FILE, Entry, FileFilter, ImageRef
+from dino_extract.images.reading import CONTAINER_OF_KIND, container_at
 from dino_extract.names import printable
-from dino_extract.status import Status
-
-MAX_FILE_BYTES = 512 * 2**20  # no photograph is larger; a wrong file should not fill the memory
 
 
-class ImageError(DecodeError):
-    """One image that cannot be used: the status of its row and the text beside it (stage, error, message)."""
+class ListedContainer(NamedTuple):
+    """An archive, or another file that holds images, when it was listed."""
 
-    def __init__(self, status: Status, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-class ImageRef(NamedTuple):
-    """Where the bytes of one image lie."""
-
-    path: bytes  # absolute path of the file, or of the archive that holds it
-    offset: int  # its place inside the archive (see `archive.Member`); -1 for a file of its own
-    size: int  # bytes
-    key: bytes
-    archive_size: int = -1  # bytes of the archive when it was listed; -1: not known, or a file of its own
-    archive_mtime_ns: int = 0
+    kind: str
+    path: bytes  # absolute
+    stamp: tuple[int, int] | None  # (bytes, mtime in ns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,74 +38,43 @@ class Manifest:
     keys: list[bytes]
     file_size: NDArray[np.int64]  # (N,) bytes
     file_mtime_ns: NDArray[np.int64]  # (N,)
-    containers: tuple[bytes, ...]  # absolute paths of archives
+    containers: tuple[ListedContainer, ...]  # those whose images are not files of their own
     container: NDArray[np.int32]  # (N,) index into `containers`, -1 for a file of its own
-    offset: NDArray[np.int64]  # (N,) place inside its container, -1 for a file of its own
-    container_stamps: tuple[tuple[int, int], ...]  # (bytes, mtime in ns) of each container when it was listed
+    token: NDArray[np.int64]  # (N,) where the image is in its container
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> how many were left out
-    unread: dict[bytes, str] = field(default_factory=dict)  # start of the keys that may be there -> what could not be looked into
+    unread: dict[bytes, str] = field(default_factory=dict)  # start of keys that may be missing -> what could not be read
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, row: int) -> ImageRef:
-        key, container = self.keys[row], int(self.container[row])
-        if container < 0:
-            return ImageRef(os.path.join(self.root, key), -1, int(self.file_size[row]), key)
-        return ImageRef(self.containers[container], int(self.offset[row]), int(self.file_size[row]), key, *self.container_stamps[container])
+        key, size, number = self.keys[row], int(self.file_size[row]), int(self.container[row])
+        if number < 0:
+            return ImageRef(key, os.path.join(self.root, key), size=size)
+        kind, path, stamp = self.containers[number]
+        return ImageRef(key, path, kind, int(self.token[row]), size, stamp)
 
-    def shard(self, number: int, count: int) -> Manifest:
-        """Part `number` of `count`, from 1: about as many images each, by a hash of the key, so that images that come later move none."""
-        mine = [row for row, key in enumerate(self.keys) if zlib.crc32(key) % count == number - 1]
-        rows = np.array(mine, np.int64)
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Manifest:
+        """The manifest of some images, in the order of `rows`."""
+        rows = np.asarray(rows, np.int64)
         return replace(
             self,
-            keys=[self.keys[row] for row in mine],
+            keys=[self.keys[row] for row in rows.tolist()],
             file_size=self.file_size[rows],
             file_mtime_ns=self.file_mtime_ns[rows],
             container=self.container[rows],
-            offset=self.offset[rows],
+            token=self.token[rows],
         )
 
-
-def resolve(root: bytes, key: bytes, *, stamp: tuple[int, int] | None = None) -> ImageRef:
-    """Where the image of a stored key is now, inside an archive too.
-
-    Args:
-        root: the manifest's root, absolute.
-        key: the image's key in that manifest.
-        stamp: the (bytes, mtime in ns) that it must still have; None takes what there is.
-
-    Raises:
-        SourceError: there is no such file or member, or it has changed.
-    """
-    path = os.path.join(root, key)
-    if os.path.isfile(path):
-        info = os.stat(path)
-        found, now = ImageRef(path, -1, info.st_size, key), (info.st_size, info.st_mtime_ns)
-    else:
-        head, member_name = (root, key) if is_archive(root) else _split_at_archive(path)
-        index = _archive_index(head, os.stat(head).st_mtime_ns) if head else None
-        if index is None or member_name not in index.members:
-            raise SourceError(f"`{printable(key)}` is no longer in `{printable(root)}`")
-        member = index.members[member_name]
-        found = ImageRef(head, member.offset, member.size, key, index.archive_size, index.archive_mtime_ns)
-        now = (member.size, member.mtime_ns)
-    if stamp not in (None, now):
-        raise SourceError(f"`{printable(key)}` in `{printable(root)}` has changed")
-    return found
-
-
-@lru_cache(maxsize=4)  # images of a few shards, one by one, must not have their headers read again each time
-def _archive_index(path: bytes, mtime_ns: int) -> ArchiveIndex:
-    return read_archive_index(path)
+    def shard(self, number: int, count: int) -> Manifest:
+        """Part `number` of `count`, from 1. Parts have about as many images each, and no image moves when others are added."""
+        return self.take([row for row, key in enumerate(self.keys) if zlib.crc32(key) % count == number - 1])
 
 
 def manifest_of(root: bytes, images: Sequence[ImageRef]) -> Manifest:
-    """A manifest of images that `resolve` has found, in their order; times are not known and stand as 0."""
-    stamps = {image.path: (image.archive_size, image.archive_mtime_ns) for image in images if image.offset >= 0}
-    containers = tuple(sorted(stamps))
-    number_of = {path: number for number, path in enumerate(containers)}
+    """A manifest of images that `resolve` has found, in their order. Their times are not known and are 0."""
+    containers = tuple(dict.fromkeys(ListedContainer(image.kind, image.path, image.stamp) for image in images if image.kind != FILE))
+    number_of = {(container.kind, container.path): number for number, container in enumerate(containers)}
     return Manifest(
         root=root,
         sources=(root,),
@@ -129,45 +82,58 @@ def manifest_of(root: bytes, images: Sequence[ImageRef]) -> Manifest:
         file_size=np.array([image.size for image in images], np.int64),
         file_mtime_ns=np.zeros(len(images), np.int64),
         containers=containers,
-        container=np.array([number_of[image.path] if image.offset >= 0 else -1 for image in images], np.int32),
-        offset=np.array([image.offset for image in images], np.int64),
-        container_stamps=tuple(stamps[path] for path in containers),
+        container=np.array([number_of.get((image.kind, image.path), -1) for image in images], np.int32),
+        token=np.array([image.token for image in images], np.int64),
     )
 
 
-def _split_at_archive(path: bytes) -> tuple[bytes, bytes]:
-    for found in re.finditer(rb"\.(?:tar|zip)/", path, re.IGNORECASE):
-        head = path[: found.end() - 1]
-        if os.path.isfile(head):
-            return head, path[found.end() :]
-    return b"", b""
+def resolve(root: bytes, key: bytes, *, stamp: tuple[int, int] | None = None) -> ImageRef:
+    """Where the image of a stored key is now, in a container too.
 
-
-def read_image_bytes(ref: ImageRef, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """The bytes of one image; never waits on a FIFO or device and never reads more than `max_bytes`.
+    Args:
+        root: the manifest's root, absolute.
+        key: the image's key in that manifest.
+        stamp: the (bytes, mtime in ns) that it must still have; None accepts any.
 
     Raises:
-        ImageError: the file has gone, or its archive is another than was listed (VANISHED), is too large (TOO_LARGE), or unreadable.
+        SourceError: there is no such file or member, or it has changed.
     """
-    try:
-        descriptor = os.open(ref.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without O_NONBLOCK a FIFO would wait for ever
-        try:
-            info = os.fstat(descriptor)
-            if not stat.S_ISREG(info.st_mode):
-                raise ImageError(Status.UNREADABLE, "read: not a regular file")
-            if ref.archive_size >= 0 and (info.st_size, info.st_mtime_ns) != (ref.archive_size, ref.archive_mtime_ns):
-                raise ImageError(Status.VANISHED, "read: the archive was replaced during the run")  # its members may lie elsewhere now
-            size = ref.size if ref.offset >= 0 else info.st_size
-            if size > max_bytes:
-                raise ImageError(Status.TOO_LARGE, f"read: {size:,} bytes, more than {max_bytes:,}")
-            if ref.offset >= 0 and is_zip(ref.path):
-                return read_zip_member(descriptor, ref.offset, size)
-            return b"".join(read_range(descriptor, max(ref.offset, 0), size))
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        raise ImageError(Status.VANISHED, "read: the file has gone") from None
-    except OSError as error:
-        raise ImageError(Status.UNREADABLE, f"read: {type(error).__name__}: {error.strerror}") from error
-    except zipfile.BadZipFile as error:
-        raise ImageError(Status.UNREADABLE, f"read: {error}") from error
+    found = _look_up(root, key)
+    if found is None:
+        raise SourceError(f"`{printable(key)}` is no longer in `{printable(root)}`")
+    ref, now = found
+    if stamp not in (None, now):
+        raise SourceError(f"`{printable(key)}` in `{printable(root)}` has changed")
+    return ref
+
+
+def _look_up(root: bytes, key: bytes) -> tuple[ImageRef, tuple[int, int]] | None:
+    """The image, and its (bytes, mtime in ns)."""
+    path = os.path.join(root, key)
+    if os.path.isfile(path):
+        info = os.stat(path)
+        return ImageRef(key, path, size=info.st_size), (info.st_size, info.st_mtime_ns)
+    for end in _ends_of_parents(path):
+        head = path[:end]
+        if os.path.isfile(head):
+            info = os.stat(head)
+            container = container_at(head, info.st_mode)
+            stamp = info.st_size, info.st_mtime_ns
+            if container is None or (entry := _index(container.kind, head, stamp).get(path[end + 1 :])) is None:
+                return None
+            return ImageRef(key, head, container.kind, entry.token, entry.size, stamp), (entry.size, entry.mtime_ns)
+    return None
+
+
+def _ends_of_parents(path: bytes) -> list[int]:
+    """Where the names of the parents of a path end, the longest first.
+
+    >>> _ends_of_parents(b"/a/b.tar/c")
+    [8, 2]
+    """
+    return [place for place in range(len(path) - 1, 0, -1) if path[place] == ord("/")]
+
+
+@lru_cache(maxsize=4)  # a few shards: their headers must not be read again for every image
+def _index(kind: str, path: bytes, stamp: tuple[int, int]) -> dict[bytes, Entry]:
+    return {entry.key: entry for entry in CONTAINER_OF_KIND[kind].entries(path, b"", FileFilter(suffixes=None))}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, AlphaPolicy, Decode, SizePolicy
 from dino_extract.errors import ConfigError
-from dino_extract.images.manifest import MAX_FILE_BYTES
+from dino_extract.images.containers import MAX_FILE_BYTES
 
 RESIZE_OF_CROP = (256, 224)  # the official evaluation resizes the shorter side to 256 and crops 224
 EXACT_ASPECT = 16  # a longer picture is not resized as a whole: it could fill the memory, to be cropped away
@@ -156,7 +156,7 @@ class Preprocess:
             return Placement(*shape, -((self.height - shape[0]) // 2), -((self.width - shape[1]) // 2))
         return Placement(*shape, 0, 0)
 
-    def may_wait(self, height: int, width: int, *, is_jpeg: bool = False) -> bool:
+    def can_resize_later(self, height: int, width: int, *, is_jpeg: bool = False) -> bool:
         """Whether a decoded picture of this size is small and compact enough to be resized beside the model, with others at once.
 
         A JPEG that is decoded there may be larger, as only its bytes wait in memory.

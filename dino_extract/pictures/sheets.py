@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw
 
 from dino_extract.analysis.writing import writing
 from dino_extract.errors import DinoExtractError
+from dino_extract.images.containers import ImageRef
 from dino_extract.images.decode import open_upright
-from dino_extract.images.manifest import ImageRef, read_image_bytes
+from dino_extract.images.reading import read_image_bytes
 from dino_extract.names import display_name
 from dino_extract.pictures.captions import draw_caption
 from dino_extract.pictures.stored import fit_within, source_picture
@@ -57,7 +58,7 @@ def stored_tile(store: Store, path: str, note: str, *, is_framed: bool = False) 
 
 def file_tile(path: str, note: str, *, is_framed: bool = False) -> Tile:
     """An image file that is in no store, small; without a picture if it cannot be read."""
-    file = ImageRef(os.fsencode(path), -1, 0, b"")
+    file = ImageRef(os.fsencode(path), os.fsencode(path))
     return _tile(lambda: open_upright(read_image_bytes(file), reduce_to=(TILE_PX, TILE_PX))[0], path, note, is_framed)
 
 

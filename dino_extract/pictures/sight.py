@@ -13,9 +13,10 @@ from torch import Tensor
 from dino_extract.backbone import Backbone
 from dino_extract.config import SizePolicy
 from dino_extract.errors import SourceError
-from dino_extract.images.decode import open_upright
-from dino_extract.images.manifest import ImageError, ImageRef, read_image_bytes
-from dino_extract.images.preprocess import Preprocess, preprocess_picture
+from dino_extract.images.containers import ImageError, ImageRef
+from dino_extract.images.pixels import prepare_image
+from dino_extract.images.preprocess import Preprocess
+from dino_extract.images.reading import read_image_bytes
 from dino_extract.names import display_name
 
 
@@ -55,11 +56,10 @@ def see(path: str | os.PathLike[str], backbone: Backbone, *, size: int = 448, po
     require_there(name)
     options = Preprocess(policy=policy, height=size, width=size, patch=backbone.patch_size)
     try:
-        data = read_image_bytes(ImageRef(os.fsencode(name), -1, 0, os.fsencode(name)))
-        picture, _ = open_upright(data)
+        image = prepare_image(read_image_bytes(ImageRef(os.fsencode(name), os.fsencode(name))), options)
     except ImageError as error:
         raise SourceError(f"`{display_name(name)}` cannot be used: {error.message}") from error
-    return SeenImage(name, preprocess_picture(picture, options))
+    return SeenImage(name, image.pixels)
 
 
 def require_there(*paths: str) -> None:

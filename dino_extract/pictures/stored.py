@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw
 from dino_extract.analysis.vectors.stored import require_images
 from dino_extract.errors import ConfigError, DinoExtractError, SourceError
 from dino_extract.images.decode import open_upright
-from dino_extract.images.manifest import read_image_bytes, resolve
+from dino_extract.images.manifest import resolve
 from dino_extract.images.preprocess import Preprocess, preprocess_picture
+from dino_extract.images.reading import read_image_bytes
 from dino_extract.names import display_name, root_from_text
 from dino_extract.options import Limits, checked
 from dino_extract.pictures.captions import draw_caption

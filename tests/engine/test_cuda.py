@@ -125,7 +125,7 @@ def test_pictures_are_resized_to_the_bits_of_the_cpu() -> None:
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (40 + 9 * number, 300 - 11 * number, 3), dtype=np.uint8) for number in range(10)]
     pictures = Pictures(images, np.zeros(10, bool), options)
-    assert all(options.may_wait(*image.shape[:2]) for image in images)
+    assert all(options.can_resize_later(*image.shape[:2]) for image in images)
 
     pixels = to_device(pictures, CUDA).cpu().numpy()
 

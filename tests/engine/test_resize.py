@@ -38,7 +38,7 @@ def resized(images: list[np.ndarray], options: Preprocess, is_resized: list[bool
 def test_any_pictures_together_have_the_bits_of_pillow(shapes: list[tuple[int, int]], policy: str, size: tuple[int, int]) -> None:
     """Whatever the shapes in a batch, the policy and the size: each picture as `preprocess` makes it with Pillow."""
     options = Preprocess(policy=policy, height=size[0], width=size[1])  # type: ignore[arg-type]
-    images = [noise(*shape, seed) for seed, shape in enumerate(shapes) if options.may_wait(*shape)]
+    images = [noise(*shape, seed) for seed, shape in enumerate(shapes) if options.can_resize_later(*shape)]
     assume(images)
 
     got = resized(images, options)
@@ -51,7 +51,7 @@ def test_common_and_extreme_shapes_at_518(shape: tuple[int, int]) -> None:
     """The largest, the longest, the usual and the smallest pictures have the bits of Pillow at 518 pixels."""
     options = Preprocess(height=518, width=518)
     image = noise(*shape)
-    assert options.may_wait(*shape)
+    assert options.can_resize_later(*shape)
 
     np.testing.assert_array_equal(resized([image], options)[0], preprocess(image, options))
 
@@ -128,7 +128,7 @@ def test_pixels_already_in_shape_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "shape", "may_wait"),
+    ("policy", "shape", "can_resize_later"),
     [
         ("crop", (480, 640), True),
         ("crop", (1024, MAX_DEVICE_PIXELS // 1024), True),
@@ -140,6 +140,6 @@ def test_pixels_already_in_shape_are_taken_as_they_are() -> None:
         ("native", (480, 640), False),
     ],
 )
-def test_only_small_compact_pictures_wait(policy: str, shape: tuple[int, int], may_wait: bool) -> None:
+def test_only_small_compact_pictures_wait(policy: str, shape: tuple[int, int], can_resize_later: bool) -> None:
     """What is large, very long, of its own shape, or resized by Pillow in another order is not left to the device."""
-    assert Preprocess(policy=policy).may_wait(*shape) is may_wait  # type: ignore[arg-type]
+    assert Preprocess(policy=policy).can_resize_later(*shape) is can_resize_later  # type: ignore[arg-type]

@@ -11,8 +11,9 @@ import torch
 from dino_extract.errors import ConfigError, SourceError
 from dino_extract.finetune.config import CropConfig
 from dino_extract.finetune.data import Decoded, Order, Share, TrainingData
-from dino_extract.images import decoder_process
+from dino_extract.images.decoder import parent
 from dino_extract.images.finding import find_images
+from tests.decoders import child_that_dies
 from tests.finetune import runs
 
 CROPS = CropConfig(global_crops_size=28, local_crops_size=14, local_crops_number=2)
@@ -106,12 +107,7 @@ def test_a_substitute_that_kills_its_decoder_is_told_with_the_reason(tmp_path: P
     """Images at which decoders die are replaced, and every one of them says how its decoder ended."""
     folder = runs.make_pictures(tmp_path / "pictures", 16)
     survivor = min(path.name for path in folder.iterdir()).encode()
-    deadly = (
-        "import os, sys; sys.path[:] = sys.argv[2:]; from dino_extract.images import decoder_process as d; answer = d._answer\n"
-        f"d._answer = lambda ref, options, **k: answer(ref, options, **k) if ref.key == {survivor!r} else os.kill(os.getpid(), 11)\n"
-        "d.main(sys.argv[1])"
-    )
-    monkeypatch.setattr(decoder_process, "_COMMAND", deadly)
+    monkeypatch.setattr(parent, "CHILD_PROGRAM", child_that_dies("os.kill(os.getpid(), 11)", when=f"ref.key != {survivor!r}"))
 
     (batch,) = decoded(folder, Share(2), last_step=1)
 

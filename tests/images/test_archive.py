@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from dino_extract.errors import SourceError
+from dino_extract.images.containers import ImageError
 from dino_extract.images.finding import find_images
-from dino_extract.images.manifest import ImageError, read_image_bytes
+from dino_extract.images.reading import read_image_bytes
 from dino_extract.status import Status
 from tests.folders import fill, keys_and_contents, make_tar, make_zip
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from dino_extract.images import decode
+from dino_extract.images.containers import ImageError
 from dino_extract.images.decode import decode_image, plain_jpeg_size, read_image_size, to_rgb
-from dino_extract.images.manifest import ImageError
 from dino_extract.status import Status
 
 

@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from dino_extract.errors import DecodeError
-from dino_extract.images import decoder_process
+from dino_extract.images.containers import ImageRef
 from dino_extract.images.decode import decode_image
-from dino_extract.images.decoder_process import DecoderDiedError, DecoderProcess
-from dino_extract.images.manifest import ImageRef
+from dino_extract.images.decoder import parent
+from dino_extract.images.decoder.parent import DecoderDiedError, DecoderProcess
+from dino_extract.images.decoder.wire import ReplyHeader
 from dino_extract.images.preprocess import Preprocess, preprocess
 from dino_extract.status import Status
 
@@ -30,7 +31,7 @@ def photograph(path: Path, height: int = 90, width: int = 120, image_format: str
     """An image file of noise, and where it is."""
     noise = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path, image_format)
-    return ImageRef(os.fsencode(path), -1, path.stat().st_size, os.fsencode(path.name))
+    return ImageRef(os.fsencode(path.name), os.fsencode(path), size=path.stat().st_size)
 
 
 def is_alive(pid: int) -> bool:
@@ -90,7 +91,7 @@ def test_part_of_a_file_is_read(decoder: DecoderProcess, tmp_path: Path) -> None
     content = (tmp_path / "a.png").read_bytes()
     (tmp_path / "s.tar").write_bytes(b"x" * 777 + content + b"y" * 99)
 
-    decoder.send(ref._replace(path=os.fsencode(tmp_path / "s.tar"), offset=777))
+    decoder.send(ref._replace(path=os.fsencode(tmp_path / "s.tar"), kind="tar", token=777))
 
     assert decoder.receive().status == Status.OK
 
@@ -102,7 +103,7 @@ def test_odd_names_reach_the_child(decoder: DecoderProcess, tmp_path: Path, name
     path = os.path.join(os.fsencode(tmp_path), name)
     os.rename(tmp_path / "a.jpg", path)
 
-    decoder.send(ImageRef(path, -1, 0, name))
+    decoder.send(ImageRef(name, path))
 
     assert decoder.receive().status == Status.OK
 
@@ -111,8 +112,8 @@ def test_failures_come_back_as_status_and_text(decoder: DecoderProcess, tmp_path
     """A missing file and a text file are named, and the child goes on."""
     (tmp_path / "text.jpg").write_text("hello")
 
-    decoder.send(ImageRef(os.fsencode(tmp_path / "gone.jpg"), -1, 0, b"gone.jpg"))
-    decoder.send(ImageRef(os.fsencode(tmp_path / "text.jpg"), -1, 5, b"text.jpg"))
+    decoder.send(ImageRef(b"gone.jpg", os.fsencode(tmp_path / "gone.jpg")))
+    decoder.send(ImageRef(b"text.jpg", os.fsencode(tmp_path / "text.jpg")))
     replies = [decoder.receive(), decoder.receive()]
 
     assert [(reply.status, reply.error) for reply in replies] == [
@@ -166,7 +167,7 @@ def test_memory_bomb_costs_its_image_only(tmp_path: Path) -> None:
     decoder = DecoderProcess(OPTIONS, memory_bytes=200 * 2**20)
     decoder.wait_until_ready()
 
-    decoder.send(ImageRef(os.fsencode(tmp_path / "bomb.png"), -1, 0, b"bomb.png"))
+    decoder.send(ImageRef(b"bomb.png", os.fsencode(tmp_path / "bomb.png")))
     bomb = decoder.receive()
     decoder.send(photograph(tmp_path / "a.jpg"))
     after = decoder.receive()
@@ -184,7 +185,7 @@ def test_largest_image_fits_the_default_memory_limit(tmp_path: Path) -> None:
     decoder = DecoderProcess(Preprocess(alpha="white"))
     decoder.wait_until_ready()
 
-    decoder.send(ImageRef(os.fsencode(tmp_path / "large.png"), -1, 0, b"large.png"))
+    decoder.send(ImageRef(b"large.png", os.fsencode(tmp_path / "large.png")))
     reply = decoder.receive()
     decoder.kill()
     decoder.close()
@@ -232,7 +233,7 @@ def test_child_ends_with_its_stdin(decoder: DecoderProcess) -> None:
 def test_killed_parent_leaves_no_child(tmp_path: Path) -> None:
     """SIGKILL to the parent takes a busy child along."""
     code = (
-        "import sys; from dino_extract.images.decoder_process import DecoderProcess\n"
+        "import sys; from dino_extract.images.decoder.parent import DecoderProcess\n"
         "from dino_extract.images.preprocess import Preprocess\n"
         "d = DecoderProcess(Preprocess()); d.wait_until_ready(); print(d.pid, flush=True); sys.stdin.read()"
     )
@@ -263,7 +264,7 @@ def test_child_takes_no_module_from_the_working_directory(tmp_path: Path, monkey
 
 def test_child_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that ends before it is ready is an error with the last line it wrote."""
-    monkeypatch.setattr(decoder_process, "_COMMAND", "raise ImportError('no module here')")
+    monkeypatch.setattr(parent, "CHILD_PROGRAM", "raise ImportError('no module here')")
     decoder = DecoderProcess(OPTIONS)
 
     with pytest.raises(DecodeError, match="the decoder process does not start: ImportError: no module here"):
@@ -274,7 +275,7 @@ def test_child_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> No
 
 def answer_of(shape: tuple[int, int] = (0, 0), *, status: int = 1, form: int = 1, error_bytes: int = 0) -> bytes:
     """The numbers of a reply about an image of 1 x 1 pixels."""
-    return decoder_process._REPLY.pack(status, form, error_bytes, *shape, 1, 1, 0.0, 0.0)
+    return ReplyHeader(status, form, error_bytes, *shape, 1, 1).pack()
 
 
 @pytest.mark.parametrize(
@@ -300,7 +301,7 @@ def answer_of(shape: tuple[int, int] = (0, 0), *, status: int = 1, form: int = 1
 def test_nonsense_from_the_child_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: bytes, resizes: bool) -> None:
     """A child taken over by an image can make its own image fail, and nothing else; no memory is taken for what no honest child says."""
     talk = f"import sys; sys.stdin.buffer.read(1); sys.stdout.buffer.write({answer!r}); sys.stdout.flush(); sys.stdin.read()"
-    monkeypatch.setattr(decoder_process, "_COMMAND", talk)
+    monkeypatch.setattr(parent, "CHILD_PROGRAM", talk)
     decoder = DecoderProcess(OPTIONS, resizes=resizes)
 
     decoder.send(photograph(tmp_path / "a.jpg"))
@@ -315,7 +316,7 @@ def test_an_answer_that_stops_in_the_middle_times_out(monkeypatch: pytest.Monkey
     """A child that announces pixels and sends too few is given up after the deadline."""
     answer = answer_of((28, 42)) + bytes(99)
     talk = f"import sys; sys.stdin.buffer.read(1); sys.stdout.buffer.write({answer!r}); sys.stdout.flush(); sys.stdin.read()"
-    monkeypatch.setattr(decoder_process, "_COMMAND", talk)
+    monkeypatch.setattr(parent, "CHILD_PROGRAM", talk)
     decoder = DecoderProcess(OPTIONS)
 
     decoder.send(photograph(tmp_path / "a.jpg"))
@@ -340,7 +341,7 @@ def test_pixels_larger_than_the_pipe_come_whole(plain_decoder: DecoderProcess, t
 
 def test_child_starts_without_torch() -> None:
     """What the child imports is neither torch nor timm nor h5py, so that it starts fast."""
-    code = "import sys; import dino_extract.images.decoder_process; print({'torch', 'timm', 'h5py'} & set(sys.modules))"
+    code = "import sys; import dino_extract.images.decoder.child; print({'torch', 'timm', 'h5py'} & set(sys.modules))"
 
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout
 
@@ -353,10 +354,10 @@ def test_library_that_prints_does_not_disturb_the_protocol(tmp_path: Path) -> No
     Image.new("RGB", (64, 64)).save(buffer, "TIFF", compression="tiff_lzw")
     (tmp_path / "a.tif").write_bytes(buffer.getvalue().replace(b"\x80", b"\x7f", 1))
     code = (
-        "import sys, os; from dino_extract.images.decoder_process import DecoderProcess\n"
+        "import sys, os; from dino_extract.images.decoder.parent import DecoderProcess\n"
         "from dino_extract.images.preprocess import Preprocess\n"
         "from dino_extract.images.manifest import ImageRef\n"
-        "d = DecoderProcess(Preprocess()); d.wait_until_ready(); d.send(ImageRef(os.fsencode(sys.argv[1]), -1, 0, b'a'))\n"
+        "d = DecoderProcess(Preprocess()); d.wait_until_ready(); d.send(ImageRef(b'a', os.fsencode(sys.argv[1])))\n"
         "print(d.receive().error); d.close()"
     )
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from dino_extract.errors import SourceError
-from dino_extract.images.finding import find_images, require_present
-from dino_extract.images.manifest import ImageError, read_image_bytes
+from dino_extract.images.containers import ImageError
+from dino_extract.images.finding import find_images, require_usable
+from dino_extract.images.reading import read_image_bytes
 from dino_extract.status import Status
 from tests.folders import fill, keys_and_contents
 
@@ -27,10 +28,10 @@ def test_folder_keys_are_relative_and_sorted_by_bytes(tmp_path: Path) -> None:
 
 def test_missing_source_is_told_without_a_search(tmp_path: Path) -> None:
     """What is there passes, however empty, and so do lists and globs; a path that leads nowhere is named."""
-    require_present([str(tmp_path), "-", "-0", "no/*.jpg"])
+    require_usable([str(tmp_path), "-", "-0", "no/*.jpg"])
 
     with pytest.raises(SourceError, match="`nowhere` cannot be read: No such file"):
-        require_present([str(tmp_path), "nowhere"])
+        require_usable([str(tmp_path), "nowhere"])
 
 
 def test_manifest_leads_to_the_files(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def manifest(shared_dir: Path) -> Manifest:
 @pytest.fixture(scope="module")
 def batches(manifest: Manifest) -> list[DecodedBatch]:
     """All of them through the loader."""
-    with Loader(manifest, range(len(manifest)), Preprocess(), batch_size=32, num_workers=2) as loader:
+    with Loader(manifest, range(len(manifest)), Preprocess(), batch=32, workers=2) as loader:
         return list(loader)
 
 
@@ -63,7 +63,7 @@ def test_outcomes_agree_with_pillow(manifest: Manifest, batches: list[DecodedBat
 def test_pixels_are_those_of_loading_alone(manifest: Manifest, batches: list[DecodedBatch]) -> None:
     """No image is touched by the hundreds that went through the same decoder before it."""
     rows = np.arange(len(manifest))[::-1]
-    with Loader(manifest, rows, Preprocess(), batch_size=1, num_workers=1) as loader:
+    with Loader(manifest, rows, Preprocess(), batch=1, workers=1) as loader:
         alone = np.concatenate([batch.pixels for batch in loader])[::-1]
 
     assert np.array_equal(np.concatenate([batch.pixels for batch in batches]), alone)
@@ -71,7 +71,7 @@ def test_pixels_are_those_of_loading_alone(manifest: Manifest, batches: list[Dec
 
 def test_error_texts_are_the_same_every_time(manifest: Manifest, batches: list[DecodedBatch]) -> None:
     """Texts hold no memory address, no temporary name, and fit a line."""
-    with Loader(manifest, range(len(manifest)), Preprocess(), batch_size=100, num_workers=1) as loader:
+    with Loader(manifest, range(len(manifest)), Preprocess(), batch=100, workers=1) as loader:
         again = [error for batch in loader for error in batch.errors]
 
     assert again == [error for batch in batches for error in batch.errors]
@@ -82,6 +82,6 @@ def test_header_sizes_are_those_of_the_decoded_images(manifest: Manifest, batche
     """For every image that decodes, the size read from the header is the size it has."""
     is_ok = np.concatenate([batch.status for batch in batches]) == Status.OK
 
-    sizes = scan_image_sizes(manifest, Preprocess(), num_workers=2)
+    sizes = scan_image_sizes(manifest, Preprocess(), workers=2)
 
     assert np.array_equal(sizes[is_ok], np.concatenate([batch.image_size for batch in batches])[is_ok])

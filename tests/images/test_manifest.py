@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from dino_extract.errors import SourceError
+from dino_extract.images.containers import ImageError, ImageRef
 from dino_extract.images.finding import find_images
-from dino_extract.images.manifest import ImageError, ImageRef, manifest_of, read_image_bytes, resolve
+from dino_extract.images.manifest import manifest_of, resolve
+from dino_extract.images.reading import read_image_bytes
 from dino_extract.names import printable, root_as_text, root_from_text
 from dino_extract.status import Status
 from tests.folders import fill, make_tar, make_zip
@@ -105,7 +107,7 @@ def test_file_over_the_byte_limit_is_too_large(tmp_path: Path) -> None:
         file.truncate(10**12)
 
     with pytest.raises(ImageError, match="1,000,000,000,000 bytes") as caught:
-        read_image_bytes(ImageRef(os.fsencode(tmp_path / "a.jpg"), -1, 0, b"a.jpg"))
+        read_image_bytes(ImageRef(b"a.jpg", os.fsencode(tmp_path / "a.jpg")))
 
     assert caught.value.status == Status.TOO_LARGE
 
