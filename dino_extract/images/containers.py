@@ -147,13 +147,9 @@ def start_of_keys(key: bytes) -> bytes:
     return key + b"/" if key else b""
 
 
-@contextlib.contextmanager
-def source_errors(path: bytes) -> Iterator[None]:
-    """Turn an error of the file system into a SourceError that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise SourceError(f"`{printable(path)}` cannot be read: {error.strerror}") from error
+def unreadable_source(path: bytes, error: OSError) -> SourceError:
+    """The error for a source that the file system does not let us read."""
+    return SourceError(f"`{printable(path)}` cannot be read: {error.strerror}")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from dino_extract.errors import SourceError
 from dino_extract.images.columns import Columns
-from dino_extract.images.containers import FILE, Container, Entry, FileFilter, source_errors
+from dino_extract.images.containers import FILE, Container, Entry, FileFilter, unreadable_source
 from dino_extract.images.manifest import ListedContainer, Manifest
 from dino_extract.images.reading import container_at
 from dino_extract.images.suffixes import UNREADABLE_ARCHIVES
@@ -99,16 +99,18 @@ def _check(path: bytes) -> CheckedSource:
     Raises:
         SourceError: it is missing, must not be read, or is of a kind that is not read.
     """
-    if (container := container_at(path, 0)) is not None:  # it is not in the file system
-        return CheckedSource(path, container, 0, 0)
-    with source_errors(path):
+    try:
         info = os.stat(path)
         if stat.S_ISDIR(info.st_mode):
             os.scandir(path).close()  # a forbidden source is an error, a forbidden folder below it is only recorded
+    except OSError as error:
+        if (container := container_at(path, 0)) is None:
+            raise unreadable_source(path, error) from error
+        return CheckedSource(path, container, 0, 0)
     container = container_at(path, info.st_mode)
     if container is None and not stat.S_ISREG(info.st_mode):
         raise SourceError(f"`{printable(path)}` is neither a folder nor a regular file")
-    if container is None and path.lower().endswith(tuple(map(str.encode, UNREADABLE_ARCHIVES))):
+    if container is None and path.lower().endswith(UNREADABLE_ARCHIVES):
         raise SourceError(
             f"`{printable(path)}` is an archive that cannot be read in place",
             hint="give a `.zip`, a `.tar` without compression, or a folder",

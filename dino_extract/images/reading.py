@@ -15,7 +15,10 @@ CONTAINER_OF_KIND = {container.kind: container for container in CONTAINERS}
 
 def container_at(path: bytes, mode: int) -> Container | None:
     """The container that lists a path, or None for a file of its own. Arguments as for `Container.serves`."""
-    return next((container for container in CONTAINERS if container.serves(path, mode)), None)
+    for container in CONTAINERS:
+        if container.serves(path, mode):
+            return container
+    return None
 
 
 def read_image_bytes(ref: ImageRef, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:

@@ -24,7 +24,7 @@ NOT_IMAGE_SUFFIXES = frozenset(
         "cls cls2 class count index inx id caption url text transcript jsn meta pyd ten tb mp msgpack msg cbor"
     )
 )
-UNREADABLE_ARCHIVES = _suffixes("tgz gz tbz bz2 txz xz zst 7z rar lz4")
+UNREADABLE_ARCHIVES = tuple(map(str.encode, _suffixes("tgz gz tbz bz2 txz xz zst 7z rar lz4")))
 JUNK_NAMES = frozenset([b"Thumbs.db", b"desktop.ini", b"__MACOSX"])  # left behind by file managers
 
 

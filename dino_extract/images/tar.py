@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterable
 
 from dino_extract.errors import SourceError
-from dino_extract.images.containers import Entry, FileFilter, ImageRef, opened, read_range, source_errors, start_of_keys
+from dino_extract.images.containers import Entry, FileFilter, ImageRef, opened, read_range, start_of_keys, unreadable_source
 from dino_extract.images.members import Members
 from dino_extract.names import printable
 
@@ -32,8 +32,10 @@ class Tar:
             SourceError: the file cannot be opened, is compressed, or is not a tar.
         """
         members = Members(self.kind, wanted)
-        with source_errors(path):
+        try:
             damage = _read(path, members)
+        except OSError as error:
+            raise unreadable_source(path, error) from error
         if damage:
             wanted.note_unread(damage, start_of_keys(key))
         return members.entries(key)

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable
 
 from dino_extract.errors import SourceError
-from dino_extract.images.containers import Entry, FileFilter, ImageError, ImageRef, opened, read_range, require_small, source_errors
+from dino_extract.images.containers import Entry, FileFilter, ImageError, ImageRef, opened, read_range, require_small, unreadable_source
 from dino_extract.images.members import Members
 from dino_extract.names import printable
 from dino_extract.status import Status
@@ -39,10 +39,12 @@ class Zip:
             SourceError: the file cannot be opened, or has no list at its end.
         """
         members = Members(self.kind, wanted)
-        with source_errors(path):
+        try:
             archive_size = os.stat(path).st_size
             for info in _listed(path):
                 _add(info, archive_size, members)
+        except OSError as error:
+            raise unreadable_source(path, error) from error
         return members.entries(key)
 
     def read(self, ref: ImageRef, max_bytes: int) -> bytes:
