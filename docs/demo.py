@@ -1,4 +1,4 @@
-"""`make demo`: real photographs, embedded with the small model, their neighbours, a PCA picture and a page to look at, in demo/."""
+"""`make demo`: embed photographs with the small model, draw their neighbours and patch tokens, and write a page, all in demo/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data
 
 FOLDER = Path("demo")
-# Photographs that come with scikit-image; each is cut into overlapping views, which should find each other.
+# Photographs of scikit-image. Each is cut into overlapping views, which should find each other.
 PHOTOGRAPHS = (
     "astronaut",
     "chelsea",
@@ -30,13 +30,13 @@ VIEWS = {"left": (0.0, 0.05, 0.7, 0.9), "right": (0.3, 0.1, 1.0, 0.95), "whole":
 def save_photographs(folder: Path) -> None:
     """Three views of each photograph, as JPEG."""
     for name in PHOTOGRAPHS:
-        picture = Image.fromarray(getattr(data, name)()).convert("RGB")
-        picture.thumbnail((640, 640))
+        image = Image.fromarray(getattr(data, name)()).convert("RGB")
+        image.thumbnail((640, 640))
         for view, (left, top, right, bottom) in VIEWS.items():
-            box = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
+            box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
             path = folder / name / f"{view}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.crop(tuple(map(round, box))).save(path, quality=92)
+            image.crop(tuple(map(round, box))).save(path, quality=92)
 
 
 def run(*words: str) -> None:
@@ -46,13 +46,13 @@ def run(*words: str) -> None:
 
 
 def main() -> None:
-    """Make demo/ anew."""
+    """Delete demo/ and make it again."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     photos, file = str(FOLDER / "photos"), str(FOLDER / "photos.h5")
     save_photographs(FOLDER / "photos")
     run("embed", photos, "--model", "tiny", "-o", file)
     run("info", file)
-    run("search", file, "--path", "chelsea/left.jpg", "-k", "5", "--sheet", str(FOLDER / "neighbours.png"))
+    run("search", file, "--path", "chelsea/left.jpg", "--top", "5", "--sheet", str(FOLDER / "neighbours.png"))
     patches = str(FOLDER / "patches.h5")
     few = [f"{photos}/{name}" for name in ("astronaut", "chelsea")]
     run("embed", *few, "--model", "tiny", "--tokens", "patch", "--size", "448", "-o", patches)

@@ -1,12 +1,12 @@
-"""The pictures and the quoted outputs of the documentation, made anew: `python docs/make_pictures.py PHOTOS [--work FOLDER]`.
+"""Make the images and the quoted outputs of the documentation: `python docs/make_pictures.py PHOTOS [--work FOLDER]`.
 
 PHOTOS holds two public sets of photographs, each as a folder or a tar file: TrashNet as `trashnet/all/LABEL/*.jpg` and the Grocery Store
-Dataset as `grocery/{train,val,test}/LABEL/*.jpg`. They serve for figures; pictures show photographs that come with scikit-image.
+Dataset as `grocery/{train,val,test}/LABEL/*.jpg`. The figures come from these sets. The images show photographs of scikit-image.
 
-In the pages, every line after `$ ` in a block marked `console` is run, in the order of `PAGES`, and what it prints replaces what stands
-there. Lines after `> ` belong to the command above. Notes and progress, which go to stderr, are left out.
+In the pages, every line after `$ ` in a block marked `console` is run, in the order of `PAGES`. Its output replaces the lines below it.
+Lines after `> ` belong to the command above. Notes and progress go to stderr and are left out.
 
-Needs scikit-image, pandas, pyarrow, matplotlib, and playwright with Chromium for the picture of the report. Seven minutes on two cores.
+Needs scikit-image, pandas, pyarrow, matplotlib, and playwright with Chromium for the image of the report. Seven minutes on two cores.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ PAGES = (
     "outliers",
     "cluster",
     "export",
-)  # a page may use files that the commands of an earlier one made
-FROM_COMMANDS = {  # picture -> what a command of a page writes
+)  # a page may use files that the commands of an earlier page wrote
+FROM_COMMANDS = {  # image of a page -> file that a command of a page writes
     "knn.png": "confusion.png",
     "linear.png": "linear.png",
     "search.jpg": "found.png",
     "dedup.jpg": "groups.png",
     "cluster.jpg": "clusters/clusters.png",
 }
-MAX_NBYTES = 150_000  # of one picture: a repository is not an album
+MAX_NBYTES = 150_000  # of one image, to keep the repository small
 MAX_WIDTH_PX = 1200
 SIZE = 448  # pixels; twice the usual side gives four times the patches
 CROPS = 24  # of each photograph on the map of the report
 
 
 def photographs(folder: Path) -> list[Path]:
-    """Photographs from the scikit-image wheel, as files; the two motorcycles are one scene seen by two cameras."""
+    """Photographs of scikit-image, as files; the two motorcycles are one scene seen by two cameras."""
     from skimage import data
 
     left, right, _ = data.stereo_motorcycle()
@@ -85,28 +85,28 @@ def crops_of(paths: list[Path], folder: Path) -> None:
     random = np.random.default_rng(0)
     for path in paths:
         (folder / path.stem).mkdir(parents=True, exist_ok=True)
-        with Image.open(path) as picture:
+        with Image.open(path) as image:
             for number in range(CROPS):
-                side = int(min(picture.size) * random.uniform(0.4, 0.9))
-                left, top = (int(random.integers(0, length - side + 1)) for length in picture.size)
-                part = picture.crop((left, top, left + side, top + side)).resize((256, 256))
+                side = int(min(image.size) * random.uniform(0.4, 0.9))
+                left, top = (int(random.integers(0, length - side + 1)) for length in image.size)
+                part = image.crop((left, top, left + side, top + side)).resize((256, 256))
                 if number % 4 == 0:
                     part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
                 part.save(folder / path.stem / f"{number:02}.jpg", quality=92)
 
 
 def copies_of(paths: list[Path], folder: Path) -> None:
-    """A folder with the photographs, and copies of each altered as copies are in the wild."""
+    """A folder with the photographs, and altered copies of each."""
     folder.mkdir()
     for path in paths:
-        with Image.open(path) as picture:
-            picture.save(folder / f"{path.stem}.png")
+        with Image.open(path) as image:
+            image.save(folder / f"{path.stem}.png")
             for kind, (_, alter) in ALTERATIONS.items():
-                alter(picture).save(folder / f"{path.stem}_{kind}.png")
+                alter(image).save(folder / f"{path.stem}_{kind}.png")
 
 
 def unpack(photos: Path, name: str, work: Path) -> None:
-    """One of the sets of photographs, into the folder where commands run."""
+    """Put one of the sets of photographs into the folder where commands run."""
     if (photos / name).is_dir():
         (work / name).symlink_to((photos / name).resolve())
         return
@@ -115,12 +115,12 @@ def unpack(photos: Path, name: str, work: Path) -> None:
 
 
 def rerun(text: str, work: Path) -> str:
-    """The text of a page with the outputs of its commands as they are now."""
+    """The text of a page with the present outputs of its commands."""
     return re.sub(r"(?<=```console\n).*?(?=```)", lambda block: "".join(transcript(block[0], work)), text, flags=re.DOTALL)
 
 
 def transcript(block: str, work: Path) -> list[str]:
-    """Each command of a block, run in a folder, and what it prints."""
+    """Run each command of a block in a folder; return the commands and what they print."""
     shown = []
     for command in re.findall(r"^\$ .*\n(?:> .*\n)*", block, flags=re.MULTILINE):
         print(command, end="", flush=True)
@@ -133,13 +133,13 @@ def transcript(block: str, work: Path) -> list[str]:
     return shown
 
 
-def save(picture: Image.Image, name: str) -> None:
-    """Write a picture as JPEG, as good as its size in bytes allows."""
-    if picture.width > MAX_WIDTH_PX:
-        picture = picture.resize((MAX_WIDTH_PX, round(picture.height * MAX_WIDTH_PX / picture.width)), Image.Resampling.LANCZOS)
+def save(image: Image.Image, name: str) -> None:
+    """Write an image as JPEG, with the best quality that its size in bytes allows."""
+    if image.width > MAX_WIDTH_PX:
+        image = image.resize((MAX_WIDTH_PX, round(image.height * MAX_WIDTH_PX / image.width)), Image.Resampling.LANCZOS)
     for quality in range(90, 20, -5):
         file = io.BytesIO()
-        picture.convert("RGB").save(file, "JPEG", quality=quality, optimize=True)
+        image.convert("RGB").save(file, "JPEG", quality=quality, optimize=True)
         if file.tell() <= MAX_NBYTES:
             break
     PICTURES.mkdir(exist_ok=True)
@@ -148,12 +148,12 @@ def save(picture: Image.Image, name: str) -> None:
 
 
 def save_as_made(source: Path, name: str) -> None:
-    """A picture that a command wrote: charts as they are, photographs as JPEG."""
+    """Copy an image that a command wrote: charts as they are, photographs as JPEG."""
     if name.endswith(".png"):
         shutil.copyfile(source, PICTURES / name)
         return
-    with Image.open(source) as picture:
-        save(picture, name)
+    with Image.open(source) as image:
+        save(image, name)
 
 
 def screenshot(page: Path) -> Image.Image:
@@ -168,13 +168,13 @@ def screenshot(page: Path) -> Image.Image:
         tab.locator("#find").fill("astronaut/03")
         tab.locator("#find").fill("")
         tab.wait_for_timeout(500)
-        picture = Image.open(io.BytesIO(tab.screenshot()))
+        image = Image.open(io.BytesIO(tab.screenshot()))
         browser.close()
-    return picture
+    return image
 
 
 def show_patches(paths: list[Path], folder: Path) -> None:
-    """The pictures of patch tokens: PCA, matches between the two views of one scene, attention."""
+    """Draw patch tokens: PCA, matches between the two views of one scene, attention."""
     backbone = load(MODEL).module
     dx.embed(folder / "photos", folder / "photos.h5", model=MODEL, tokens="cls,patch", preprocess="native", size=str(SIZE))
     with dx.open(folder / "photos.h5") as store:
@@ -186,7 +186,7 @@ def show_patches(paths: list[Path], folder: Path) -> None:
 
 
 def make(photos: Path, work: Path) -> None:
-    """Make every picture and output; `work` is an empty folder."""
+    """Make every image and output; `work` is an empty folder."""
     paths = photographs(work / "photos")
     crops_of(paths, work / "crops")
     copies_of(paths, work / "album")
