@@ -32,7 +32,7 @@ from dino_extract.analysis.vectors.stored import StoreSource, Vectors, opened, r
 from dino_extract.analysis.writing import replacing, writing
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.images.preprocess import Preprocess
-from dino_extract.names import display_name, file_stem
+from dino_extract.names import file_stem, printable
 from dino_extract.options import checked
 from dino_extract.store import RaggedRows, Store
 
@@ -92,7 +92,7 @@ class _Job:
     @property
     def names(self) -> list[str]:
         """(n,) paths as text that every format takes."""
-        return [display_name(path) for path in self.store.paths]
+        return [printable(path) for path in self.store.paths]
 
     def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """The vectors in pieces (b, D) of the wanted type, with the number of the first."""
@@ -302,7 +302,7 @@ def _write_bags(job: _Job) -> list[str]:
         name = _unused(file_stem(os.path.splitext(path)[0]), row, used)
         with _written(os.path.join(job.output, f"{name}.h5"), overwrite=True) as partial, h5py.File(partial, "w") as file:
             _fill_bag(file, job, rows[row], preprocess, size, name)
-        index.append((name, display_name(path)))
+        index.append((name, printable(path)))
     index_path = os.path.join(job.output, "index.csv")
     _remove_bags_but({name for name, _ in index}, index_path)
     with _written(index_path, overwrite=True) as partial, open(partial, "w", newline="", encoding="utf-8") as text:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dino_extract.errors import ExitCode, StoreError
+from dino_extract.names import printable
 
 if TYPE_CHECKING:
     from dino_extract.store import RaggedRows, Rows, Store
@@ -29,13 +30,13 @@ def info(
     with open_store(path) as store:
         if failures:
             rows = [{"path": path, "status": status.name.lower(), "error": error} for path, status, error in store.failures]
-            lines = json.dumps(rows, indent=2) if as_json else "\n".join("\t".join(map(_one_line, row.values())) for row in rows)
+            lines = json.dumps(rows, indent=2) if as_json else "\n".join("\t".join(map(printable, row.values())) for row in rows)
         else:
             facts = _facts(store)
             lines = (
                 json.dumps(facts, indent=2)
                 if as_json
-                else "\n".join(f"{name:16}{_one_line(_text(value), raw_bytes=True)}" for name, value in facts.items())
+                else "\n".join(f"{name:16}{printable(_text(value), raw_bytes=True)}" for name, value in facts.items())
             )
     if lines:
         typer.echo(lines)
@@ -67,11 +68,11 @@ def verify(
         if integrity.header_damage:
             typer.echo(f"damaged: {integrity.header_damage}")
         for row, name in integrity.damaged_rows:
-            typer.echo(f"damaged: row {row:,}, {_one_line(name)}")
+            typer.echo(f"damaged: row {row:,}, {printable(name)}")
         if again := result.recomputed:
             typer.echo(
                 f"embedded again: {again.rows:,} rows ({again.missing:,} images gone or changed), largest difference "
-                f"{again.max_difference:.1e} of the token's length, smallest cosine {again.min_cosine:.6f} ({_one_line(again.worst)})"
+                f"{again.max_difference:.1e} of the token's length, smallest cosine {again.min_cosine:.6f} ({printable(again.worst)})"
             )
     if not result.is_good:
         raise typer.Exit(ExitCode.ERROR)
@@ -128,13 +129,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _one_line(text: str, *, raw_bytes: bool = False) -> str:
-    """Text that cannot break a line or a terminal: control characters escaped, but with `raw_bytes` no bytes that are not UTF-8."""
-    return "".join(
-        char
-        if char.isprintable() or (raw_bytes and "\udc80" <= char <= "\udcff")
-        else char.encode("unicode_escape", "surrogatepass").decode()
-        for char in text
-    )

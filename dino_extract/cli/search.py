@@ -128,7 +128,7 @@ def _measure(store: Store, dataset: str, labels: str | None, label_depth: int, s
 
 def _draw(store: Store, results: list[SearchResult], queries: list[str], paths: list[str], sheet: str) -> None:
     from dino_extract.analysis.vectors.stored import opened
-    from dino_extract.names import display_name
+    from dino_extract.names import printable
     from dino_extract.pictures.sheets import Strip, Tile, draw_strips, file_tile, stored_tile
 
     with contextlib.ExitStack() as stack:
@@ -143,7 +143,7 @@ def _draw(store: Store, results: list[SearchResult], queries: list[str], paths: 
 
         strips = [
             Strip(
-                display_name(result.query),
+                printable(result.query),
                 [query_tile(result.query), *(stored_tile(store, hit.path, f"{hit.similarity:.4f}") for hit in result.hits)],
             )
             for result in results[:MAX_SHEET_QUERIES]

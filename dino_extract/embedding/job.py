@@ -23,7 +23,7 @@ from dino_extract.images.finding import Sources, find_images
 from dino_extract.images.loader import Loader, default_workers, scan_image_sizes
 from dino_extract.images.manifest import Manifest, manifest_of, resolve
 from dino_extract.images.preprocess import Preprocess
-from dino_extract.names import printable, root_as_text, root_from_text
+from dino_extract.names import path_as_text, path_from_text, printable
 from dino_extract.store import Layout, RowTable, Store, count_pending
 from dino_extract.weights import RANDOM_WEIGHTS_WARNING
 
@@ -205,7 +205,7 @@ def prepare_again(store: Store, rows: Sequence[int], **changes: Any) -> Job | No
         rows: of embedded images, ascending; those that are gone or have changed are left out of the job's manifest.
         changes: as for `recipe_like`.
     """
-    root = root_from_text(store.attrs["root"])
+    root = path_from_text(store.attrs["root"])
     paths, sizes, times = store.paths, store.file_size, store.file_mtime_ns
     found = []
     for row in rows:
@@ -217,7 +217,7 @@ def prepare_again(store: Store, rows: Sequence[int], **changes: Any) -> Job | No
 def _job(recipe: Recipe, manifest: Manifest, path: str) -> Job:
     config = recipe.config
     attrs = recipe.record() | {
-        "root": root_as_text(manifest.root),
+        "root": path_as_text(manifest.root),
         "sources": json.dumps([printable(source) for source in manifest.sources]),
     }
     if config.shard is not None:

@@ -25,7 +25,7 @@ from dino_extract.engine import (
 )
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.images.preprocess import Preprocess, parse_size
-from dino_extract.names import printable, root_as_text, root_from_text
+from dino_extract.names import path_as_text, path_from_text, printable
 from dino_extract.store import RowDataset
 from dino_extract.tokens import TokenSpec
 from dino_extract.weights import LoadedBackbone, is_timm
@@ -103,7 +103,7 @@ class Recipe:
         return {
             "model": model.name,
             "weights": printable(os.fsencode(model.weights_source)),
-            "weights_path": root_as_text(os.fsencode(os.path.abspath(os.path.expanduser(config.weights)))) if config.weights else "",
+            "weights_path": path_as_text(os.fsencode(os.path.abspath(os.path.expanduser(config.weights)))) if config.weights else "",
             "weights_sha256": model.weights_sha256,
             "licence": model.licence,
             "preprocessing": json.dumps(self.preprocess.as_record(), sort_keys=True),
@@ -201,7 +201,7 @@ def config_of(store: MadeWith, **changes: Any) -> EmbedConfig:
     made_with = {
         # A checkpoint tells its model, whose name need not be one of the table; one for timm does not.
         "model": None if attrs["weights_path"] and not is_timm(attrs["model"]) else attrs["model"],
-        "weights": os.fsdecode(root_from_text(attrs["weights_path"])) or None,
+        "weights": os.fsdecode(path_from_text(attrs["weights_path"])) or None,
         "random_weights": int(sha256.removeprefix("random:")) if sha256.startswith("random:") else None,
         "tokens": attrs["tokens"],
         "layers": attrs["layers"] or None,

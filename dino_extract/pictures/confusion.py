@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dino_extract.analysis.probes.scores import MAX_CLASSES
 from dino_extract.analysis.writing import require_place, writing
 from dino_extract.errors import ConfigError
-from dino_extract.names import display_name
+from dino_extract.names import printable
 from dino_extract.pictures.captions import in_ascii, system_font
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
 
 
 def _shortened(name: str) -> str:
-    name = display_name(name)
+    name = printable(name)
     return name if len(name) <= _NAME_CHARS else f"{name[: _NAME_CHARS // 2 - 2]}...{name[1 - _NAME_CHARS // 2 :]}"
 
 

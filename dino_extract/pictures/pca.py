@@ -26,7 +26,7 @@ from dino_extract.analysis.vectors.stored import StoreSource
 from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.images.preprocess import Preprocess
-from dino_extract.names import display_name, file_stem
+from dino_extract.names import file_stem, printable
 from dino_extract.options import as_list
 from dino_extract.pictures.stored import choose_positions, contact_sheet, fit_within, patches_of_picture, seen_picture, side_by_side
 from dino_extract.store import Store, open_store
@@ -170,7 +170,7 @@ class PcaPictures:
         """The first 64 images on one sheet."""
         shown = range(min(len(self.paths), MAX_ON_GRID))
         tiles = [fit_within(self.picture(index), 2 * _GRID_CELL_PX) for index in shown]
-        return contact_sheet(tiles, [display_name(self.paths[index]) for index in shown])
+        return contact_sheet(tiles, [printable(self.paths[index]) for index in shown])
 
     def save(self, folder: str | os.PathLike[str]) -> list[str]:
         """Write `grid.png`, one PNG for each image, and the components; gives back their paths.
@@ -242,7 +242,7 @@ def pca(
     pictures, shares = [], []
     for position in positions:
         grid, part = rows[position], parts[position]
-        patches = _finite(grid[part], f"`{name}` of `{display_name(all_paths[position])}`")
+        patches = _finite(grid[part], f"`{name}` of `{printable(all_paths[position])}`")
         picture = np.zeros((*grid.shape[:2], 3), np.uint8)
         picture[part] = components.rgb(patches)
         pictures.append(picture)

@@ -13,7 +13,7 @@ from dino_extract.errors import DinoExtractError
 from dino_extract.images.containers import ImageRef
 from dino_extract.images.decode import open_upright
 from dino_extract.images.reading import read_image_bytes
-from dino_extract.names import display_name
+from dino_extract.names import printable
 from dino_extract.pictures.captions import draw_caption
 from dino_extract.pictures.stored import fit_within, source_picture
 from dino_extract.store import Store
@@ -67,7 +67,7 @@ def _tile(read: Callable[[], Image.Image], path: str, note: str, is_framed: bool
         picture = fit_within(read(), TILE_PX)
     except DinoExtractError:  # the sheet shows what there is; the result it accompanies does not need the picture
         picture = None
-    return Tile(picture, note, display_name(path), is_framed)
+    return Tile(picture, note, printable(path), is_framed)
 
 
 def draw_strips(strips: Iterable[Strip], path: str | os.PathLike[str], *, columns: int = COLUMNS) -> list[str]:

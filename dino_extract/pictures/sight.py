@@ -17,7 +17,7 @@ from dino_extract.images.containers import ImageError, ImageRef
 from dino_extract.images.pixels import prepare_image
 from dino_extract.images.preprocess import Preprocess
 from dino_extract.images.reading import read_image_bytes
-from dino_extract.names import display_name
+from dino_extract.names import printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ def see(path: str | os.PathLike[str], backbone: Backbone, *, size: int = 448, po
     try:
         image = prepare_image(read_image_bytes(ImageRef(os.fsencode(name), os.fsencode(name))), options)
     except ImageError as error:
-        raise SourceError(f"`{display_name(name)}` cannot be used: {error.message}") from error
+        raise SourceError(f"`{printable(name)}` cannot be used: {error.message}") from error
     return SeenImage(name, image.pixels)
 
 
@@ -70,4 +70,4 @@ def require_there(*paths: str) -> None:
     """
     for path in paths:
         if not os.path.lexists(path):
-            raise SourceError(f"there is no file `{display_name(path)}`")
+            raise SourceError(f"there is no file `{printable(path)}`")

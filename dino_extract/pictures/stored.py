@@ -17,7 +17,7 @@ from dino_extract.images.decode import open_upright
 from dino_extract.images.manifest import resolve
 from dino_extract.images.preprocess import Preprocess, preprocess_picture
 from dino_extract.images.reading import read_image_bytes
-from dino_extract.names import display_name, root_from_text
+from dino_extract.names import path_from_text, printable
 from dino_extract.options import Limits, checked
 from dino_extract.pictures.captions import draw_caption
 from dino_extract.store import Store
@@ -46,7 +46,7 @@ def choose_positions(store: Store, patterns: Sequence[str] = (), limit: int | No
         found = [position for path, position in position_of.items() if fnmatch.fnmatchcase(path, pattern)] if named is None else [named]
         if not found:
             message = f"no embedded image of `{store.path}` is called `{pattern}`"
-            raise ConfigError(message, hint=f"paths look like `{display_name(paths[0])}`, and `*` stands for anything")
+            raise ConfigError(message, hint=f"paths look like `{printable(paths[0])}`, and `*` stands for anything")
         chosen.update(found)
     positions = sorted(chosen)
     if limit and len(positions) > checked("limit", int, limit, Limits(least=1)):
@@ -68,7 +68,7 @@ def source_picture(store: Store, path: str, *, reduce_to: tuple[int, int] | None
     """
     if not store.attrs.get("root"):
         raise SourceError(f"`{store.path}` does not say where its images are")
-    data = read_image_bytes(resolve(root_from_text(str(store.attrs["root"])), os.fsencode(path)))
+    data = read_image_bytes(resolve(path_from_text(str(store.attrs["root"])), os.fsencode(path)))
     record = json.loads(str(store.attrs.get("preprocessing", "{}")))
     options = {name: record[name] for name in ("alpha", "max_pixels") if name in record}
     return open_upright(data, reduce_to=reduce_to, **options)[0]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.errors import StoreError
-from dino_extract.names import root_from_text
+from dino_extract.names import path_from_text
 from dino_extract.status import Status
 from dino_extract.store import disk
 from dino_extract.store.header import DamagedHeaderError, Header, open_hdf5, read_header
@@ -101,7 +101,7 @@ def differences(header: Header, layout: Layout, other: str = "you asked for") ->
 
 def root_differs(header: Header, layout: Layout) -> bool:
     """Whether the paths of a file lead to other places than those of the run; paths that are absolute lead to the same from anywhere."""
-    old, new = (root_from_text(str(attrs.get("root", ""))) for attrs in (header.attrs, layout.attrs))
+    old, new = (path_from_text(str(attrs.get("root", ""))) for attrs in (header.attrs, layout.attrs))
     if old == new or all(key.startswith(b"/") for key in header.keys):
         return False
     return not (os.path.exists(old) and os.path.exists(new) and os.path.samefile(old, new))
@@ -112,7 +112,7 @@ def is_of_other_images(header: Header, layout: Layout) -> bool:
 
     Where it is not, it was moved, and the run has its new place.
     """
-    return root_differs(header, layout) and os.path.exists(root_from_text(str(header.attrs.get("root", ""))))
+    return root_differs(header, layout) and os.path.exists(path_from_text(str(header.attrs.get("root", ""))))
 
 
 def check_same(donor: Donor, layout: Layout) -> None:

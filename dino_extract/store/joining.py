@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dino_extract.config import SIGNATURE, parse_shard
 from dino_extract.errors import StoreError
-from dino_extract.names import root_as_text, root_from_text
+from dino_extract.names import path_as_text, path_from_text
 from dino_extract.status import Status
 from dino_extract.store import disk
 from dino_extract.store.donor import Donor, differences
@@ -107,7 +107,7 @@ def _joined_layout(headers: Sequence[Header], signature: Sequence[str]) -> Layou
     first = headers[0]
     attrs = {name: value for name, value in first.attrs.items() if name not in OWN_ATTRS and name != "shard"}
     if "root" in attrs:
-        attrs["root"] = root_as_text(_common_root(headers))
+        attrs["root"] = path_as_text(_common_root(headers))
         sources = chain.from_iterable(json.loads(header.attrs["sources"]) for header in headers)
         attrs["sources"] = json.dumps(list(dict.fromkeys(sources)))
     layout = Layout(first.datasets[: -len(BOOKKEEPING)], attrs, tuple(signature))
@@ -141,7 +141,7 @@ def _check_rows(donor: Donor) -> None:
 
 
 def _root_of(header: Header) -> bytes:
-    return root_from_text(str(header.attrs.get("root", "")))
+    return path_from_text(str(header.attrs.get("root", "")))
 
 
 def _common_root(headers: Sequence[Header]) -> bytes:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from dino_extract.analysis.export import EXPORT_FORMATS, export
 from dino_extract.cli.export import export as export_command
 from dino_extract.errors import ConfigError, StoreError
-from dino_extract.names import display_name
+from dino_extract.names import printable
 from dino_extract.store import Store
 from tests.analysis.stores import write_store
 from tests.pictures.picture_store import make_store, patch_field
@@ -126,7 +126,7 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path: Path) -> None:
     """However a spreadsheet cuts the line, no path begins like a formula, and without `./` each is the path of the store."""
     with make_store(tmp_path, FORMULAS, with_photos=False) as store:
         result = export(store, tmp_path / "x.csv")
-        names = [display_name(path) for path in store.paths]
+        names = [printable(path) for path in store.paths]
 
     text = (tmp_path / "x.csv").read_text(encoding="utf-8")
     for separator in ",;\t":

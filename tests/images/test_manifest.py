@@ -12,7 +12,6 @@ from dino_extract.images.containers import ImageError, ImageRef
 from dino_extract.images.finding import find_images
 from dino_extract.images.manifest import manifest_of, resolve
 from dino_extract.images.reading import read_image_bytes
-from dino_extract.names import printable, root_as_text, root_from_text
 from dino_extract.status import Status
 from tests.folders import fill, make_tar, make_zip
 
@@ -110,20 +109,6 @@ def test_file_over_the_byte_limit_is_too_large(tmp_path: Path) -> None:
         read_image_bytes(ImageRef(b"a.jpg", os.fsencode(tmp_path / "a.jpg")))
 
     assert caught.value.status == Status.TOO_LARGE
-
-
-def test_control_characters_are_escaped_for_terminals() -> None:
-    """Names with escape sequences, newlines and bytes that are no text are shown harmless."""
-    assert printable(b"a\x1b[31m\n\xff\xc3\xa9.jpg") == "a\\x1b[31m\\n\\xff\u00e9.jpg"
-
-
-@pytest.mark.parametrize("name", [b"w\xff\xe9", "caf\u00e9".encode(), b"a\\xff", b"back\\slash\\x5c"])
-def test_any_root_survives_as_text(name: bytes) -> None:
-    """A folder's name that is not UTF-8, or looks like an escape, comes back from the text of a file; a plain one is shown as it is."""
-    text = root_as_text(b"/photos/" + name)
-
-    assert root_from_text(text.encode().decode()) == b"/photos/" + name
-    assert root_as_text(b"/photos/a b") == "/photos/a b"
 
 
 def test_shards_are_even_parts_that_do_not_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

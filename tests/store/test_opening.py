@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dino_extract.errors import SourceError, StoreBusyError, StoreError
-from dino_extract.names import root_as_text
+from dino_extract.names import path_as_text
 from dino_extract.status import Status
 from dino_extract.store import Layout, RowDataset, StoreWarning, count_pending, open_store, open_writer, verify_store
 from dino_extract.store.donor import Donor
@@ -346,7 +346,7 @@ def test_lock_of_a_dead_process_does_not_block(tmp_path: Path) -> None:
 
 def rooted(root: Path) -> Layout:
     """The sample's layout for images below a folder."""
-    return replace(LAYOUT, attrs={**LAYOUT.attrs, "root": root_as_text(os.fsencode(root))})
+    return replace(LAYOUT, attrs={**LAYOUT.attrs, "root": path_as_text(os.fsencode(root))})
 
 
 def folder(path: Path) -> Path:

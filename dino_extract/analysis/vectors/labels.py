@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dino_extract.analysis.vectors.stored import require_images
 from dino_extract.errors import ConfigError, DinoExtractWarning, SourceError, StoreError
-from dino_extract.names import printable, root_from_text
+from dino_extract.names import path_from_text, printable
 from dino_extract.options import as_list
 from dino_extract.status import Status
 from dino_extract.store import Store, read_dataset
@@ -144,7 +144,7 @@ def _names(header: Sequence[str]) -> dict[str, int]:
 
 def _labels_by_path(store: Store, label_of: Mapping[str, str], name: str) -> list[str]:
     """(n,) the label of each embedded image, "" where there is none."""
-    root = os.fsdecode(root_from_text(str(store.attrs["root"])))
+    root = os.fsdecode(path_from_text(str(store.attrs["root"])))
     found = (_paths_in(label_of, store.all_paths, folder) for folder in ("", f"{root}/", f"{os.path.basename(root)}/"))
     of_rows = next(filter(any, found), [""] * len(store.all_paths))
     named = [of_rows[row] for row in store_rows(store).tolist()]

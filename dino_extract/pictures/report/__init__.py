@@ -16,7 +16,7 @@ from dino_extract.analysis.vectors.labels import LabelSource, labels_of
 from dino_extract.analysis.vectors.stored import StoreSource, opened, stored_vectors, unit
 from dino_extract.analysis.writing import replacing, require_place
 from dino_extract.errors import ConfigError
-from dino_extract.names import display_name
+from dino_extract.names import printable
 from dino_extract.options import checked
 from dino_extract.pictures.report.facts import MAX_FAILURES_SHOWN, failures, how_it_was_made, what_is_in_it
 from dino_extract.pictures.report.geometry import MapMethod, Neighbourhood, Survey, maps_of, neighbourhood, survey
@@ -118,7 +118,7 @@ def report(
         paths = [all_paths[position] for position in positions]
         thumbnails = thumbnails_of(file, paths, on_progress)
         page = fill_page(
-            title=display_name(os.path.basename(file.path)),
+            title=printable(os.path.basename(file.path)),
             summary=f"{len(file):,} images embedded with {file.attrs.get('model', 'an unknown model')}",
             notes=_notes(file, positions, thumbnails),
             sections=_sections(file, figures_of_all, near, threshold),
@@ -139,7 +139,7 @@ def report(
 
 def _image_data(paths: Sequence[str], near: Neighbourhood, thumbnails: Thumbnails) -> dict[str, Any]:
     """What the script of the page knows of each image."""
-    names = [display_name(path) for path in paths]
+    names = [printable(path) for path in paths]
     folders, in_folder = _commonest_first(_short_folders(names))
     num_clusters = int(near.cluster.max()) + 1
     typical = [np.flatnonzero(near.cluster == each) for each in range(num_clusters)]
@@ -162,7 +162,7 @@ def _image_data(paths: Sequence[str], near: Neighbourhood, thumbnails: Thumbnail
 
 
 def _label_data(labels: Sequence[str]) -> dict[str, Any]:
-    names, numbers = _commonest_first([display_name(label) or "(no label)" for label in labels])
+    names, numbers = _commonest_first([printable(label) or "(no label)" for label in labels])
     return {"labels": names, "label": numbers}
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from dino_extract.names import display_name
+from dino_extract.names import printable
 from dino_extract.store import RaggedRows, Store
 
 MAX_FAILURES_SHOWN = 1000  # more would make the page slow and help nobody
@@ -41,7 +41,7 @@ def what_is_in_it(store: Store) -> list[tuple[str, str]]:
     """(label, value): number of images, size of the file, shape of every dataset."""
     num_failed = len(store.all_paths) - len(store)
     facts = [
-        ("File", f"{display_name(os.path.basename(store.path))}, {os.path.getsize(store.path) / 1e6:,.1f} MB"),
+        ("File", f"{printable(os.path.basename(store.path))}, {os.path.getsize(store.path) / 1e6:,.1f} MB"),
         ("Images", f"{len(store):,} embedded" + (f", {num_failed:,} failed" if num_failed else ", none failed")),
     ]
     for name in store.names:
@@ -54,4 +54,4 @@ def what_is_in_it(store: Store) -> list[tuple[str, str]]:
 def failures(store: Store) -> list[tuple[str, str, str]]:
     """(path, kind, reason) of the first images that could not be embedded."""
     shown = store.failures[:MAX_FAILURES_SHOWN]
-    return [(display_name(each.path), each.status.name.lower().replace("_", " "), each.error) for each in shown]
+    return [(printable(each.path), each.status.name.lower().replace("_", " "), each.error) for each in shown]
