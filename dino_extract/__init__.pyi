@@ -1,7 +1,7 @@
 # The public names, stated once: editors and type checkers read them here, and `__init__.py` imports each on first use.
 
 from .analysis.cluster import cluster as cluster
-from .analysis.cluster import curate as curate
+from .analysis.curate import curate as curate
 from .analysis.dataset import EmbeddingDataset as EmbeddingDataset
 from .analysis.dedup import dedup as dedup
 from .analysis.dedup import leaks as leaks

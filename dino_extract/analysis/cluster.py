@@ -1,38 +1,30 @@
-"""Clusters of similar images, how they agree with labels, and training sets drawn evenly from a hierarchy of them.
+"""Clusters of similar images, clusters of clusters, and how they agree with labels.
 
-Source: DINOv2 (arXiv 2304.07193) Sec. 3 and App. A, retrieval of images like a seed set, by sample and by cluster; hierarchical k-means
-and balanced sampling after Vo et al. 2024 (arXiv 2405.15613).
+Source: hierarchical k-means after Vo et al. 2024 (arXiv 2405.15613).
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors.compatible import require_made_alike
-from dino_extract.analysis.vectors.kmeans import Clusters, assign, kmeans, largest_first
-from dino_extract.analysis.vectors.neighbours import nearest
+from dino_extract.analysis.vectors.kmeans import Clusters, kmeans, largest_first
 from dino_extract.analysis.vectors.stored import (
     StoreSource,
     Vectors,
     VectorSource,
     as_vectors,
     opened,
-    require_same_dim,
     stored_vectors,
 )
 from dino_extract.errors import ConfigError
-from dino_extract.options import as_list, checked
-
-Like = Literal["sample", "cluster"]
-MIN_SEEDS = 4  # "more than 3" seeds have to lie in a cluster for its images to be taken, as for LVD-142M
+from dino_extract.options import as_list
+from dino_extract.results import Result
 
 
 @dataclass(frozen=True)
@@ -48,24 +40,73 @@ class Agreement:
     nmi: float
 
 
+@dataclass(frozen=True, eq=False)
+class Clustering(Result, Sequence[Clusters]):
+    """Clusters of the images of a store: a sequence of levels, the finest first.
+
+    Args:
+        paths: (n,) path of each image.
+        levels: one division of the images for each level.
+    """
+
+    paths: Sequence[str]
+    levels: tuple[Clusters, ...]
+
+    @overload
+    def __getitem__(self, index: int) -> Clusters: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Clusters]: ...
+    def __getitem__(self, index: int | slice) -> Clusters | Sequence[Clusters]:
+        return self.levels[index]
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def summary(self) -> str:
+        """Number of images, and of clusters on each level."""
+        return f"{len(self.paths):,} images in {', '.join(f'{len(level.centres):,}' for level in self.levels)} clusters"
+
+    def columns(self) -> dict[str, list[Any]]:
+        """A column of values for each level, and the cosine of each image to the centre of its finest cluster."""
+        codes = {f"cluster{len(level.centres)}": level.codes.tolist() for level in self.levels}
+        return {**codes, "similarity": self.levels[0].similarity.tolist()}
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each image."""
+        columns = {"path": self.paths, **self.columns()}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
 def cluster(
-    store: StoreSource, num_clusters: int, *, coarser: int | Sequence[int] = (), dataset: str = "features", seed: int = 0
-) -> list[Clusters]:
-    """Divide the images of a store into clusters, and those into fewer and fewer: one division of the images for each level.
+    store: StoreSource,
+    clusters: int | None = None,
+    *,
+    coarser: int | Sequence[int] = (),
+    dataset: str = "features",
+    seed: int = 0,
+) -> Clustering:
+    """Divide the images of a store into clusters of similar images, and these into fewer and fewer.
 
     Args:
         store: store, or path of one.
-        num_clusters: clusters of the finest level, which comes first.
-        coarser: clusters of the levels above, falling.
+        clusters: number of clusters on the finest level. By default about the root of half the number of images, from 2 to 30.
+        coarser: number of clusters on each level above, in falling order.
         dataset: vectors to compare.
-        seed: of the first centres.
+        seed: seed of the first centres.
 
     Raises:
         StoreError: an unfinished or empty store.
         ConfigError: fewer images than clusters, or levels that do not fall.
     """
     with opened(store) as found:
-        return hierarchy(stored_vectors(found, dataset), [num_clusters, *as_list(coarser)], seed=seed)
+        vectors = stored_vectors(found, dataset)
+        finest = default_clusters(len(vectors)) if clusters is None else clusters
+        return Clustering(found.paths, tuple(hierarchy(vectors, [finest, *as_list(coarser)], seed=seed)))
+
+
+def default_clusters(images: int) -> int:
+    """The number of clusters where none is asked for: about the root of half the number of images, from 2 to 30."""
+    return min(images, 30, max(2, round((images / 2) ** 0.5)))
 
 
 def hierarchy(vectors: VectorSource, sizes: Sequence[int], *, seed: int = 0) -> list[Clusters]:
@@ -130,140 +171,3 @@ def agreement(clusters: NDArray[np.int64], codes: NDArray[np.int64]) -> Agreemen
 def _entropy(shares: NDArray[np.float64]) -> float:
     some = shares[shares > 0]
     return float(-(some * np.log(some)).sum())
-
-
-def curate(
-    store: StoreSource,
-    budget: int,
-    *,
-    levels: int | Sequence[int] = (),
-    like: StoreSource | None = None,
-    by: Like = "sample",
-    dataset: str = "features",
-    seed: int = 0,
-) -> list[str]:
-    """Paths of a training set of `budget` images, sorted: evenly over the hierarchy of clusters, or similar to a seed set.
-
-    Args:
-        store: store, or path of one.
-        budget: images wanted.
-        levels: clusters of each level, falling; by default about two times the root of the images, and the root of that.
-        like: seed images, made alike.
-        by: with `like`: `sample` takes the nearest neighbour of every seed, then the second nearest, and so on; `cluster` takes
-            images evenly from all clusters with more than 3 seeds in them.
-        dataset: vectors to compare.
-        seed: of everything drawn at random.
-
-    Raises:
-        StoreError: unfinished, or made differently.
-        ConfigError: a budget above the number of images, or no cluster with enough seeds.
-    """
-    checked("by", Like, by)
-    if like is None and by != "sample":
-        raise ConfigError("`--by` says how images like those of `--like` are found, which is not given", hint="`--like SEEDS.h5`")
-    sizes = as_list(levels)
-    if like is not None and len(sizes) > (by == "cluster"):
-        raise ConfigError(
-            "`--levels` are for an even choice: `--like` takes none, and with `--by cluster` one number of clusters",
-            hint="leave `--levels` or `--like` out",
-        )
-    with opened(store) as found:
-        vectors = stored_vectors(found, dataset)
-        if not 1 <= budget <= len(vectors):
-            raise ConfigError(
-                f"`--budget` must be from 1 to the {len(vectors):,} images of `{found.path}`, got {budget:,}",
-                hint=f"for example `--budget {max(1, len(vectors) // 2)}`",
-            )
-        sizes = sizes or default_levels(len(vectors))
-        if like is None:
-            rows = balanced_sample([level.codes for level in hierarchy(vectors, sizes, seed=seed)], budget, seed=seed)
-        else:
-            with opened(like) as seeds:
-                require_made_alike(found, seeds)
-                wanted = stored_vectors(seeds, dataset)
-                require_same_dim(wanted, vectors)
-                if by == "sample":
-                    rows = nearest_in_turn(wanted, vectors, budget)
-                else:
-                    rows = _from_seeded_clusters(vectors, wanted, sizes[0], budget, seed)
-        paths = found.paths
-        return sorted(paths[row] for row in rows.tolist())
-
-
-def default_levels(num_images: int) -> list[int]:
-    """About two times the root of the number of images, and the root of that: 10,000 images give 200 and 14 clusters."""
-    fine = max(1, min(num_images, round(2 * math.sqrt(num_images))))
-    coarse = round(math.sqrt(fine))
-    return [fine, coarse] if 1 < coarse < fine else [fine]
-
-
-def balanced_sample(levels: Sequence[NDArray[np.int64]], budget: int, *, seed: int = 0) -> NDArray[np.int64]:
-    """(budget,) rows, ascending: the budget is shared evenly among the coarsest clusters, within each among the next finer ones, ...
-
-    A cluster with fewer images than its share gives all, and the rest is shared by the others; within the finest, chance decides.
-
-    Args:
-        levels: for each level the cluster of each image, (n,) int64, the finest first.
-        budget: rows wanted, at most n.
-        seed: of the chance.
-    """
-    rng = np.random.default_rng(seed)
-    return np.sort(_draw(np.arange(len(levels[0])), list(levels), budget, rng))
-
-
-def _draw(rows: NDArray[np.int64], levels: list[NDArray[np.int64]], budget: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    if not levels or budget == len(rows):
-        return rng.permutation(rows)[:budget]
-    codes = levels[-1][rows]
-    order = np.argsort(codes, kind="stable")
-    parts = np.split(rows[order], np.flatnonzero(np.diff(codes[order])) + 1)
-    shares = even_shares(np.array([len(part) for part in parts]), budget, rng)
-    return np.concatenate([_draw(part, levels[:-1], int(share), rng) for part, share in zip(parts, shares, strict=True) if share])
-
-
-def even_shares(sizes: NDArray[np.int64], budget: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """What each cluster gives: as equal as its size allows, `budget` in all; who gives one more is drawn.
-
-    `even_shares([1, 10, 10], 9)` is `[1, 4, 4]`.
-    """
-    shares = np.zeros(len(sizes), np.int64)
-    left = min(budget, int(sizes.sum()))
-    while left:
-        open_ = np.flatnonzero(shares < sizes)
-        if left < len(open_):
-            shares[rng.permutation(open_)[:left]] += 1
-            break
-        more = np.minimum(sizes[open_] - shares[open_], left // len(open_))
-        shares[open_] += more
-        left -= int(more.sum())
-    return shares
-
-
-def nearest_in_turn(seeds: VectorSource, bank: VectorSource, budget: int) -> NDArray[np.int64]:
-    """Rows of the bank: the nearest of every seed, then the second nearest of every seed, ... until there are `budget` different ones.
-
-    Within one turn the more similar ones come first.
-    """
-    seeds, bank = as_vectors(seeds, "the seeds"), as_vectors(bank)
-    k = min(len(bank), max(4, 2 * math.ceil(budget / len(seeds))))
-    while True:
-        similarity, index = nearest(seeds, bank, k)
-        turn = np.broadcast_to(np.arange(index.shape[1]), index.shape)
-        order = np.lexsort((-similarity.ravel(), turn.ravel()))
-        rows = index.ravel()[order]
-        first = np.sort(np.unique(rows, return_index=True)[1])
-        if len(first) >= budget or k == len(bank):
-            return rows[first[:budget]]
-        k = min(len(bank), 2 * k)
-
-
-def _from_seeded_clusters(vectors: VectorSource, seeds: VectorSource, num_clusters: int, budget: int, seed: int) -> NDArray[np.int64]:
-    found = kmeans(vectors, num_clusters, seed=seed)
-    seed_codes, _ = assign(as_vectors(seeds), torch.from_numpy(found.centres))
-    wanted = np.flatnonzero(np.bincount(seed_codes, minlength=num_clusters) >= MIN_SEEDS)
-    if len(wanted) == 0:
-        raise ConfigError(
-            f"no cluster has {MIN_SEEDS} of the {len(seed_codes):,} seeds or more", hint="fewer clusters with `--levels`, or `--by sample`"
-        )
-    rows = np.flatnonzero(np.isin(found.codes, wanted))
-    return rows if len(rows) <= budget else rows[balanced_sample([found.codes[rows]], budget, seed=seed)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from dino_extract.analysis.vectors.stored import (
     unit,
 )
 from dino_extract.errors import ConfigError
+from dino_extract.results import Result, shown
 
 THRESHOLD = 0.95
 LADDER = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)  # thresholds that are counted in the same pass
@@ -38,7 +39,7 @@ CALIBRATED = (0.7, 0.8, *LADDER)  # thresholds that are measured on altered copi
 
 
 @dataclass(frozen=True)
-class Kept:
+class Kept(Result):
     """An image that stays, and those that can go because they are nearly the same.
 
     Args:
@@ -51,9 +52,18 @@ class Kept:
     drop: tuple[str, ...]
     similarity: tuple[float, ...]
 
+    def summary(self) -> str:
+        """The path, and how many images can go for it."""
+        return f"{shown(self.path)}, {len(self.drop):,} to drop"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each image that can go."""
+        pairs = zip(self.drop, self.similarity, strict=True)
+        return [{"keep": self.path, "drop": path, "similarity": similarity} for path, similarity in pairs]
+
 
 @dataclass(frozen=True)
-class DuplicateGroup:
+class DuplicateGroup(Result):
     """Images that hang together: each is nearly the same as some other one, not always as every other one.
 
     Args:
@@ -72,6 +82,14 @@ class DuplicateGroup:
         """Number of images, kept and dropped."""
         return sum(1 + len(each.drop) for each in self.kept)
 
+    def summary(self) -> str:
+        """Number of images, and the first one that is kept."""
+        return f"{len(self):,} images, keep {shown(self.kept[0].path)}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each image that can go."""
+        return [row for each in self.kept for row in each.table()]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -83,7 +101,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class DedupResult:
+class DedupResult(Result):
     """Near-duplicates of one store.
 
     Args:
@@ -97,11 +115,20 @@ class DedupResult:
     threshold: float
     groups: tuple[DuplicateGroup, ...]
     ladder: tuple[Step, ...]
+    also = ("drop",)
 
     @property
     def drop(self) -> list[str]:
         """Paths that can go, sorted."""
         return sorted(path for group in self.groups for path in group.drop)
+
+    def summary(self) -> str:
+        """Number of images, of groups and of images that can go."""
+        return f"{self.images:,} images, {len(self.groups):,} groups, {len(self.drop):,} to drop at {self.threshold:g}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each image that can go, with the number of its group."""
+        return [{"group": number, **row} for number, group in enumerate(self.groups) for row in group.table()]
 
 
 @dataclass(frozen=True)

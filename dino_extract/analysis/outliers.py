@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,10 @@ from dino_extract.analysis.vectors.neighbours import nearest, nearest_blocks
 from dino_extract.analysis.vectors.stored import StoreSource, Vectors, opened, stored_vectors
 from dino_extract.errors import ConfigError
 from dino_extract.options import Limits, checked
+from dino_extract.results import Result, plain, shown
 
 NEIGHBOURS = 5
+RARE = 0.99  # percentile rank from which an image counts as rare
 MAX_COMPARED = 100_000  # more neighbours to choose from change little and cost time in proportion
 
 
@@ -33,7 +35,7 @@ class Outlier(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Outliers:
+class Outliers(Result):
     """Images, the most isolated first.
 
     Args:
@@ -59,6 +61,24 @@ class Outliers:
         """The most isolated images, fewer than `count` where there are fewer."""
         columns = (self.paths, self.isolation.tolist(), self.unusual.tolist(), self.nearest, self.similarity.tolist())
         return [Outlier(*line) for line in zip(*(column[:count] for column in columns), strict=True)]
+
+    @property
+    def num_rare(self) -> int:
+        """Number of images that are more isolated than 99 % of the reference images."""
+        return int((self.unusual >= RARE).sum())
+
+    def summary(self) -> str:
+        """Number of images, of rare ones, and the most isolated image."""
+        return f"{len(self):,} images, {self.num_rare:,} rare, most isolated {shown(self.paths[0])}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each image."""
+        return [line._asdict() for line in self.first(len(self))]
+
+    def to_dict(self, top: int | None = None) -> dict[str, Any]:
+        """Counts, and the first images: all of them without `top`."""
+        first = self.first(len(self) if top is None else top)
+        return plain({"images": len(self), "compared_with": self.num_compared, "rare": self.num_rare, "outliers": first})  # type: ignore[no-any-return]
 
 
 def outliers(

@@ -6,8 +6,8 @@ import fnmatch
 import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from dino_extract.analysis.vectors.stored import (
 )
 from dino_extract.errors import ConfigError
 from dino_extract.options import Limits, as_list, checked
+from dino_extract.results import Result, shown
 from dino_extract.store import Store
 
 IndexChoice = Literal["auto", "exact", "hnsw", "ivfpq"]
@@ -46,11 +47,20 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class SearchResult:
+class SearchResult(Result):
     """What was found for one query, best first."""
 
     query: str
     hits: tuple[Hit, ...]
+
+    def summary(self) -> str:
+        """The query, and the best hit."""
+        best = f", best {self.hits[0].similarity:.4f} {shown(self.hits[0].path)}" if self.hits else ""
+        return f"{shown(self.query)}, {len(self.hits):,} hits{best}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each hit."""
+        return [{"query": self.query, "rank": rank, **asdict(hit)} for rank, hit in enumerate(self.hits, 1)]
 
 
 def search(

@@ -123,12 +123,12 @@ def curate(
 
     Prints their paths, one a line, relative to the folder that FILE.h5 was made from.
     """
-    from dino_extract.analysis import cluster as analysis  # loads torch, which `--help` must not wait for, which `--help` must not wait for
+    from dino_extract.analysis import curate as analysis  # loads torch, which `--help` must not wait for
     from dino_extract.analysis.writing import require_place
 
     require_place(output, "list")
     sizes = parse_levels(levels, "--levels")
-    paths = analysis.curate(file, budget, levels=sizes, like=like, by=by, dataset=dataset, seed=seed)
+    paths = analysis.curate(file, budget, levels=sizes, like=like, by=by, dataset=dataset, seed=seed).paths
     if len(paths) < budget:
         say(f"note: only {len(paths):,} images lie in clusters with enough seeds")
     if output is None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dino_extract.errors import ExitCode
+from dino_extract.results import plain
 
 Labels = Annotated[
     str | None,
@@ -98,14 +99,4 @@ def warn_of_line_breaks(paths: Sequence[str]) -> None:
 
 def print_json(value: Any) -> None:
     """A result for machines, on stdout; NaN, which JSON does not have, becomes null."""
-    print(json.dumps(_plain(value), indent=2, ensure_ascii=True))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and value != value else value
+    print(json.dumps(plain(value), indent=2, ensure_ascii=True))

@@ -7,15 +7,15 @@ Source: official dinov2/eval/knn.py; InstDisc (arXiv 1805.01978) Sec. 3.4, weigh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dino_extract.analysis.probes.scores import Answers, ClassScore, add_to_confusion, class_table, mean_recall, top_accuracy
+from dino_extract.analysis.probes.scores import Answers, ClassScore, add_to_confusion, class_table, mean_recall, printable, top_accuracy
 from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_images
 from dino_extract.analysis.vectors.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.vectors.neighbours import nearest_blocks
@@ -31,6 +31,7 @@ from dino_extract.analysis.vectors.stored import (
 )
 from dino_extract.errors import ConfigError
 from dino_extract.options import Options, as_list, option, require_with
+from dino_extract.results import Result, plain
 
 OFFICIAL_K = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -77,7 +78,7 @@ class KnnScore:
 
 
 @dataclass(frozen=True, eq=False)
-class KnnResult:
+class KnnResult(Result):
     """Outcome of a classification by neighbours.
 
     Args:
@@ -99,6 +100,8 @@ class KnnResult:
     num_test: int
     answers: Answers
     unlabelled: int = 0
+    left_out = ("answers",)
+    also = ("mean_recall", "per_class")
 
     @property
     def per_class(self) -> list[ClassScore]:
@@ -109,6 +112,19 @@ class KnnResult:
     def mean_recall(self) -> float:
         """Accuracy as if classes were of one size, 0..1."""
         return mean_recall(self.confusion)
+
+    def summary(self) -> str:
+        """Number of test images, and the best top-1."""
+        best = max(self.scores, key=lambda score: score.top1)
+        return f"{self.num_test:,} images, top-1 {best.top1:.1%} at k={best.k}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each k."""
+        return [asdict(score) for score in self.scores]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `Result.to_dict`; `confusion` is None for more than 1,000 classes."""
+        return {**super().to_dict(), "confusion": plain(printable(self.confusion))}
 
 
 def knn(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from dino_extract.analysis.probes.knn import draw_per_class
 from dino_extract.analysis.probes.logistic import HELD_OUT, accuracy, choose_strength, fit_logistic, split_held_out
 from dino_extract.analysis.probes.probe import Probe
-from dino_extract.analysis.probes.scores import Answers, ClassScore, add_to_confusion, class_table, mean_recall, top_accuracy
+from dino_extract.analysis.probes.scores import Answers, ClassScore, add_to_confusion, class_table, mean_recall, printable, top_accuracy
 from dino_extract.analysis.probes.sgd_heads import ITERATIONS, LEARNING_RATES, fit_heads
 from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_images
 from dino_extract.analysis.vectors.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.vectors.stored import StoreSource, Vectors, opened, rows_where, stored_vectors
 from dino_extract.errors import ConfigError
 from dino_extract.options import Limits, as_list, checked, require_with
+from dino_extract.results import Result, plain
 from dino_extract.store import Store
 
 Method = Literal["logistic", "sgd"]
@@ -40,7 +41,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class LinearResult:
+class LinearResult(Result):
     """Outcome of a linear probe.
 
     Args:
@@ -68,6 +69,13 @@ class LinearResult:
     num_test: int
     answers: Answers
     unlabelled: int
+    left_out = ("answers", "probe")
+    also = ("classes", "mean_recall", "per_class")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, sorted."""
+        return self.probe.classes
 
     @property
     def per_class(self) -> list[ClassScore]:
@@ -78,6 +86,18 @@ class LinearResult:
     def mean_recall(self) -> float:
         """Accuracy as if classes were of one size, 0..1."""
         return mean_recall(self.confusion)
+
+    def summary(self) -> str:
+        """Number of test images, top-1 and the chosen input."""
+        return f"{self.num_test:,} images, top-1 {self.top1:.1%}, {self.method} on {self.chosen.input}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each input that was tried."""
+        return [{**asdict(each), "chosen": each == self.chosen} for each in self.candidates]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `Result.to_dict`; `confusion` is None for more than 1,000 classes."""
+        return {**super().to_dict(), "confusion": plain(printable(self.confusion))}
 
 
 def linear(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from dino_extract.analysis.vectors.compatible import require_made_alike, require
 from dino_extract.analysis.vectors.stored import StoreSource, opened, rows_where
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.options import Limits, as_list, checked, require_with
+from dino_extract.results import Result
 from dino_extract.store import Rows, Store
 
 ITERATIONS = 1000
@@ -38,7 +40,7 @@ _VARIANCE_WEIGHT = 0.85  # of the scale-invariant loss, Eigen et al. 2014 as in 
 
 
 @dataclass(frozen=True)
-class DenseResult:
+class DenseResult(Result):
     """Outcome of a dense probe on the test images.
 
     Args:
@@ -57,6 +59,14 @@ class DenseResult:
     num_train: int
     num_test: int
     without_target: int
+
+    def summary(self) -> str:
+        """Number of test images, and the metrics."""
+        return f"{self.num_test:,} images, {', '.join(f'{name} {value:.4g}' for name, value in self.metrics.items())}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each class of a segmentation, the metrics of a depth."""
+        return [{"class": code, "iou": iou} for code, iou in enumerate(self.class_iou)] or [dict(self.metrics)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,13 +16,14 @@ from dino_extract.analysis.vectors.stored import StoreSource, Vectors, VectorSou
 from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.options import Limits, checked
+from dino_extract.results import Result, shown
 from dino_extract.store import Store
 
 FORMAT = "1"  # of the metadata entry `dino_extract_probe`
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class Probe(Result):
     """A linear head on stored vectors.
 
     Args:
@@ -40,6 +41,15 @@ class Probe:
     datasets: tuple[str, ...]
     attrs: dict[str, Any] = field(default_factory=dict)
     path: str = "the classifier"
+    left_out = ("weight", "bias", "attrs")
+
+    def summary(self) -> str:
+        """Number of classes, and the input."""
+        return f"{len(self.classes):,} classes of {', '.join(self.datasets)}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each class."""
+        return [{"class": name} for name in self.classes]
 
     def probabilities(self, vectors: VectorSource) -> NDArray[np.float32]:
         """(n, C) float32 probability of each class.
@@ -103,12 +113,21 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Classified:
+class Classified(Result):
     """One classified image: its path, the likeliest labels, and their probabilities."""
 
     path: str
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
+
+    def summary(self) -> str:
+        """The path and its likeliest label."""
+        return f"{shown(self.path)}, {self.labels[0]} {self.probabilities[0]:.1%}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each label."""
+        pairs = zip(self.labels, self.probabilities, strict=True)
+        return [{"path": self.path, "label": label, "probability": probability} for label, probability in pairs]
 
 
 def classify(probe: Probe | str | os.PathLike[str], store: StoreSource, *, top: int = 1) -> list[Classified]:

@@ -6,7 +6,8 @@ Dimension key: `B` vectors in a block, `D` width, `K` clusters, `T` draws.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from dino_extract.analysis.vectors.stored import Vectors, VectorSource, as_vectors
 from dino_extract.errors import ConfigError
+from dino_extract.results import Result
 
 SAMPLE_PER_CLUSTER = 256  # more vectors per cluster hardly move its centre (faiss uses as many)
 ITERATIONS = 20
@@ -22,7 +24,8 @@ _SIMILARITIES = 16 << 20  # computed at a time: 64 MB
 _SEEDING_SAMPLE = 16  # candidates per cluster that the first centres are chosen from
 
 
-class Clusters(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Clusters(Result):
     """A division of vectors into clusters.
 
     Args:
@@ -34,6 +37,28 @@ class Clusters(NamedTuple):
     centres: NDArray[np.float32]
     codes: NDArray[np.int64]
     similarity: NDArray[np.float32]
+    left_out = ("centres",)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(K,) int64 number of vectors in each cluster."""
+        return np.bincount(self.codes, minlength=len(self.centres))
+
+    def rows(self, cluster: int) -> NDArray[np.int64]:
+        """(m,) int64 rows of the vectors in a cluster, the most typical first."""
+        rows = np.flatnonzero(self.codes == cluster)
+        return rows[np.argsort(-self.similarity[rows], kind="stable")]
+
+    def summary(self) -> str:
+        """Number of vectors and of clusters."""
+        return f"{len(self.codes):,} vectors in {len(self.centres):,} clusters"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each cluster."""
+        total = np.bincount(self.codes, weights=self.similarity, minlength=len(self.centres))
+        mean = total / np.maximum(self.sizes, 1)
+        columns = zip(self.sizes.tolist(), mean.tolist(), strict=True)
+        return [{"cluster": number, "images": size, "mean_similarity": value} for number, (size, value) in enumerate(columns)]
 
 
 def kmeans(vectors: VectorSource, num_clusters: int, *, seed: int = 0, iterations: int = ITERATIONS) -> Clusters:

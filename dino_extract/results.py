@@ -1,0 +1,111 @@
+"""What the results of public functions have in common: one line on a terminal, a small table in a notebook, JSON, and a data frame.
+
+Example:
+    @dataclass(frozen=True)
+    class Found(Result):
+        paths: tuple[str, ...]
+        model: Any
+        left_out = ("model",)  # of JSON
+
+        def summary(self) -> str:
+            return f"{len(self.paths):,} images"
+
+        def table(self) -> list[dict[str, Any]]:
+            return [{"path": path} for path in self.paths]
+
+    Found(("a.jpg",), None)            # Found(1 images)
+    Found(("a.jpg",), None).to_dict()  # {"paths": ["a.jpg"]}, which `--json` prints
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from html import escape
+from math import isfinite
+from typing import Any, ClassVar
+
+from dino_extract.errors import ConfigError
+
+HTML_ROWS = 10  # of the table in a notebook
+
+
+class Result:
+    """Base of the frozen dataclasses that public functions return.
+
+    Attributes:
+        left_out: names of fields that `to_dict` leaves out.
+        also: names of properties that `to_dict` adds to the fields.
+    """
+
+    left_out: ClassVar[tuple[str, ...]] = ()
+    also: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.__repr__ = Result.__repr__  # type: ignore[method-assign]  # `dataclass` keeps one that the class has, and replaces one it inherits
+
+    def summary(self) -> str:
+        """The result in a few words: counts and scores, never a whole list."""
+        raise NotImplementedError
+
+    def table(self) -> list[dict[str, Any]]:
+        """The result as rows of values by column; without an own version, a single row of the plain fields."""
+        return [{name: value for name, value in self.to_dict().items() if not isinstance(value, (list, dict))}]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.summary()})"
+
+    def _repr_html_(self) -> str:
+        rows = self.table()
+        names = list(rows[0]) if rows else []
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
+        body = "".join(f"<tr>{''.join(f'<td>{_cell(row[name])}</td>' for name in names)}</tr>" for row in rows[:HTML_ROWS])
+        more = f"<p>{len(rows) - HTML_ROWS:,} more rows, see <code>to_dataframe()</code></p>" if len(rows) > HTML_ROWS else ""
+        return f"<p>{escape(repr(self))}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in the types of JSON, under the names of its fields: what `--json` prints."""
+        return plain({name: getattr(self, name) for name in (*_names(self), *self.also) if name not in self.left_out})  # type: ignore[no-any-return]
+
+    def to_dataframe(self) -> Any:
+        """The result as a `pandas.DataFrame`, a row for each line of `table`.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        try:
+            import pandas  # an optional package
+        except ImportError as error:
+            raise ConfigError("the package `pandas` is not installed, which `to_dataframe` needs", hint="pip install pandas") from error
+        return pandas.DataFrame(self.table())
+
+
+def plain(value: Any) -> Any:
+    """A value in the types of JSON: arrays become lists, results and other dataclasses dictionaries, NaN and infinity None."""
+    if isinstance(value, Result):
+        return value.to_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(getattr(value, name)) for name in _names(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())  # arrays and numbers of numpy, tensors of torch
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def shown(name: str, most: int = 60) -> str:
+    """A path for `summary`, in quotes; a long one keeps its end."""
+    return ascii(name if len(name) <= most else f"...{name[3 - most :]}")
+
+
+def _names(value: Any) -> list[str]:
+    return [entry.name for entry in fields(value)]
+
+
+def _cell(value: Any) -> str:
+    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
