@@ -129,7 +129,10 @@ def _rows_like(
 
 
 def default_levels(images: int) -> list[int]:
-    """Numbers of clusters by default: about two times the root of the number of images, and the root of that: 10,000 images give 200 and 14 clusters."""
+    """Numbers of clusters by default: about two times the root of the number of images, and the root of that.
+
+    `default_levels(10_000)` is `[200, 14]`.
+    """
     fine = max(1, min(images, round(2 * math.sqrt(images))))
     coarse = round(math.sqrt(fine))
     return [fine, coarse] if 1 < coarse < fine else [fine]
