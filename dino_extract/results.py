@@ -66,7 +66,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON, under the names of its fields: what `--json` prints."""
-        return plain({name: getattr(self, name) for name in (*_names(self), *self.also) if name not in self.left_out})  # type: ignore[no-any-return]
+        return plain({name: getattr(self, name) for name in (*_names(self), *self.also) if name not in self.left_out})
 
     def to_dataframe(self) -> Any:
         """The result as a `pandas.DataFrame`, a row for each line of `table`.

@@ -78,7 +78,7 @@ class Outliers(Result):
     def to_dict(self, top: int | None = None) -> dict[str, Any]:
         """Counts, and the first images: all of them without `top`."""
         first = self.first(len(self) if top is None else top)
-        return plain({"images": len(self), "compared_with": self.num_compared, "rare": self.num_rare, "outliers": first})  # type: ignore[no-any-return]
+        return plain({"images": len(self), "compared_with": self.num_compared, "rare": self.num_rare, "outliers": first})
 
 
 def outliers(
