@@ -46,9 +46,10 @@ def writing(
     name = os.fspath(path)
     if _is_embeddings_file(name):
         raise ConfigError(f"{what} `{name}` would replace a file of embeddings", hint="choose another name")
+    failures: Failures = (OSError, *also)
     try:
         yield
-    except (OSError, *also) as failure:
+    except failures as failure:
         reason = failure.strerror if isinstance(failure, OSError) and failure.strerror else failure
         raise error(f"{what} `{name}` cannot be written: {reason}", hint=hint) from failure
 
