@@ -22,7 +22,7 @@ import numpy as np
 from dino_extract.config import EmbedConfig
 from dino_extract.embedding.job import Job, prepare
 from dino_extract.embedding.pipeline import BATCHES_IN_FLIGHT, run
-from dino_extract.images.preprocess import Pictures
+from dino_extract.images.preprocess import DeviceImages
 
 CASES: dict[str, dict[str, Any]] = {
     "CLS at 224": {"size": "224"},
@@ -41,7 +41,7 @@ def model_seconds(job: Job) -> float:
             if isinstance(batch.pixels, np.ndarray):
                 batches.append(batch.pixels.copy())
             elif job.resizes_on_device:
-                batches.append(Pictures(batch.pixels, batch.is_resized, job.preprocess))
+                batches.append(DeviceImages(batch.pixels, batch.is_resized, job.preprocess))
             else:
                 batches.append(np.asarray(batch.pixels[0])[None])
     engine = job.engine()

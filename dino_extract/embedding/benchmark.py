@@ -22,7 +22,7 @@ from dino_extract.engine.streams import start_pool
 from dino_extract.errors import ConfigError
 from dino_extract.images.containers import ImageError
 from dino_extract.images.pixels import decoded_image
-from dino_extract.images.preprocess import Pictures, Preprocess, preprocess_picture
+from dino_extract.images.preprocess import DeviceImages, Preprocess, preprocess_image
 from dino_extract.images.reading import read_image_bytes
 from dino_extract.store import RowTable, open_writer
 
@@ -240,7 +240,7 @@ def _measure_input(job: Job) -> tuple[dict[str, Stage], np.ndarray, list[np.ndar
         except ImageError:
             continue  # the whole run counts it as failed; here it has no time
         decoded = time.perf_counter()
-        resized = np.asarray(preprocess_picture(picture, options))
+        resized = np.asarray(preprocess_image(picture, options))
         done = time.perf_counter()
         for name, value in zip(seconds, (opened - start, decoded - opened, done - decoded), strict=True):
             seconds[name] += value
@@ -260,7 +260,7 @@ def measure_resize(images: Sequence[np.ndarray], options: Preprocess, device: to
     pinned = [allocator_for(device)(image.shape) for image in images]
     for memory, image in zip(pinned, images, strict=True):
         memory[:] = image
-    ready = Pictures(pinned, np.zeros(len(pinned), bool), options)
+    ready = DeviceImages(pinned, np.zeros(len(pinned), bool), options)
 
     def resize() -> None:
         to_device(ready, device)

@@ -22,7 +22,7 @@ from dino_extract.engine import Engine, Ticket
 from dino_extract.errors import ConfigError, DinoExtractError, SourceError
 from dino_extract.images.finding import Sources
 from dino_extract.images.loader import DecodedBatch
-from dino_extract.images.preprocess import Pictures
+from dino_extract.images.preprocess import DeviceImages
 from dino_extract.names import quoted
 from dino_extract.status import Status
 from dino_extract.store import Writer, open_store, open_writer
@@ -242,7 +242,7 @@ def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Ge
             if isinstance(batch.pixels, np.ndarray):
                 in_flight.append((batch, engine.submit(batch.pixels).result))
             elif job.resizes_on_device:
-                in_flight.append((batch, engine.submit(Pictures(batch.pixels, batch.is_resized, job.preprocess)).result))
+                in_flight.append((batch, engine.submit(DeviceImages(batch.pixels, batch.is_resized, job.preprocess)).result))
             else:
                 in_flight.append((batch, _submit_native(job, engine, batch)))
             if len(in_flight) > BATCHES_IN_FLIGHT * len(job.devices):

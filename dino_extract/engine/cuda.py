@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from dino_extract.engine.network import Network
 from dino_extract.engine.resize import to_device
 from dino_extract.images.pixels import Allocate, allocate_pixels
-from dino_extract.images.preprocess import Pictures
+from dino_extract.images.preprocess import DeviceImages
 
 MAX_GRAPHS = 8  # image sizes with a graph of their own, each holds its pixels and results; further sizes run without
 WARM_UP_RUNS = 3  # before a capture, so that libraries have made their plans
@@ -43,7 +43,7 @@ class CudaPipeline:
             self._copy_in, self._compute, self._copy_out = (torch.cuda.Stream() for _ in range(3))
             self._compute.wait_stream(torch.cuda.current_stream())  # on which the network was made
 
-    def submit(self, pixels: np.ndarray | Pictures) -> Callable[[], dict[str, np.ndarray]]:
+    def submit(self, pixels: np.ndarray | DeviceImages) -> Callable[[], dict[str, np.ndarray]]:
         """As in `Runner`, for at most as many images as a batch; the pixels must stay as they are until the result has been taken."""
         count = len(pixels)
         with torch.cuda.stream(self._copy_in):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dino_extract.engine.jpeg import decode_jpegs
-from dino_extract.images.preprocess import Jpeg, Pictures
+from dino_extract.images.preprocess import DeviceImages, Jpeg
 
 MAX_SUMS = 1 << 24  # of one axis computed together, three channels each: enough to fill a GPU, and about 1 GB with what they need
 MAX_SOURCE_PIXELS = 1 << 27  # of pictures resized together: 400 MB, twice that where they are decoded here
@@ -28,17 +28,17 @@ _FRACTION_BITS = 22  # Pillow's PRECISION_BITS: 32 less 8 of the pixels less 2 f
 _REACH = 2.0  # of the bicubic filter, in pixels
 
 
-def to_device(pixels: np.ndarray | Pictures, device: torch.device) -> Tensor:
+def to_device(pixels: np.ndarray | DeviceImages, device: torch.device) -> Tensor:
     """Pixels (B, H, W, 3) uint8 on the device, for those in memory or for pictures that are yet to be resized.
 
     From pinned memory the copy does not wait; the pixels must stay as they are until it is done.
     """
-    if isinstance(pixels, Pictures):
+    if isinstance(pixels, DeviceImages):
         return torch.cat([resize(pixels[group], device) for group in groups(pixels)])
     return torch.from_numpy(pixels).to(device, non_blocking=True)
 
 
-def groups(pictures: Pictures) -> Iterator[slice]:
+def groups(pictures: DeviceImages) -> Iterator[slice]:
     """Pictures that are resized together, as many as memory should hold, at least one."""
     first = rows = pixels = 0
     for place, (height, width) in enumerate(pictures.sizes()):
@@ -51,7 +51,7 @@ def groups(pictures: Pictures) -> Iterator[slice]:
     yield slice(first, len(pictures))
 
 
-def resize(pictures: Pictures, device: torch.device) -> Tensor:
+def resize(pictures: DeviceImages, device: torch.device) -> Tensor:
     """The pictures (B, H, W, 3) uint8 as the model sees them, resized on the device."""
     height, width = pictures.options.height, pictures.options.width
     frames = pictures.frames()
@@ -80,7 +80,7 @@ def resize(pictures: Pictures, device: torch.device) -> Tensor:
     return out_BHW3
 
 
-def upload(pictures: Pictures, device: torch.device, *, spare: int) -> Tensor:
+def upload(pictures: DeviceImages, device: torch.device, *, spare: int) -> Tensor:
     """The pixels of all pictures behind each other on the device, (P + spare, 3) uint8; the spare ones may hold anything."""
     sizes = [height * width for height, width in pictures.sizes()]
     decoded = iter(decode_jpegs([image for image in pictures.images if isinstance(image, Jpeg)], device))

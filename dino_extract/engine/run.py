@@ -19,7 +19,7 @@ from dino_extract.engine.lean import Attend, LeanTransformer, PlainLinear, atten
 from dino_extract.engine.network import AnyTokens, LayerTokens, LeanTokens, TokenNetwork, needs_patches
 from dino_extract.engine.plan import ComputeDtype, num_tokens
 from dino_extract.engine.streams import Streams
-from dino_extract.images.preprocess import Pictures
+from dino_extract.images.preprocess import DeviceImages
 from dino_extract.tokens import TokenSpec
 
 Arrays = dict[str, np.ndarray]
@@ -31,7 +31,7 @@ OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "CUBLAS_S
 class Runner(Protocol):
     """Carries out batches on a device, several at a time."""
 
-    def submit(self, pixels: np.ndarray | Pictures) -> Callable[[], Arrays]:
+    def submit(self, pixels: np.ndarray | DeviceImages) -> Callable[[], Arrays]:
         """Start on pixels (B, H, W, 3) uint8, or on pictures to be resized; the returned function waits for the arrays."""
 
 
@@ -92,7 +92,7 @@ class Engine:
         self._num_threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._runner = self._make_runner()
 
-    def __call__(self, pixels: np.ndarray | Pictures) -> Arrays:
+    def __call__(self, pixels: np.ndarray | DeviceImages) -> Arrays:
         """Token arrays by dataset name, each (B, ...) in storage dtype.
 
         Args:
@@ -100,7 +100,7 @@ class Engine:
         """
         return self.submit(pixels).result()
 
-    def submit(self, pixels: np.ndarray | Pictures) -> Ticket:
+    def submit(self, pixels: np.ndarray | DeviceImages) -> Ticket:
         """Start on a batch without waiting for it; keep a few under way and the device never waits for the host.
 
         Args:
@@ -113,7 +113,7 @@ class Engine:
         if batch_size != self.batch_size:
             self._rebuild(batch_size)
 
-    def _start(self, pixels: np.ndarray | Pictures) -> list[Callable[[], Arrays]]:
+    def _start(self, pixels: np.ndarray | DeviceImages) -> list[Callable[[], Arrays]]:
         starts = range(0, len(pixels), self.batch_size)
         return [self._runner.submit(pixels[start : start + self.batch_size]) for start in starts]
 
@@ -148,7 +148,7 @@ class Ticket:
         pixels: as in a call of the engine.
     """
 
-    def __init__(self, engine: Engine, pixels: np.ndarray | Pictures) -> None:
+    def __init__(self, engine: Engine, pixels: np.ndarray | DeviceImages) -> None:
         assert len(pixels), "expected at least one image, got none"
         self._engine = engine
         self._pixels = pixels

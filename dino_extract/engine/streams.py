@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dino_extract.engine.network import Network
 from dino_extract.engine.resize import to_device
-from dino_extract.images.preprocess import Pictures
+from dino_extract.images.preprocess import DeviceImages
 
 
 class Streams:
@@ -36,12 +36,12 @@ class Streams:
         self._part_size = -(-batch_size // num_streams)
         self._pool = start_pool(num_streams, max(1, num_threads // num_streams))
 
-    def submit(self, pixels: np.ndarray | Pictures) -> Callable[[], dict[str, np.ndarray]]:
+    def submit(self, pixels: np.ndarray | DeviceImages) -> Callable[[], dict[str, np.ndarray]]:
         """As in `Runner`; the pixels must stay as they are until the returned function has given the result."""
         starts = range(0, len(pixels), self._part_size)
         return functools.partial(join, [self._pool.submit(self._run, pixels[start : start + self._part_size]) for start in starts])
 
-    def _run(self, pixels: np.ndarray | Pictures) -> dict[str, np.ndarray]:
+    def _run(self, pixels: np.ndarray | DeviceImages) -> dict[str, np.ndarray]:
         count = len(pixels)
         part = to_device(pixels, self._device)
         if count < self._part_size:

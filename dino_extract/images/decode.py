@@ -1,7 +1,7 @@
-"""From the bytes of a file to one upright RGB picture. What is done with each kind of image is stated in docs/images.md.
+"""From the bytes of a file to one upright RGB image. docs/images.md describes how each kind of image is read.
 
-Everything is decoded by Pillow. For JPEG a leaner binding (simplejpeg) was measured and saves 7-9 % of decoding and resizing together,
-because the time goes into the resize: not worth a second decoder with a mind of its own about damaged files.
+Pillow decodes everything. A leaner JPEG decoder (simplejpeg) was measured and saves 7-9 % of decoding and resizing together, because
+most of the time is resizing. That is not worth a second decoder, which would treat damaged files differently.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from dino_extract.config import MAX_PIXELS, AlphaPolicy
 from dino_extract.images.containers import ImageError
 from dino_extract.status import Status
 
-# The usual raster formats. Left out: what runs other programs (EPS, PDF), what is not a picture (HDF5, GRIB, BUFR, FITS, MPEG), and
-# formats so rare that attackers alone read their decoders (FPX, MIC, SPIDER, WMF, ICNS, ...). MPO opens as JPEG.
+# The usual raster formats. Left out are formats that run other programs (EPS, PDF), that are not images (HDF5, GRIB, BUFR, FITS, MPEG),
+# and that are so rare that few people but attackers know their decoders (FPX, MIC, SPIDER, WMF, ICNS, ...). MPO opens as JPEG.
 FORMATS = tuple("JPEG PNG WEBP TIFF BMP DIB GIF AVIF JPEG2000 TGA PPM PSD ICO DDS QOI PCX SGI IM".split())  # noqa: SIM905
 MAX_ERROR_CHARS = 200
 
@@ -46,27 +45,27 @@ assert TiffTags.lookup(_PHOTOMETRIC).name == "PhotometricInterpretation", "tag n
 def decode_image(
     data: bytes, *, max_pixels: int = MAX_PIXELS, alpha: AlphaPolicy = "drop", reduce_to: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """The upright picture in a file as (H, W, 3) uint8 RGB, 0..255; the first frame or page where there are several.
+    """The upright image in a file as (H, W, 3) uint8 RGB, 0..255. If there are several frames or pages, the first one.
 
-    Not for several threads at once: Pillow's limits are process-wide and set here.
+    Only one thread may call this at a time, because it sets Pillow's limits, which are process-wide.
 
     Args:
         data: the whole file.
-        max_pixels: more than these are refused from the header, before memory is taken.
+        max_pixels: images with more are refused by their header, before memory is taken.
         alpha: transparency is dropped as `Image.convert("RGB")` does, or laid over white or black.
-        reduce_to: (height, width) that will be resized to: a JPEG may then be decoded at 1/2, 1/4 or 1/8, never below twice this size.
+        reduce_to: (height, width) of the later resize. A JPEG may then be decoded at 1/2, 1/4 or 1/8, never below twice this size.
 
     Raises:
         ImageError: not an image, damaged, too large, or out of memory.
     """
-    picture, _ = open_upright(data, max_pixels=max_pixels, alpha=alpha, reduce_to=reduce_to)
-    return np.asarray(picture)
+    image, _ = open_upright(data, max_pixels=max_pixels, alpha=alpha, reduce_to=reduce_to)
+    return np.asarray(image)
 
 
 def open_upright(
     data: bytes, *, max_pixels: int = MAX_PIXELS, alpha: AlphaPolicy = "drop", reduce_to: tuple[int, int] | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The picture as a Pillow image, RGB and upright, and the (height, width) that it has in full resolution.
+    """The image, RGB and upright, and the (height, width) that it has in full resolution.
 
     Arguments and errors as in `decode_image`.
     """
@@ -76,12 +75,12 @@ def open_upright(
         if reduce_to is not None and image.format == "JPEG":
             least = reduce_to[::-1] if _orientation(image) in _SIDEWAYS else reduce_to
             image.draft(image.mode, (2 * least[1], 2 * least[0]))
-        picture, orientation = _upright(image, alpha)
-        return picture, (width, height) if orientation in _SIDEWAYS else (height, width)
+        turned, orientation = _upright(image, alpha)
+        return turned, (width, height) if orientation in _SIDEWAYS else (height, width)
 
 
 def upright(image: Image.Image, *, alpha: AlphaPolicy = "drop") -> Image.Image:
-    """A Pillow image that somebody else has opened or made, as `open_upright` gives it.
+    """A Pillow image that other code has opened or made, RGB and upright.
 
     Raises:
         ImageError: it cannot be read.
@@ -91,11 +90,11 @@ def upright(image: Image.Image, *, alpha: AlphaPolicy = "drop") -> Image.Image:
 
 
 def _upright(image: Image.Image, alpha: AlphaPolicy) -> tuple[Image.Image, int]:
-    """The picture, RGB, and the orientation it had."""
+    """The image, RGB and upright, and the orientation that it had."""
     image.load()
-    orientation = _orientation(image)  # only now: TIFF has turned itself, and PNG may have its EXIF block behind the pixels
-    picture = to_rgb(image, alpha)
-    return picture.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else picture, orientation
+    orientation = _orientation(image)  # only after loading: Pillow turns TIFF itself, and PNG may have its EXIF block behind the pixels
+    rgb = to_rgb(image, alpha)
+    return rgb.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else rgb, orientation
 
 
 def read_image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -106,17 +105,17 @@ def read_image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     """
     with _pillow_limits(data, max_pixels):
         image = _open(data, max_pixels)
-        if image.format == "TIFF":  # Pillow gives the header of a TIFF upright
+        if image.format == "TIFF":  # Pillow gives the size of a TIFF upright
             return image.height, image.width
         if image.format == "PNG" and any(mark in data for mark in _PNG_EXIF_CHUNKS):
-            image.load()  # the chunk may stand behind the pixels; a damaged PNG must fail here and not be taken for one without EXIF
+            image.load()  # the chunk may be behind the pixels; a damaged PNG must fail here and not pass for one without EXIF
         elif image.format == "PNG":
             return image.height, image.width
         return (image.width, image.height) if _orientation(image) in _SIDEWAYS else (image.height, image.width)
 
 
 def plain_jpeg_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int] | None:
-    """The (height, width) of an image that every JPEG decoder reads alike: whole, baseline, upright, YCbCr or grey. None for any other.
+    """The (height, width) of a JPEG that every decoder reads in the same way: whole, baseline, upright, YCbCr or grey. Else None.
 
     Raises:
         ImageError: not an image, or more than `max_pixels`.
@@ -133,7 +132,7 @@ def plain_jpeg_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
 
 @contextmanager
 def _pillow_limits(data: bytes, max_pixels: int) -> Iterator[None]:
-    """Pillow with our pixel limit and without warnings; whatever it raises becomes an ImageError."""
+    """Run Pillow with our pixel limit and without warnings. Every error of it becomes an ImageError."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow refuses at twice this, inside its decoders (frames, tiles) too
     try:
@@ -150,7 +149,7 @@ def _pillow_limits(data: bytes, max_pixels: int) -> Iterator[None]:
         is_unread = _is_heic(data) and not _reads_heic()
         text = "a HEIC photograph, which `pip install pi-heif` makes readable" if is_unread else "not an image in a known format"
         raise ImageError(Status.UNREADABLE, f"decode: {text}") from error
-    except Exception as error:  # damaged files make Pillow's decoders raise whatever their code runs into
+    except Exception as error:  # damaged files make Pillow's decoders raise any kind of error
         text = " ".join(f"decode: {type(error).__name__}: {error}".split())
         raise ImageError(Status.UNREADABLE, text[:MAX_ERROR_CHARS]) from error
     finally:
@@ -166,31 +165,30 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _is_heic(data: bytes) -> bool:
-    """Whether it begins as HEIC, of which some kinds begin as AVIF does."""
+    """Whether a file begins as HEIC. Some kinds of AVIF begin in the same way."""
     return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
 
 
-@cache
 def _reads_heic() -> bool:
-    """Whether Pillow can be taught to read HEIC, which it then can."""
+    """Whether Pillow can read HEIC. Registers the reader if it is installed."""
     try:
-        importlib.import_module("pi_heif").register_heif_opener()  # an extra, loaded for the first such image alone
+        importlib.import_module("pi_heif").register_heif_opener()  # an optional extra, loaded for the first such image only
     except ImportError:
         return False
     return True
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF (or XMP) orientation 1..8; 1 where there is none. A PNG must be loaded before: asking it for EXIF decodes it."""
+    """The EXIF (or XMP) orientation 1..8, or 1 if there is none. A PNG must be loaded before, because reading its EXIF decodes it."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged EXIF block says nothing about the orientation, and its parser raises anything
+    except Exception:  # a damaged EXIF block does not tell the orientation, and its parser raises any kind of error
         return 1
     return value if value in _TRANSPOSE else 1
 
 
 def to_rgb(image: Image.Image, alpha: AlphaPolicy = "drop") -> Image.Image:
-    """Any loaded Pillow image as 8-bit RGB, itself if it is: deep greys are scaled and not clipped, transparency follows `alpha`."""
+    """Any loaded Pillow image as 8-bit RGB. Deep greys are scaled and not clipped, and transparency follows `alpha`."""
     if image.mode.startswith("I;16"):
         return _scale_16_bit(image)
     if image.mode in ("I", "F"):
@@ -204,21 +202,21 @@ def to_rgb(image: Image.Image, alpha: AlphaPolicy = "drop") -> Image.Image:
 
 
 def _scale_16_bit(image: Image.Image) -> Image.Image:
-    """Black at 0 and white at the format's largest value: 65535, or less in a TIFF that says it has 9 to 15 bits."""
+    """Black at 0 and white at the largest value of the format: 65535, or less in a TIFF that states 9 to 15 bits."""
     tags: Any = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     white = 2 ** (bits if 8 < bits <= 16 else 16) - 1
     grey_of = np.minimum((np.arange(65536) * 255 + white // 2) // white, 255).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow turns this round for 8 bits but not for 16
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow inverts this for 8 bits but not for 16
         grey_of = 255 - grey_of
     return Image.fromarray(grey_of[np.asarray(image)]).convert("RGB")
 
 
 def _scale_32_bit(image: Image.Image) -> Image.Image:
-    """Black and white at the ends of the range that the values lie in: 0..1 (floats), 0..255, 0..65535, else their own extremes."""
+    """Black and white at the ends of the first range that holds all values: 0..1 (floats), 0..255, 0..65535, else their own extremes."""
     values = np.asarray(image)
     low, high = _finite_range(values)
-    if image.format in ("PPM", "PNG") and image.mode == "I":  # 16 bits by definition, however dark the picture is
+    if image.format in ("PPM", "PNG") and image.mode == "I":  # 16 bits by definition, however dark the image is
         low, high = 0.0, 65535.0
     elif low >= 0:
         low, high = next(((0.0, top) for top in (1.0, 255.0, 65535.0) if high <= top and (top > 1 or image.mode == "F")), (low, high))

@@ -18,7 +18,7 @@ from dino_extract.images.containers import ImageRef
 from dino_extract.images.decoder.parent import MEMORY_BYTES, TIMEOUT_S, DecoderDiedError, DecoderProcess, Reply
 from dino_extract.images.manifest import Manifest
 from dino_extract.images.pixels import Allocate, allocate_pixels
-from dino_extract.images.preprocess import Jpeg, Picture, Preprocess
+from dino_extract.images.preprocess import DeviceImage, Jpeg, Preprocess
 from dino_extract.status import Status
 
 MAX_WORKERS = 32  # these decode and resize small photographs about as fast as one parent can pass them on
@@ -37,7 +37,7 @@ class DecodedBatch:
 
     rows: NDArray[np.int64]  # (B,)
     # (B, h, w, 3) RGB. For `native`, and if the decoders do not resize, a list of (h, w, 3) or JPEGs; (0, 0, 3) for a failed image
-    pixels: NDArray[np.uint8] | list[Picture]
+    pixels: NDArray[np.uint8] | list[DeviceImage]
     is_resized: NDArray[np.bool_]  # (B,) whether they are what the model sees, or as decoded
     status: NDArray[np.uint8]  # (B,) Status
     errors: list[str]  # empty if OK
@@ -223,7 +223,7 @@ class Loader:
     def _new_slot(self, index: int) -> _Slot:
         rows = self._rows[index : index + self._batch]
         count, shape = len(rows), self._preprocess.output_shape
-        pixels: NDArray[np.uint8] | list[Picture]
+        pixels: NDArray[np.uint8] | list[DeviceImage]
         if shape is None or self._sizes_only or not self._resizes:
             pixels = [np.zeros((0, 0, 3), np.uint8)] * count
         else:

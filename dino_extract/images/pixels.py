@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dino_extract.images.decode import open_upright, upright
-from dino_extract.images.preprocess import Preprocess, preprocess_picture
+from dino_extract.images.preprocess import Preprocess, preprocess_image
 
 # Gives a contiguous uint8 array of a shape (h, w, 3), for pixels.
 Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
@@ -47,7 +47,7 @@ def prepare_image(content: bytes | Image.Image, options: Preprocess, *, resizes:
     """
     decoded, size = decoded_image(content, options)
     is_resized = resizes or not options.can_resize_later(decoded.height, decoded.width)
-    return PreparedImage(preprocess_picture(decoded, options) if is_resized else decoded, is_resized, size)
+    return PreparedImage(preprocess_image(decoded, options) if is_resized else decoded, is_resized, size)
 
 
 def decoded_image(content: bytes | Image.Image, options: Preprocess) -> tuple[Image.Image, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, judged by name alone."""
+"""Which files may be images, by name alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ def _suffixes(text: str) -> tuple[str, ...]:
     return tuple(f".{word}" for word in text.split())
 
 
-# What certainly is no image is left out of a folder. Anything else, a name without suffix included, is tried and gets a row, so that
-# an image under an odd name is never lost without a trace.
+# Files that certainly are not images are left out of a folder. All others, even without a suffix, are tried and get a row, so that an
+# image with an odd name is never lost without a trace.
 NOT_IMAGE_SUFFIXES = frozenset(
     _suffixes(
         "txt md rst csv tsv json jsonl ndjson xml yaml yml toml ini cfg html htm css log lst srt vtt sha256 md5 "
@@ -20,7 +20,7 @@ NOT_IMAGE_SUFFIXES = frozenset(
         "pdf doc docx xls xlsx ppt pptx odt ods odp rtf epub tex bib "
         "npy npz pt pth ckpt safetensors onnx pkl pickle joblib h5 hdf5 hdf parquet arrow feather lmdb mdb tfrecord "
         "rec idx db sqlite sqlite3 bin dat tmp part lock bak "
-        # what lies beside the images of a WebDataset shard
+        # files next to the images of a WebDataset shard
         "cls cls2 class count index inx id caption url text transcript jsn meta pyd ten tb mp msgpack msg cbor"
     )
 )
@@ -29,16 +29,16 @@ JUNK_NAMES = frozenset([b"Thumbs.db", b"desktop.ini", b"__MACOSX"])  # left behi
 
 
 def is_hidden(name: bytes) -> bool:
-    """Whether a file or folder name is one that people do not see."""
+    """Whether a file or folder of this name is hidden."""
     return name.startswith(b".") or name in JUNK_NAMES
 
 
 def reason_to_skip(name: bytes, suffixes: tuple[str, ...]) -> str | None:
-    """Why a file of a folder is left out (`hidden`, or its suffix), or None where it is taken.
+    """Why a file is left out (`hidden`, or its suffix), or None if it is taken.
 
     Args:
         name: the file's name without its folder.
-        suffixes: take exactly these, lower case; empty: everything that may be an image.
+        suffixes: take exactly these, lower case; empty takes everything that may be an image.
     """
     if is_hidden(name):
         return "hidden"

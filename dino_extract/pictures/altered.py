@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from dino_extract.embedding.job import prepare_again
 from dino_extract.errors import StoreError
-from dino_extract.images.preprocess import preprocess_picture
+from dino_extract.images.preprocess import preprocess_image
 from dino_extract.pictures.stored import source_picture
 from dino_extract.store import Store
 
@@ -81,7 +81,7 @@ def altered_vectors(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.i
         for row in rows[first : first + job.batch_size].tolist():
             picture = source_picture(store, paths[row])
             for kind, (_, alter) in ALTERATIONS.items():
-                pixels[kind].append(np.asarray(preprocess_picture(alter(picture), job.preprocess)))
+                pixels[kind].append(np.asarray(preprocess_image(alter(picture), job.preprocess)))
         for kind, some in pixels.items():
             vectors[kind].append(engine(np.stack(some))["features"].astype(np.float32))
     return rows, {kind: np.concatenate(blocks) for kind, blocks in vectors.items()}

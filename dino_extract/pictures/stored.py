@@ -15,7 +15,7 @@ from dino_extract.analysis.vectors.stored import require_images
 from dino_extract.errors import ConfigError, DinoExtractError, SourceError
 from dino_extract.images.decode import open_upright
 from dino_extract.images.manifest import resolve
-from dino_extract.images.preprocess import Preprocess, preprocess_picture
+from dino_extract.images.preprocess import Preprocess, preprocess_image
 from dino_extract.images.reading import read_image_bytes
 from dino_extract.names import path_from_text, printable
 from dino_extract.options import Limits, checked
@@ -80,7 +80,7 @@ def seen_picture(store: Store, path: str) -> Image.Image | None:
         picture = source_picture(store, path)
     except DinoExtractError:  # the picture only accompanies a result that does not need it
         return None
-    return preprocess_picture(picture, Preprocess.from_record(json.loads(str(store.attrs["preprocessing"]))))
+    return preprocess_image(picture, Preprocess.from_record(json.loads(str(store.attrs["preprocessing"]))))
 
 
 def patches_of_picture(preprocess: Preprocess, size: Sequence[int]) -> tuple[slice, slice]:

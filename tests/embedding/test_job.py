@@ -15,7 +15,7 @@ from PIL import Image
 from dino_extract.config import EmbedConfig
 from dino_extract.embedding.job import prepare
 from dino_extract.errors import SourceError
-from dino_extract.images.preprocess import Preprocess, preprocess_picture
+from dino_extract.images.preprocess import Preprocess, preprocess_image
 from tests.sample_images import save_pictures
 
 CONFIG = EmbedConfig(model="tiny", random_weights=0, size="28")
@@ -57,7 +57,7 @@ def test_a_plan_counts_reading_and_decoding(tmp_path: Path) -> None:
         os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
     start = time.perf_counter()
     for number in range(4):
-        preprocess_picture(Image.open(tmp_path / f"{number}.png").convert("RGB"), Preprocess("crop", 28, 28))
+        preprocess_image(Image.open(tmp_path / f"{number}.png").convert("RGB"), Preprocess("crop", 28, 28))
     pillow_s = (time.perf_counter() - start) / 4 * 20
 
     plan = prepare([str(tmp_path)], tmp_path / "x.h5", replace(CONFIG, workers=1, device="cpu")).plan()

@@ -18,7 +18,7 @@ from dino_extract.embedding.pipeline import embed
 from dino_extract.engine import ComputeDtype, Engine, allocator_for
 from dino_extract.engine.resize import to_device
 from dino_extract.images.decode import decode_image
-from dino_extract.images.preprocess import Jpeg, Pictures, Preprocess, preprocess
+from dino_extract.images.preprocess import DeviceImages, Jpeg, Preprocess, preprocess
 from dino_extract.status import Status
 from dino_extract.store import open_store
 from dino_extract.tokens import TokenSpec
@@ -124,7 +124,7 @@ def test_pictures_are_resized_to_the_bits_of_the_cpu() -> None:
     options = Preprocess(height=56, width=70)
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (40 + 9 * number, 300 - 11 * number, 3), dtype=np.uint8) for number in range(10)]
-    pictures = Pictures(images, np.zeros(10, bool), options)
+    pictures = DeviceImages(images, np.zeros(10, bool), options)
     assert all(options.can_resize_later(*image.shape[:2]) for image in images)
 
     pixels = to_device(pictures, CUDA).cpu().numpy()
@@ -147,7 +147,7 @@ def test_jpegs_decoded_there_are_close_to_those_of_pillow() -> None:
         want.append(preprocess(decode_image(file.getvalue()), options).astype(int))
     jpegs[3] = Jpeg(jpegs[3].content[:300], jpegs[3].size)
 
-    pixels = to_device(Pictures(jpegs, np.zeros(8, bool), options), CUDA).cpu().numpy()
+    pixels = to_device(DeviceImages(jpegs, np.zeros(8, bool), options), CUDA).cpu().numpy()
 
     assert [bool(jpeg.error) for jpeg in jpegs] == [number == 3 for number in range(8)]
     for number in (0, 1, 2, 4, 5, 6, 7):

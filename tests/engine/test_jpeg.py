@@ -12,7 +12,7 @@ from PIL import Image
 from dino_extract.engine import jpeg as jpeg_module
 from dino_extract.engine.jpeg import decode_jpegs
 from dino_extract.engine.resize import to_device
-from dino_extract.images.preprocess import Jpeg, Pictures, Preprocess, preprocess
+from dino_extract.images.preprocess import DeviceImages, Jpeg, Preprocess, preprocess
 
 pytest.importorskip("torchcodec.decoders", reason="the extra `gpu-decode` is not installed")
 CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ def test_they_are_resized_among_decoded_and_missing_pictures() -> None:
     ready = np.random.default_rng(3).integers(0, 256, (28, 42, 3), dtype=np.uint8)
     images = [jpegs[0], decoded, ready, np.zeros((0, 0, 3), np.uint8), jpegs[1]]
 
-    got = to_device(Pictures(images, np.array([False, False, True, False, False]), options), CPU).numpy()
+    got = to_device(DeviceImages(images, np.array([False, False, True, False, False]), options), CPU).numpy()
 
     nothing = np.broadcast_to(np.array(options.colour_outside, np.uint8), (28, 42, 3))
     want = [
@@ -110,7 +110,7 @@ def test_large_ones_are_worked_through_in_groups(monkeypatch: pytest.MonkeyPatch
     options = Preprocess(height=28, width=28)
     jpegs = [encoded(*shape, shape[0]) for shape in ((40, 50), (41, 50), (42, 50), (80, 70), (43, 50))]
 
-    got = to_device(Pictures(jpegs, np.zeros(5, bool), options), CPU).numpy()
+    got = to_device(DeviceImages(jpegs, np.zeros(5, bool), options), CPU).numpy()
 
     assert sizes == [2, 1, 1, 1]
     np.testing.assert_array_equal(got, [preprocess(by_pillow(jpeg), options) for jpeg in jpegs])

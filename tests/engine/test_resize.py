@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dino_extract.engine import resize
 from dino_extract.engine.resize import bicubic, to_device
-from dino_extract.images.preprocess import MAX_DEVICE_PIXELS, Pictures, Preprocess, preprocess
+from dino_extract.images.preprocess import MAX_DEVICE_PIXELS, DeviceImages, Preprocess, preprocess
 from tests.fake_gpu import CUDA, Traffic
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def resized(images: list[np.ndarray], options: Preprocess, is_resized: list[bool] | None = None) -> np.ndarray:
     """What the model would get."""
-    return to_device(Pictures(images, np.array(is_resized or [False] * len(images)), options), CPU).numpy()
+    return to_device(DeviceImages(images, np.array(is_resized or [False] * len(images)), options), CPU).numpy()
 
 
 @settings(max_examples=150, deadline=None)
@@ -82,7 +82,7 @@ def test_more_pictures_than_a_group_keep_their_order(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(resize, "MAX_SUMS", 28 * (40 + 28 + 40))
 
-    parts = [heights[group] for group in resize.groups(Pictures(images, np.zeros(7, bool), options))]
+    parts = [heights[group] for group in resize.groups(DeviceImages(images, np.zeros(7, bool), options))]
     assert parts == [[40, 10, 40], [40], [200], [60, 30]]
     np.testing.assert_array_equal(resized(images, options), want)
 
@@ -93,7 +93,7 @@ def test_a_gpu_is_given_pixels_and_sizes_and_asked_for_nothing() -> None:
     images = [noise(90, 120), noise(50, 60, 1), noise(0, 0), noise(28, 42, 2)]
 
     with FakeTensorMode(allow_non_fake_inputs=True), Traffic() as traffic:
-        pixels = to_device(Pictures(images, np.array([False, False, True, True]), options), CUDA)
+        pixels = to_device(DeviceImages(images, np.array([False, False, True, True]), options), CUDA)
 
     assert (pixels.device.type, pixels.shape, pixels.dtype) == ("cuda", (4, 28, 42, 3), torch.uint8)
     assert sorted(traffic.seen) == ["aten::_to_copy"] + ["aten::copy_"] * 4
@@ -101,7 +101,7 @@ def test_a_gpu_is_given_pixels_and_sizes_and_asked_for_nothing() -> None:
 
 def test_a_part_of_the_pictures_is_pictures() -> None:
     """A slice holds its own images and marks."""
-    pictures = Pictures([noise(5, 5), noise(6, 6), noise(7, 7)], np.array([True, False, True]), Preprocess())
+    pictures = DeviceImages([noise(5, 5), noise(6, 6), noise(7, 7)], np.array([True, False, True]), Preprocess())
 
     part = pictures[1:]
 

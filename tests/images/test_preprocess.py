@@ -191,7 +191,7 @@ def test_size_that_is_no_multiple_names_its_neighbours() -> None:
 
 def test_native_takes_one_number() -> None:
     """`native` with a rectangle is an error."""
-    with pytest.raises(ConfigError, match="takes one number"):
+    with pytest.raises(ConfigError, match="must be one number"):
         Preprocess(policy="native", height=224, width=336)
 
 

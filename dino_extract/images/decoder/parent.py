@@ -22,7 +22,7 @@ from dino_extract.images.containers import ImageRef
 from dino_extract.images.decode import MAX_ERROR_CHARS
 from dino_extract.images.decoder.wire import READY, REPLY_BYTES, Form, ReplyHeader, pack_request, write_all
 from dino_extract.images.pixels import Allocate, allocate_pixels
-from dino_extract.images.preprocess import MAX_ASPECT, Jpeg, Picture, Preprocess
+from dino_extract.images.preprocess import MAX_ASPECT, DeviceImage, Jpeg, Preprocess
 from dino_extract.status import Status
 
 MEMORY_BYTES = 2 * 2**30  # for one image; 100 megapixels need about 1 GB
@@ -76,7 +76,7 @@ class Reply:
 
     status: Status
     error: str = ""
-    pixels: Picture | None = None
+    pixels: DeviceImage | None = None
     is_resized: bool = True
     image_size: tuple[int, int] = (0, 0)
     read_s: float = 0.0
@@ -156,7 +156,7 @@ class DecoderProcess:
         is_size_only = self._size_only.popleft()
         status = _believable_status(header.status)
         error = self._read(header.error_bytes, deadline).decode(errors="replace")[:MAX_ERROR_CHARS]
-        pixels: Picture | None = None
+        pixels: DeviceImage | None = None
         if status == Status.OK and not is_size_only:
             pixels = self._read_pixels(header, deadline, allocate)
         elif header.height or header.width:
@@ -191,7 +191,7 @@ class DecoderProcess:
         self.close()
         return f"decode: {error}"
 
-    def _read_pixels(self, header: ReplyHeader, deadline: _Deadline, allocate: Allocate) -> Picture:
+    def _read_pixels(self, header: ReplyHeader, deadline: _Deadline, allocate: Allocate) -> DeviceImage:
         """The pixels that a header announces. Takes no memory for a size that no honest child announces."""
         size, image_size = (header.height, header.width), (header.image_height, header.image_width)
         if min(size) < 1 or not self._is_expected(header.form, size, image_size):
