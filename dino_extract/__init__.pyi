@@ -11,6 +11,7 @@ from .analysis.probes.knn import knn as knn
 from .analysis.probes.linear import linear as linear
 from .analysis.probes.linear_dense import linear_dense as linear_dense
 from .analysis.probes.probe import classify as classify
+from .analysis.search import retrieval_score as retrieval_score
 from .analysis.search import search as search
 from .embedding.encoder import Encoder as Encoder
 from .embedding.pipeline import embed as embed

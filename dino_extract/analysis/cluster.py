@@ -14,14 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.analysis.vectors.kmeans import Clusters, kmeans, largest_first
-from dino_extract.analysis.vectors.stored import (
-    StoreSource,
-    Vectors,
-    VectorSource,
-    as_vectors,
-    opened,
-    stored_vectors,
-)
+from dino_extract.analysis.vectors.stored import StoreSource, Vectors, VectorSource, as_vectors, open_vectors
 from dino_extract.errors import ConfigError
 from dino_extract.options import as_list
 from dino_extract.results import Result
@@ -29,11 +22,11 @@ from dino_extract.results import Result
 
 @dataclass(frozen=True)
 class Agreement:
-    """How clusters agree with labels.
+    """How well clusters agree with labels.
 
     Args:
-        purity: share of images that have the commonest label of their cluster.
-        nmi: normalised mutual information, arithmetic mean of the entropies, 0..1.
+        purity: share of the images that have the most common label of their cluster.
+        nmi: normalised mutual information, by the arithmetic mean of the entropies, 0..1.
     """
 
     purity: float
@@ -95,11 +88,10 @@ def cluster(
         seed: seed of the first centres.
 
     Raises:
-        StoreError: an unfinished or empty store.
-        ConfigError: fewer images than clusters, or levels that do not fall.
+        StoreError: the store is unfinished or empty.
+        ConfigError: there are fewer images than clusters, or the numbers do not fall.
     """
-    with opened(store) as found:
-        vectors = stored_vectors(found, dataset)
+    with open_vectors(store, dataset) as (found, vectors):
         finest = default_clusters(len(vectors)) if clusters is None else clusters
         return Clustering(found.paths, tuple(hierarchy(vectors, [finest, *as_list(coarser)], seed=seed)))
 
@@ -110,15 +102,15 @@ def default_clusters(images: int) -> int:
 
 
 def hierarchy(vectors: VectorSource, sizes: Sequence[int], *, seed: int = 0) -> list[Clusters]:
-    """k-means on the vectors, then on the centres, and so on: a division of the vectors for each size, the finest first.
+    """k-means on the vectors, then on the centres, and so on: one division of the vectors for each size, the finest first.
 
     Args:
         vectors: (n, D).
-        sizes: clusters of each level, falling.
-        seed: of the first centres.
+        sizes: number of clusters on each level, in falling order.
+        seed: seed of the first centres.
 
     Raises:
-        ConfigError: fewer vectors than clusters, or sizes that do not fall.
+        ConfigError: there are fewer vectors than clusters, or the sizes do not fall.
     """
     if not sizes or any(below <= above for below, above in itertools.pairwise(sizes)) or sizes[-1] < 1:
         raise ConfigError(
@@ -130,7 +122,7 @@ def hierarchy(vectors: VectorSource, sizes: Sequence[int], *, seed: int = 0) -> 
     for size in sizes[1:]:
         below = levels[-1]
         above = kmeans(below.centres, size, seed=seed)
-        order, codes = largest_first(above.codes[below.codes], size)  # by images now, not by clusters below
+        order, codes = largest_first(above.codes[below.codes], size)  # by number of images, not of clusters below
         centres = above.centres[order]
         levels.append(Clusters(centres, codes, _similarity(vectors, centres, codes)))
     return levels
@@ -146,11 +138,11 @@ def _similarity(vectors: Vectors, centres_KD: NDArray[np.float32], codes: NDArra
 
 
 def agreement(clusters: NDArray[np.int64], codes: NDArray[np.int64]) -> Agreement:
-    """Purity and normalised mutual information of two divisions.
+    """Purity and normalised mutual information of clusters and labels.
 
     Args:
         clusters: (n,) cluster of each image.
-        codes: (n,) class of each image, -1 for none: left out.
+        codes: (n,) class of each image. Images with -1 have no class and are left out.
 
     Raises:
         ConfigError: no image has a class.

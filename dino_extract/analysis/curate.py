@@ -16,22 +16,18 @@ import torch
 from numpy.typing import NDArray
 
 from dino_extract.analysis.cluster import hierarchy
-from dino_extract.analysis.vectors.compatible import require_made_alike
 from dino_extract.analysis.vectors.kmeans import assign, kmeans
 from dino_extract.analysis.vectors.neighbours import nearest
 from dino_extract.analysis.vectors.stored import (
+    OpenVectors,
     StoreSource,
-    Vectors,
     VectorSource,
     as_vectors,
-    opened,
-    require_same_dim,
-    stored_vectors,
+    open_vectors,
 )
 from dino_extract.errors import ConfigError
 from dino_extract.options import as_list, checked
 from dino_extract.results import Result
-from dino_extract.store import Store
 
 Like = Literal["sample", "cluster"]
 MIN_SEEDS = 4  # a cluster needs "more than 3" seeds for its images to be chosen, as for LVD-142M
@@ -100,32 +96,27 @@ def curate(
             "`levels` are for an even choice: `like` takes no levels, and with `by=cluster` one number of clusters",
             hint="leave `levels` or `like` out",
         )
-    with opened(store) as found:
-        vectors = stored_vectors(found, dataset)
+    with open_vectors(store, dataset) as found:
+        vectors = found.vectors
         if not 1 <= images <= len(vectors):
             raise ConfigError(
-                f"`images` must be from 1 to the {len(vectors):,} images of `{found.path}`, got {images:,}",
+                f"`images` must be from 1 to the {len(vectors):,} images of {vectors.name}, got {images:,}",
                 hint=f"for example {max(1, len(vectors) // 2)}",
             )
         sizes = sizes or default_levels(len(vectors))
         if like is None:
             rows = balanced_sample([level.codes for level in hierarchy(vectors, sizes, seed=seed)], images, seed=seed)
         else:
-            rows = _rows_like(like, found, vectors, dataset, by, sizes[0], images, seed)
-        paths = found.paths
+            rows = _rows_like(like, found, dataset, by, sizes[0], images, seed)
+        paths = found.store.paths
         return Curated(tuple(sorted(paths[row] for row in rows.tolist())), len(vectors))
 
 
-def _rows_like(
-    like: StoreSource, store: Store, vectors: Vectors, dataset: str, by: Like, clusters: int, images: int, seed: int
-) -> NDArray[np.int64]:
-    with opened(like) as seeds:
-        require_made_alike(store, seeds)
-        wanted = stored_vectors(seeds, dataset)
-        require_same_dim(wanted, vectors)
+def _rows_like(like: StoreSource, found: OpenVectors, dataset: str, by: Like, clusters: int, images: int, seed: int) -> NDArray[np.int64]:
+    with open_vectors(like, dataset, like=found) as seeds:
         if by == "sample":
-            return nearest_in_turn(wanted, vectors, images)
-        return _from_seeded_clusters(vectors, wanted, clusters, images, seed)
+            return nearest_in_turn(seeds.vectors, found.vectors, images)
+        return _from_seeded_clusters(found.vectors, seeds.vectors, clusters, images, seed)
 
 
 def default_levels(images: int) -> list[int]:

@@ -1,9 +1,9 @@
-"""Near-duplicates: groups of images whose vectors are nearly the same, and images of one file that another file has too.
+"""Near-duplicates: groups of images with nearly the same vectors, and images of one file that another file has too.
 
 Source: DINOv2 (arXiv 2304.07193) App. A, deduplication of LVD-142M: a neighbour graph above a similarity, its connected components by
-a disjoint set; and relative deduplication against test sets. There one image of each component is kept, here as many as it takes for
-every dropped one to resemble a kept one (`covering`). Its thresholds (0.6 and 0.45) belong to the copy-detection network used there;
-with DINOv2 embeddings unrelated images are often that similar (docs/dedup.md).
+a disjoint set, and relative deduplication against test sets. There one image of each component is kept. Here every dropped image
+resembles a kept one (`representatives`), which may keep more. The thresholds of the paper (0.6 and 0.45) belong to its copy-detection
+network. With DINOv2 embeddings, unrelated images are often that similar (docs/dedup.md).
 """
 
 from __future__ import annotations
@@ -15,19 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_file
-from dino_extract.analysis.vectors.covering import representatives
+from dino_extract.analysis.vectors.compatible import require_other_file
 from dino_extract.analysis.vectors.near_pairs import near_pairs, near_pairs_between
 from dino_extract.analysis.vectors.neighbours import nearest
+from dino_extract.analysis.vectors.representatives import representatives
 from dino_extract.analysis.vectors.stored import (
     StoreSource,
     VectorSource,
     as_vectors,
     least_cosine,
-    opened,
-    require_same_dim,
+    open_vectors,
     rows_where,
-    stored_vectors,
     unit,
 )
 from dino_extract.errors import ConfigError
@@ -40,12 +38,12 @@ CALIBRATED = (0.7, 0.8, *LADDER)  # thresholds that are measured on altered copi
 
 @dataclass(frozen=True)
 class Kept(Result):
-    """An image that stays, and those that can go because they are nearly the same.
+    """An image to keep, and the images that can be dropped because they are nearly the same.
 
     Args:
         path: the image.
-        drop: those that can go, by path; none where all that resemble it go for another one.
-        similarity: cosine of each of them to it, at least the threshold but for rounding.
+        drop: paths of the images that can be dropped; empty where another kept image resembles them more directly.
+        similarity: cosine of each of them to the kept image, at least the threshold except for rounding.
     """
 
     path: str
@@ -53,21 +51,21 @@ class Kept(Result):
     similarity: tuple[float, ...]
 
     def summary(self) -> str:
-        """The path, and how many images can go for it."""
+        """The path, and the number of images to drop."""
         return f"{shown(self.path)}, {len(self.drop):,} to drop"
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each image that can go."""
+        """A row for each image to drop."""
         pairs = zip(self.drop, self.similarity, strict=True)
         return [{"keep": self.path, "drop": path, "similarity": similarity} for path, similarity in pairs]
 
 
 @dataclass(frozen=True)
 class DuplicateGroup(Result):
-    """Images that hang together: each is nearly the same as some other one, not always as every other one.
+    """Images that belong together: each is nearly the same as at least one other image of the group.
 
     Args:
-        kept: those that stay, the one with the most pixels first, then by path. No two of them are nearly the same: there are several
+        kept: images to keep, the one with the most pixels first, then by path. No two of them are nearly the same. There are several
             only where the group is a chain.
     """
 
@@ -75,7 +73,7 @@ class DuplicateGroup(Result):
 
     @property
     def drop(self) -> list[str]:
-        """Paths that can go, sorted."""
+        """Paths of the images to drop, sorted."""
         return sorted(path for each in self.kept for path in each.drop)
 
     def __len__(self) -> int:
@@ -87,13 +85,13 @@ class DuplicateGroup(Result):
         return f"{len(self):,} images, keep {shown(self.kept[0].path)}"
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each image that can go."""
+        """A row for each image to drop."""
         return [row for each in self.kept for row in each.table()]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a threshold would do: groups with something to drop, and images that would be dropped."""
+    """The effect of a threshold: the number of groups with images to drop, and of images that would be dropped."""
 
     threshold: float
     groups: int
@@ -105,10 +103,10 @@ class DedupResult(Result):
     """Near-duplicates of one store.
 
     Args:
-        images: images compared.
+        images: number of images compared.
         threshold: cosine from which two images count as the same.
-        groups: those with something to drop, the largest first.
-        ladder: what the threshold and stricter ones do.
+        groups: groups with images to drop, the largest first.
+        ladder: the effect of the threshold and of stricter ones.
     """
 
     images: int
@@ -119,15 +117,15 @@ class DedupResult(Result):
 
     @property
     def drop(self) -> list[str]:
-        """Paths that can go, sorted."""
+        """Paths of the images to drop, sorted."""
         return sorted(path for group in self.groups for path in group.drop)
 
     def summary(self) -> str:
-        """Number of images, of groups and of images that can go."""
+        """Number of images, of groups and of images to drop."""
         return f"{self.images:,} images, {len(self.groups):,} groups, {len(self.drop):,} to drop at {self.threshold:g}"
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each image that can go, with the number of its group."""
+        """A row for each image to drop, with the number of its group."""
         return [{"group": number, **row} for number, group in enumerate(self.groups) for row in group.table()]
 
 
@@ -149,17 +147,16 @@ def dedup(
         store: store, or path of one.
         threshold: cosine from which two images count as the same, 0..1.
         dataset: vectors to compare.
-        exact: compare all pairs; by default up to 63,000 images, beyond only pairs in neighbouring k-means buckets.
-        seed: of the buckets.
+        exact: compare all pairs. By default up to 63,000 images; of more, only pairs in neighbouring k-means buckets.
+        seed: seed of the buckets.
 
     Raises:
-        StoreError: an unfinished or empty store.
-        ConfigError: a threshold outside 0..1.
+        StoreError: the store is unfinished or empty.
+        ConfigError: the threshold is outside 0..1.
     """
-    with opened(store) as found:
-        vectors = stored_vectors(found, dataset)
-        area = found.image_size.astype(np.int64).prod(axis=1)
-        groups, ladder = group_rows(vectors, threshold, worth=area, exact=exact, seed=seed)
+    with open_vectors(store, dataset) as (found, vectors):
+        pixels = found.image_size.astype(np.int64).prod(axis=1)
+        groups, ladder = group_rows(vectors, threshold, worth=pixels, exact=exact, seed=seed)
         paths = found.paths
         return DedupResult(len(vectors), threshold, tuple(_named(group, paths) for group in groups), tuple(ladder))
 
@@ -186,42 +183,40 @@ def leaks(
     """Images of `store` that `against` has too, the most similar first: test images in a training set, for example.
 
     Args:
-        store: images that may have to go.
-        against: images they must not repeat.
+        store: images that may have to be dropped.
+        against: compatible store of the images that they must not repeat.
         threshold: as in `dedup`.
         dataset: as in `dedup`.
         exact: as in `dedup`.
         seed: as in `dedup`.
 
     Raises:
-        StoreError: files made differently, an unfinished or empty store.
-        ConfigError: a threshold outside 0..1, or a store against itself.
+        StoreError: a store is unfinished or empty, or the two are not compatible.
+        ConfigError: the threshold is outside 0..1, or both are one file.
     """
     require_threshold(threshold)
-    with opened(store) as ours, opened(against) as theirs:
-        require_other_file(ours, theirs)
-        require_made_alike(ours, theirs)
-        queries, bank = stored_vectors(ours, dataset), stored_vectors(theirs, dataset)
-        require_same_dim(queries, bank)
+    with open_vectors(store, dataset) as ours, open_vectors(against, dataset, like=ours) as theirs:
+        require_other_file(ours.store, theirs.store)
+        queries, bank = ours.vectors, theirs.vectors
         best, other = np.full(len(queries), -np.inf, np.float32), np.full(len(queries), -1, np.int64)
         for query, row, cosine in near_pairs_between(queries, bank, threshold, exact=exact, seed=seed):
             order = np.lexsort((row, -cosine, query))
             first = order[np.unique(query[order], return_index=True)[1]]  # the best pair of each query
             first = first[cosine[first] > best[query[first]]]
             best[query[first]], other[query[first]] = cosine[first], row[first]
-        our_paths, their_paths = ours.paths, theirs.paths
+        our_paths, their_paths = ours.store.paths, theirs.store.paths
         rows = rows_where(other >= 0)
         rows = rows[np.argsort(-best[rows], kind="stable")]
         return [Leak(our_paths[row], their_paths[other[row]], float(best[row])) for row in rows.tolist()]
 
 
 class RowGroup(NamedTuple):
-    """Rows that hang together, those that are worth most first.
+    """Rows that belong together, the row with the most worth first.
 
     Args:
         rows: (m,) int64.
-        keep: (m,) int64 row that stays and is nearly the same as this one: itself, or an earlier one.
-        similarity: (m,) float32 cosine to it, at least the threshold but for rounding.
+        keep: (m,) int64 the kept row that is nearly the same as each: itself, or an earlier one.
+        similarity: (m,) float32 cosine to the kept row, at least the threshold except for rounding.
     """
 
     rows: NDArray[np.int64]
@@ -237,20 +232,20 @@ def group_rows(
     exact: bool | None = None,
     seed: int = 0,
 ) -> tuple[list[RowGroup], list[Step]]:
-    """Groups of near-duplicates with what to keep of each, the largest first; and what stricter thresholds would do.
+    """Groups of near-duplicates and the rows to keep of each, the largest group first, and the effect of stricter thresholds.
 
-    A group is a connected component of the pairs within the threshold. Of its rows, the one worth most stays, its direct neighbours
-    go, of the rest the one worth most stays, and so on.
+    A group is a connected component of the pairs within the threshold. The row with the most worth is kept and its direct neighbours are
+    dropped. This repeats with the remaining rows.
 
     Args:
         vectors: (n, D).
-        threshold: cosine from which two are the same.
-        worth: (n,) of each row, the higher the rather it stays; of equal ones the first stays. All are worth the same if left out.
+        threshold: cosine from which two vectors are the same.
+        worth: (n,) rows of higher worth are kept first, of equal worth the first row. By default all are equal.
         exact: as in `dedup`.
         seed: as in `dedup`.
 
     Raises:
-        ConfigError: a threshold outside 0..1.
+        ConfigError: the threshold is outside 0..1.
     """
     require_threshold(threshold)
     vectors = as_vectors(vectors)
@@ -258,7 +253,7 @@ def group_rows(
     sets = [DisjointSet(len(vectors)) for _ in steps]
     for one, other, cosine in near_pairs(vectors, threshold, exact=exact, seed=seed):
         for step, disjoint in zip(reversed(steps), reversed(sets), strict=True):
-            # What already hangs together at a threshold does so at every lower one: where thousands of images are the same, that is most.
+            # Rows that are joined at a threshold are joined at every lower one. Where thousands of images are the same, this skips most.
             is_news = disjoint.roots(one) != disjoint.roots(other)
             one, other, cosine = one[is_news], other[is_news], cosine[is_news]
             is_same = cosine >= least_cosine(step)
@@ -268,14 +263,14 @@ def group_rows(
         return [], [Step(step, 0, 0) for step in steps]
     rows = np.concatenate(components)
     number = np.repeat(np.arange(len(components)), [len(each) for each in components])
-    stands_for, similarity = representatives(vectors.take(rows), number, steps)
+    kept_place, similarity = representatives(vectors.take(rows), number, steps)
     ladder = []
-    for step, disjoint, places in zip(steps, sets, stands_for, strict=True):
-        goes = places != np.arange(len(rows))
+    for step, disjoint, places in zip(steps, sets, kept_place, strict=True):
+        is_dropped = places != np.arange(len(rows))
         disjoint.join(rows, rows[places])  # buckets may have missed the pair
-        ladder.append(Step(step, len(np.unique(disjoint.roots(rows[goes]))), int(goes.sum())))
+        ladder.append(Step(step, len(np.unique(disjoint.roots(rows[is_dropped]))), int(is_dropped.sum())))
     cuts = np.flatnonzero(np.diff(number)) + 1
-    parts = [np.split(each, cuts) for each in (rows, rows[stands_for[0]], similarity[0])]
+    parts = [np.split(each, cuts) for each in (rows, rows[kept_place[0]], similarity[0])]
     groups = [RowGroup(*each) for each in zip(*parts, strict=True)]
     # Cosines of single pairs differ in the last digits from those of buckets, so a pair may lose its link.
     return [group for group in groups if (group.rows != group.keep).any()], ladder
@@ -286,13 +281,13 @@ def _best_first(rows: NDArray[np.int64], worth: NDArray[np.int64] | None) -> NDA
 
 
 def require_threshold(threshold: float) -> None:
-    """Check that a threshold is one that two images can reach and some cannot.
+    """Check that a threshold is a cosine above 0.
 
     Raises:
         ConfigError: it is not above 0 and at most 1.
     """
     if not 0 < threshold <= 1:
-        raise ConfigError(f"`--threshold` is a cosine above 0 and up to 1, got {threshold}")
+        raise ConfigError(f"`threshold` must be a cosine above 0 and at most 1, got {threshold}")
 
 
 class DisjointSet:
@@ -307,7 +302,7 @@ class DisjointSet:
             one, other = self.roots(one), self.roots(other)
             is_apart = one != other
             one, other = np.minimum(one, other)[is_apart], np.maximum(one, other)[is_apart]
-            np.minimum.at(self._parent, other, one)  # a root always hangs on a smaller one: no loop can arise
+            np.minimum.at(self._parent, other, one)  # each root points to a smaller one, so there is no loop
 
     def groups(self) -> list[NDArray[np.int64]]:
         """Sets of two or more rows, each ascending, the largest first, then by first row."""
@@ -318,7 +313,7 @@ class DisjointSet:
         return sorted(found, key=lambda rows: (-len(rows), int(rows[0])))
 
     def roots(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The row that names the set of each row: the smallest of the set."""
+        """The smallest row of the set of each row, which names the set."""
         roots = rows
         while ((higher := self._parent[roots]) != roots).any():
             roots = higher
@@ -328,12 +323,12 @@ class DisjointSet:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a threshold finds.
+    """The copies and the other images that a threshold finds.
 
     Args:
         threshold: cosine.
-        recall: share of made copies that are found, 0..1, by kind of change.
-        others: share of the images that are found to be the same as another image of the file, 0..1: duplicates that it has, or mistakes.
+        recall: share of the altered copies that are found, 0..1, by kind of change.
+        others: share of the images that count as the same as another image of the file, 0..1: real duplicates, or mistakes.
     """
 
     threshold: float
@@ -347,20 +342,20 @@ def calibrate(
     copies: Mapping[str, NDArray[np.float32]],
     thresholds: Sequence[float] = CALIBRATED,
 ) -> list[Calibration]:
-    """What thresholds find of altered copies of some images, and of other images beside them.
+    """Measure how many altered copies of some images each threshold finds, and how many other images.
 
     Args:
         vectors: (n, D) of all images of the file.
-        rows: (S,) some of them.
-        copies: for each kind of change, (S, D) vectors of those images altered.
-        thresholds: to measure.
+        rows: (S,) rows of the images that were altered.
+        copies: for each kind of change, (S, D) vectors of the altered images.
+        thresholds: cosines to measure.
 
     Raises:
-        ConfigError: a single image.
+        ConfigError: there is a single image.
     """
     bank = as_vectors(vectors)
     if len(bank) < 2:
-        raise ConfigError(f"`--calibrate` compares images with others, {bank.name} has {len(bank)}")
+        raise ConfigError(f"`calibrate` compares images with other images, {bank.name} has {len(bank)}")
     originals = bank.take(rows)
     similarity, index = nearest(originals, bank, 2)
     other = np.where(index[:, 0] == rows, similarity[:, 1], similarity[:, 0])

@@ -1,6 +1,6 @@
-"""Images like no other: how far each lies from its nearest neighbours, in its own file or in another one.
+"""Unusual images: how far each image is from its nearest neighbours, in its own file or in another one.
 
-Dimension key: n images, m images they are compared with, k neighbours.
+Dimension key: `n` images, `m` reference images that they are compared with, `k` neighbours.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_file
+from dino_extract.analysis.vectors.compatible import require_other_file
 from dino_extract.analysis.vectors.neighbours import nearest, nearest_blocks
-from dino_extract.analysis.vectors.stored import StoreSource, Vectors, opened, stored_vectors
+from dino_extract.analysis.vectors.stored import StoreSource, Vectors, open_vectors
 from dino_extract.errors import ConfigError
 from dino_extract.options import Limits, checked
 from dino_extract.results import Result, plain, shown
 
 NEIGHBOURS = 5
 RARE = 0.99  # percentile rank from which an image counts as rare
-MAX_COMPARED = 100_000  # more neighbours to choose from change little and cost time in proportion
+MAX_COMPARED = 100_000  # more reference images change little, and the time grows with their number
 
 
 class Outlier(NamedTuple):
@@ -36,15 +36,15 @@ class Outlier(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Outliers(Result):
-    """Images, the most isolated first.
+    """All images of a file, the most isolated first.
 
     Args:
         paths: (n,) all embedded images of the file.
-        isolation: (n,) float32, 0..2: 1 less the mean cosine with the k nearest others.
-        unusual: (n,) float32, 0..1: the share of the images they are compared with that are less isolated among themselves.
-        nearest: (n,) path of the most similar of these.
+        isolation: (n,) float32, 0..2: 1 minus the mean cosine with the k nearest other images.
+        unusual: (n,) float32, 0..1: percentile rank: 0.99 means more isolated than 99 % of the reference images.
+        nearest: (n,) path of the most similar reference image.
         similarity: (n,) float32, -1..1, its cosine.
-        num_compared: m.
+        num_compared: m, the number of reference images.
     """
 
     paths: Sequence[str]
@@ -58,7 +58,7 @@ class Outliers(Result):
         return len(self.paths)
 
     def first(self, count: int) -> list[Outlier]:
-        """The most isolated images, fewer than `count` where there are fewer."""
+        """The `count` most isolated images, or all where there are fewer."""
         columns = (self.paths, self.isolation.tolist(), self.unusual.tolist(), self.nearest, self.similarity.tolist())
         return [Outlier(*line) for line in zip(*(column[:count] for column in columns), strict=True)]
 
@@ -89,43 +89,41 @@ def outliers(
     dataset: str = "features",
     seed: int = 0,
 ) -> Outliers:
-    """The images of a file by how unlike all others they are, or with `against` how unlike those of another file.
+    """Sort the images of a file by their isolation: from each other, or with `against` from the images of another file.
 
-    An image with a copy of itself beside it is no outlier by its nearest neighbour alone: the mean cosine with several decides. Distance to
-    neighbours among known images is also a strong test for images of another kind (Sun et al., arXiv 2204.06507).
+    The isolation is the mean over several neighbours, because an outlier may have a copy of itself. The distance to neighbours among known
+    images is also a strong test for images of another kind (Sun et al., arXiv 2204.06507).
 
     Args:
         store: images to judge: store, or path of one.
-        against: images that are taken for usual, made alike; without it the images of `store` themselves.
-        neighbours: k; fewer where there are fewer images.
+        against: compatible store of reference images. By default the images of `store` themselves.
+        neighbours: k, fewer where there are fewer images.
         dataset: vectors to compare.
-        seed: of the 100,000 images that are drawn to compare with, where there are more.
+        seed: seed of the draw of 100,000 reference images, where there are more.
 
     Raises:
-        DinoExtractError: unfinished files, files made differently, fewer than two images to compare with, a store against itself, or no
-            neighbour asked for.
+        DinoExtractError: a file is unfinished, the files are not compatible or the same, there are fewer than two reference images, or
+            `neighbours` is below 1.
     """
     neighbours = checked("neighbours", int, neighbours, Limits(least=1))
-    with opened(store) as own:
-        vectors = stored_vectors(own, dataset)
+    with open_vectors(store, dataset) as own:
+        vectors = own.vectors
         if against is None:
-            usual_paths, rows = own.paths, _sample(vectors, seed)
+            usual_paths, rows = own.store.paths, _sample(vectors, seed)
             similarity, index = _nearest_others(vectors, rows, neighbours)
             isolation = isolation_of(similarity)
             usual_isolation = isolation[rows]
         else:
-            with opened(against) as other:
-                require_other_file(own, other)
-                require_made_alike(own, other)
-                usual, usual_paths = stored_vectors(other, dataset), other.paths
-                rows = _sample(usual, seed)
-                bank = usual.take(rows)
+            with open_vectors(against, dataset, like=own) as other:
+                require_other_file(own.store, other.store)
+                usual_paths, rows = other.store.paths, _sample(other.vectors, seed)
+                bank = other.vectors.take(rows)
                 similarity, index = nearest(vectors, bank, neighbours)
                 isolation = isolation_of(similarity)
                 usual_isolation = isolation_of(nearest(bank, bank, neighbours, leave_one_out=True)[0])
         unusual = np.searchsorted(np.sort(usual_isolation), isolation) / len(rows)
         order = np.argsort(-isolation, kind="stable")
-        own_paths = own.paths
+        own_paths = own.store.paths
         return Outliers(
             paths=[own_paths[row] for row in order.tolist()],
             isolation=isolation[order],
@@ -137,15 +135,17 @@ def outliers(
 
 
 def isolation_of(similarity: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n,) 1 less the mean cosine with the neighbours, from (n, k) cosines."""
+    """(n,) 1 minus the mean cosine with the neighbours, from (n, k) cosines."""
     isolation: NDArray[np.float32] = 1 - similarity.mean(axis=1)
     return isolation
 
 
 def _sample(vectors: Vectors, seed: int) -> NDArray[np.int64]:
-    """(m,) ascending rows to compare with: all, or so many drawn at random."""
+    """(m,) ascending rows of the reference images: all, or 100,000 drawn at random."""
     if len(vectors) < 2:
-        raise ConfigError(f"{vectors.name} has {len(vectors)} image: nothing to compare it with", hint="two images or more are needed")
+        raise ConfigError(
+            f"{vectors.name} has {len(vectors)} image, which cannot be compared with another", hint="two images or more are needed"
+        )
     if len(vectors) <= MAX_COMPARED:
         return np.arange(len(vectors))
     drawn = np.random.default_rng(seed).choice(len(vectors), MAX_COMPARED, replace=False)
@@ -153,16 +153,16 @@ def _sample(vectors: Vectors, seed: int) -> NDArray[np.int64]:
 
 
 def _nearest_others(vectors: Vectors, rows: NDArray[np.int64], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cosine (n, k) and position among `rows` (n, k) of the vectors nearest to each, best first; none is its own neighbour.
+    """Cosine (n, k) and position among `rows` (n, k) of the vectors nearest to each, best first. No vector is its own neighbour.
 
     Args:
         vectors: (n, D).
-        rows: (m,) which of them may be neighbours.
-        k: neighbours; fewer where there are fewer.
+        rows: (m,) rows that may be neighbours.
+        k: number of neighbours, fewer where there are fewer.
     """
     k, found = min(k, len(rows) - 1), []
     for first, similarity, index in nearest_blocks(vectors, vectors.take(rows), k + 1):
         is_other = rows[index] != np.arange(first, first + len(index))[:, None]
-        is_other[is_other.all(axis=1), -1] = False  # not in the bank, or behind copies of itself: the last one goes
+        is_other[is_other.all(axis=1), -1] = False  # not in the bank, or ranked after copies of itself: drop the last neighbour
         found.append((similarity[is_other].reshape(-1, k), index[is_other].reshape(-1, k)))
     return np.concatenate([similarity for similarity, _ in found]), np.concatenate([index for _, index in found])

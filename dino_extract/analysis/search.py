@@ -1,4 +1,4 @@
-"""Find the images most similar to others, exactly or by an approximate index, and measure how well that retrieves a class."""
+"""Find the images most similar to a query, exactly or with an approximate index, and measure how well this retrieves a class."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors.compatible import require_made_alike
 from dino_extract.analysis.vectors.faiss_index import open_index, search_index
+from dino_extract.analysis.vectors.labels import LabelSource, classes_of, encode, labels_of
 from dino_extract.analysis.vectors.neighbours import nearest
 from dino_extract.analysis.vectors.stored import (
+    OpenVectors,
     StoreSource,
     Vectors,
     VectorSource,
     as_vectors,
-    opened,
+    open_vectors,
     require_same_dim,
     rows_where,
-    stored_vectors,
     unit,
 )
 from dino_extract.errors import ConfigError
@@ -34,8 +34,9 @@ from dino_extract.store import Store
 
 IndexChoice = Literal["auto", "exact", "hnsw", "ivfpq"]
 
-EXACT_ROWS = 2_000_000  # up to here `auto` searches exactly: nothing to build, nothing missed
-_SIMILARITIES = 64 << 20  # that mAP sorts at a time
+EXACT_ROWS = 2_000_000  # up to this size `auto` searches exactly, which builds no index and misses nothing
+SIMILARITIES = 64 << 20  # similarities that mAP sorts at a time
+SCORE_QUERIES = 2000  # more queries change the third digit at most, and each sorts all images
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult(Result):
-    """What was found for one query, best first."""
+    """The images found for one query, best first."""
 
     query: str
     hits: tuple[Hit, ...]
@@ -77,52 +78,52 @@ def search(
 
     Args:
         store: where to search.
-        queries: (Q, D) vectors, or another store made alike, all of whose images are queries.
-        paths: images of the store itself, or shell patterns of them, that are queries too; they are not found themselves.
-        top: hits per query; fewer where the store has fewer images.
+        queries: (Q, D) vectors, or another compatible store, all images of which are queries.
+        paths: images of the store itself that are queries too, by path or shell pattern. A query does not find itself.
+        top: number of hits per query, fewer where the store has fewer images.
         dataset: vectors to compare.
-        index: exact; hnsw or ivfpq by faiss, kept beside the file; auto is exact up to two million images, then ivfpq if installed.
-        names: what the queries that are vectors are called in the result.
+        index: `exact`, or a faiss index that is kept beside the file: `hnsw` or `ivfpq`. `auto` is exact up to two million images, then
+            `ivfpq` if faiss is installed.
+        names: names of the query vectors in the result.
 
     Raises:
-        StoreError: a store made differently, unfinished, or without such a dataset.
-        ConfigError: no query, another number of names than of vectors, a path that the store does not have, or faiss is needed and missing.
+        StoreError: a store is unfinished, not compatible, or has no such dataset.
+        ConfigError: there is no query, the numbers of names and vectors differ, the store has no such path, or faiss is not installed.
     """
     top = checked("top", int, top, Limits(least=1))
     checked("index", IndexChoice, index)
-    with opened(store) as bank_store:
-        bank = stored_vectors(bank_store, dataset)
+    with open_vectors(store, dataset) as bank:
+        find = _Finder(bank, top, dataset, index)
         results = []
-        if own := named_paths(bank_store, [str(path) for path in as_list(paths)]):
-            rows = rows_of(bank_store, own)
-            results += _search(bank_store, bank, bank.take(rows), own, top, dataset, index, own_rows=rows)
+        if own := named_paths(bank.store, [str(path) for path in as_list(paths)]):
+            rows = rows_of(bank.store, own)
+            results += find(bank.vectors.take(rows), own, own_rows=rows)
         if isinstance(queries, (Store, str, os.PathLike)):
-            with opened(queries) as query_store:
-                require_made_alike(bank_store, query_store)
-                vectors = stored_vectors(query_store, dataset)
-                results += _search(bank_store, bank, vectors, query_store.paths, top, dataset, index)
+            with open_vectors(queries, dataset, like=bank) as other:
+                results += find(other.vectors, other.store.paths)
         elif queries is not None:
             vectors = as_vectors(queries, "the queries")
             called = as_list(names) or [f"query {row}" for row in range(len(vectors))]
             if len(called) != len(vectors):
                 raise ConfigError(f"{len(vectors):,} queries need as many names, got {len(called):,}")
-            results += _search(bank_store, bank, vectors, called, top, dataset, index)
+            results += find(vectors, called)
     if not results:
         raise ConfigError("no query given", hint="name images, another `.h5` file, or `--path KEY` of an image in the file")
     return results
 
 
 def named_paths(store: Store, patterns: Sequence[str]) -> list[str]:
-    """Paths as they are, and shell patterns such as `cats/*` as the paths of embedded images that they match.
+    """Paths, with each shell pattern such as `cats/*` replaced by the paths of the embedded images that match it.
 
-    What is the path of an image is no pattern: `a[1].jpg`. A pattern that matches nothing stays, for the error that `rows_of` has for it.
+    An exact path is never treated as a pattern, so `a[1].jpg` works. A pattern without a match is kept, so that `rows_of` reports it.
     """
     paths = store.paths
     known = set(paths)
     found: dict[str, None] = {}
     for pattern in patterns:
         is_pattern = pattern not in known and glob.has_magic(pattern)
-        found |= dict.fromkeys((is_pattern and fnmatch.filter(paths, pattern)) or [pattern])
+        matches = fnmatch.filter(paths, pattern) if is_pattern else []
+        found |= dict.fromkeys(matches or [pattern])
     return list(found)
 
 
@@ -142,58 +143,58 @@ def rows_of(store: Store, paths: Sequence[str]) -> NDArray[np.int64]:
     return np.array([row_of[path] for path in paths], np.int64)
 
 
-def _search(
-    store: Store,
-    bank: Vectors,
-    queries: Vectors,
-    names: Sequence[str],
-    top: int,
-    dataset: str,
-    index: IndexChoice,
-    own_rows: NDArray[np.int64] | None = None,
-) -> list[SearchResult]:
-    require_same_dim(queries, bank)
-    more = top + (own_rows is not None)
-    kind = _choose(index, len(bank))
-    if kind == "exact":
-        similarity, position = nearest(queries, bank, more)
-    else:
-        built = open_index(store, bank, dataset, kind)
-        similarity, position = search_index(built, bank, unit(queries[:]).numpy(), more)
-    bank_paths = store.paths
-    results = []
-    for row, name in enumerate(names):
-        is_hit = position[row] >= 0
-        if own_rows is not None:
-            is_hit &= position[row] != own_rows[row]
-        found = rows_where(is_hit)[:top]
-        results.append(
-            SearchResult(name, tuple(Hit(bank_paths[position[row, each]], float(similarity[row, each])) for each in found.tolist()))
-        )
-    return results
+@dataclass(frozen=True)
+class _Finder:
+    """A search in one store."""
+
+    bank: OpenVectors
+    top: int
+    dataset: str
+    index: IndexChoice
+
+    def __call__(self, queries: Vectors, names: Sequence[str], *, own_rows: NDArray[np.int64] | None = None) -> list[SearchResult]:
+        """The hits of each query; `own_rows` are rows of the store that the queries themselves are."""
+        require_same_dim(queries, self.bank.vectors)
+        similarity, position = self._nearest(queries, self.top + (own_rows is not None))
+        paths = self.bank.store.paths
+        results = []
+        for row, name in enumerate(names):
+            is_hit = position[row] >= 0
+            if own_rows is not None:
+                is_hit &= position[row] != own_rows[row]
+            found = rows_where(is_hit)[: self.top].tolist()
+            results.append(SearchResult(name, tuple(Hit(paths[position[row, each]], float(similarity[row, each])) for each in found)))
+        return results
+
+    def _nearest(self, queries: Vectors, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        store, vectors = self.bank
+        kind = _choose(self.index, len(vectors))
+        if kind == "exact":
+            return nearest(queries, vectors, count)
+        return search_index(open_index(store, vectors, self.dataset, kind), vectors, unit(queries[:]).numpy(), count)
 
 
-def _choose(index: IndexChoice, num_rows: int) -> Literal["exact", "hnsw", "ivfpq"]:
+def _choose(index: IndexChoice, rows: int) -> Literal["exact", "hnsw", "ivfpq"]:
     if index != "auto":
         return index
-    if num_rows <= EXACT_ROWS:
+    if rows <= EXACT_ROWS:
         return "exact"
     try:
-        import faiss  # noqa: F401  # an extra: without it exact search still answers, only later
+        import faiss  # noqa: F401  # an optional package: without it the exact search answers, more slowly
     except ImportError:
         return "exact"
     return "ivfpq"
 
 
 @dataclass(frozen=True)
-class RetrievalScore:
+class RetrievalScore(Result):
     """How well images of the same label are found.
 
     Args:
         mean_average_precision: mean over the queries, 0..1.
-        top1: share of queries whose first hit has their label.
-        queries: images used as queries: those whose label another image has too, or a random part of them.
-        chance: mean average precision of a random order, approximately: the mean share of images with the query's label.
+        top1: share of the queries whose first hit has their label.
+        queries: number of queries: the images whose label another image has too, or a random part of them.
+        chance: approximate mean average precision of a random order: the mean share of images with the label of the query.
     """
 
     mean_average_precision: float
@@ -201,17 +202,56 @@ class RetrievalScore:
     queries: int
     chance: float
 
+    def summary(self) -> str:
+        """The score, and the number of queries."""
+        return f"mAP {self.mean_average_precision:.4f}, first hit right {self.top1:.1%}, {self.queries:,} queries, chance {self.chance:.4f}"
 
-def retrieval_score(vectors: VectorSource, codes: NDArray[np.int64], *, max_queries: int | None = None, seed: int = 0) -> RetrievalScore:
-    """Mean average precision of finding images with the query's label among all other images.
 
-    Average precision of one query = mean over its R relevant images of (relevant images up to this one) / (rank of this one).
+def retrieval_score(
+    store: StoreSource,
+    *,
+    labels: LabelSource = None,
+    label_depth: int = 1,
+    dataset: str = "features",
+    max_queries: int | None = SCORE_QUERIES,
+    seed: int = 0,
+) -> RetrievalScore:
+    """Mean average precision of finding images with the label of the query among all other images of a store.
+
+    Args:
+        store: store, or path of one.
+        labels: a file or a list, see `labels_of`. None takes the folder names.
+        label_depth: number of folders above the image: 1 is the folder it is in.
+        dataset: vectors to compare.
+        max_queries: use at most this many random queries.
+        seed: seed of the choice of queries.
+
+    Raises:
+        DinoExtractError: the store is unfinished, there are no labels, or no label occurs twice.
+    """
+    with open_vectors(store, dataset) as found:
+        names = labels_of(found.store, labels, label_depth)
+        return score_retrieval(found.vectors, encode(names, classes_of(names)), max_queries=max_queries, seed=seed)
+
+
+def score_retrieval(
+    vectors: VectorSource,
+    codes: NDArray[np.int64],
+    *,
+    max_queries: int | None = None,
+    seed: int = 0,
+    similarities: int = SIMILARITIES,
+) -> RetrievalScore:
+    """As `retrieval_score`, for vectors and the class of each.
+
+    The average precision of a query is the mean, over its relevant images, of (relevant images up to this one) / (rank of this one).
 
     Args:
         vectors: (n, D).
-        codes: (n,) class of each image; -1 for none: neither a query nor relevant.
-        max_queries: use at most this many random queries; each costs a sort of all images.
-        seed: of the choice.
+        codes: (n,) class of each image. -1 is no class: the image is neither a query nor relevant.
+        max_queries: use at most this many random queries. Each of them sorts all images.
+        seed: seed of the choice of queries.
+        similarities: number of similarities to sort at a time.
 
     Raises:
         ConfigError: no label occurs twice.
@@ -224,7 +264,7 @@ def retrieval_score(vectors: VectorSource, codes: NDArray[np.int64], *, max_quer
         raise ConfigError("retrieval cannot be measured: no label occurs on two images")
     if max_queries is not None and len(eligible) > max_queries:
         eligible = np.sort(np.random.default_rng(seed).choice(eligible, max_queries, replace=False))
-    step = max(1, _SIMILARITIES // len(vectors))
+    step = max(1, similarities // len(vectors))
     precisions, firsts = [], []
     for start in range(0, len(eligible), step):
         rows = eligible[start : start + step]

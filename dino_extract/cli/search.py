@@ -112,12 +112,8 @@ def _results(
 
 def _measure(store: Store, dataset: str, labels: str | None, label_depth: int, seed: int, as_json: bool) -> None:
     from dino_extract.analysis.search import retrieval_score
-    from dino_extract.analysis.vectors.labels import classes_of, encode, labels_of
-    from dino_extract.analysis.vectors.stored import stored_vectors
 
-    names = labels_of(store, labels, label_depth)
-    codes = encode(names, classes_of(names))
-    score = retrieval_score(stored_vectors(store, dataset), codes, max_queries=MAP_QUERIES, seed=seed)
+    score = retrieval_score(store, labels=labels, label_depth=label_depth, dataset=dataset, max_queries=MAP_QUERIES, seed=seed)
     if as_json:
         print_json(asdict(score))
         return

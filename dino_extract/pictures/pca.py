@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dino_extract.analysis.vectors.moments import moments, principal_axes
+from dino_extract.analysis.vectors.covariance import moments, principal_axes
 from dino_extract.analysis.vectors.stored import StoreSource
 from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError

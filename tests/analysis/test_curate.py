@@ -99,7 +99,7 @@ def test_seeds_of_another_model_are_refused(path: str, tmp_path: Path) -> None:
     """Seeds must be embedded by the same network."""
     seeds = write_store(tmp_path / "seeds.h5", ["a.jpg"], {"features": np.ones((1, 16), np.float32)}, model="vitb14")
 
-    with pytest.raises(StoreError, match="were not made alike"):
+    with pytest.raises(StoreError, match="are not compatible"):
         curate(path, 8, like=seeds)
 
 

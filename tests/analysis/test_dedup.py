@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dino_extract.analysis.dedup import LADDER, DisjointSet, RowGroup, calibrate, dedup, group_rows, leaks
-from dino_extract.analysis.vectors import covering, near_pairs
+from dino_extract.analysis.vectors import near_pairs, representatives
 from dino_extract.analysis.vectors.stored import Vectors
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.pictures.altered import ALTERATIONS
@@ -116,7 +116,7 @@ def test_what_goes_is_like_something_that_stays(seed: int, count: int, threshold
     steps = np.array([threshold, *LADDER])
     assume(np.abs(cosine[np.triu_indices(count, 1)][:, None] - steps).min() > 1e-6)  # else rounding decides
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(covering, "_BLOCK_ROWS", block)
+        patch.setattr(representatives, "BLOCK_ROWS", block)
         groups, ladder = group_rows(vectors, threshold, worth=worth)
         again, _ = group_rows(vectors, threshold, worth=worth)
 
@@ -231,14 +231,14 @@ def test_leaks_between_models_are_refused(tmp_path: Path) -> None:
     """Files of two models have nothing to compare."""
     paths = [write_store(tmp_path / f"{model}.h5", ["a.jpg"], {"features": angles([0])}, model=model) for model in ("vits14", "vitb14")]
 
-    with pytest.raises(StoreError, match="were not made alike"):
+    with pytest.raises(StoreError, match="are not compatible"):
         leaks(*paths)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.5, -0.3])
 def test_thresholds_outside_the_cosine_are_refused(threshold: float) -> None:
     """A threshold of 0 would join everything, above 1 nothing."""
-    with pytest.raises(ConfigError, match="`--threshold` is a cosine above 0 and up to 1"):
+    with pytest.raises(ConfigError, match="`threshold` must be a cosine above 0 and at most 1"):
         group_rows(angles([0, 1]), threshold)
 
 

@@ -107,7 +107,7 @@ def test_what_cannot_be_compared_is_an_error(tmp_path: Path) -> None:
     other = write_store(tmp_path / "other.h5", keys(2), {"features": np.eye(2, dtype=np.float32)}, model="vitb14")
 
     for store, against in ((one, None), (two, one)):
-        with pytest.raises(ConfigError, match=r"one\.h5` has 1 image: nothing to compare it with"):
+        with pytest.raises(ConfigError, match=r"one\.h5` has 1 image, which cannot be compared"):
             outliers(store, against)
     assert len(outliers(one, two)) == 1
     with pytest.raises(ConfigError, match="neighbours"):

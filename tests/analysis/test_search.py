@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dino_extract.analysis.dedup import dedup
-from dino_extract.analysis.search import retrieval_score, search
+from dino_extract.analysis.search import retrieval_score, score_retrieval, search
 from dino_extract.analysis.vectors import faiss_index
 from dino_extract.errors import ConfigError, StoreError
 from tests.analysis.stores import blobs, keys_of, write_store
@@ -129,7 +129,7 @@ def test_a_store_of_another_model_is_refused(path: str, tmp_path: Path) -> None:
     """Vectors of another network are never compared."""
     other = write_store(tmp_path / "y.h5", ["q.jpg"], {"features": angles([85])}, model="vitb14")
 
-    with pytest.raises(StoreError, match=r"were not made alike \(--model vits14 and vitb14"):
+    with pytest.raises(StoreError, match=r"are not compatible \(model vits14 and vitb14"):
         search(path, other)
 
 
@@ -227,14 +227,13 @@ def test_ivfpq_of_few_images_is_refused(path: str) -> None:
         search(path, angles([3]), index="ivfpq")
 
 
-def test_map_equals_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_map_equals_scikit_learn() -> None:
     """Mean average precision is the mean of scikit-learn's average precision over all queries, in any blocks."""
     metrics = pytest.importorskip("sklearn.metrics")
     vectors, labels = blobs(5, 12, 4, spread=1.5)
     codes = np.array([int(label[-2:]) for label in labels])
-    monkeypatch.setattr("dino_extract.analysis.search._SIMILARITIES", 7 * 60)
 
-    score = retrieval_score(vectors, codes)
+    score = score_retrieval(vectors, codes, similarities=7 * 60)
 
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     others = [np.delete(np.arange(60), row) for row in range(60)]
@@ -246,7 +245,7 @@ def test_map_equals_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_map_of_perfect_classes_is_one() -> None:
     """Where each class is one point, every relevant image comes first."""
-    score = retrieval_score(np.repeat(np.eye(4, dtype=np.float32), 3, axis=0), np.repeat(np.arange(4), 3))
+    score = score_retrieval(np.repeat(np.eye(4, dtype=np.float32), 3, axis=0), np.repeat(np.arange(4), 3))
 
     assert (score.mean_average_precision, score.top1) == (1.0, 1.0)
 
@@ -255,10 +254,22 @@ def test_map_leaves_out_labels_that_occur_once() -> None:
     """An image alone in its class, and one without a class, are no queries."""
     vectors = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
 
-    assert retrieval_score(vectors, np.array([0, 0, 1, -1, -1])).queries == 2
+    assert score_retrieval(vectors, np.array([0, 0, 1, -1, -1])).queries == 2
 
 
 def test_map_without_pairs_is_refused() -> None:
     """Where no label occurs twice there is nothing to retrieve."""
     with pytest.raises(ConfigError, match="no label occurs on two images"):
-        retrieval_score(np.eye(3, dtype=np.float32), np.array([0, 1, 2]))
+        score_retrieval(np.eye(3, dtype=np.float32), np.array([0, 1, 2]))
+
+
+def test_the_retrieval_of_folders_is_scored_from_a_store(tmp_path: Path) -> None:
+    """The labels are the names of the folders, unless others are given."""
+    vectors, labels = blobs(4, 6, 8, spread=0.1)
+    path = write_store(tmp_path / "x.h5", keys_of(labels), {"features": vectors})
+
+    score = retrieval_score(path)
+
+    assert score == score_retrieval(vectors, np.repeat(np.arange(4), 6))
+    assert repr(score).startswith("RetrievalScore(mAP 1.0000, first hit right 100.0%, 24 queries")
+    assert retrieval_score(path, labels=["a", "b"] * 12).mean_average_precision < 0.7

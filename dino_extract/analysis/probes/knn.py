@@ -1,4 +1,4 @@
-"""k-nearest-neighbour classification by the official protocol: what features are worth without any training.
+"""k-nearest-neighbour classification by the official protocol: the quality of features without any training.
 
 Dimension key: `B` test images in a block, `k` neighbours, `C` classes.
 Source: official dinov2/eval/knn.py; InstDisc (arXiv 1805.01978) Sec. 3.4, weights exp(similarity / T) with T = 0.07.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dino_extract.analysis.probes.scores import Answers, ClassScore, add_to_confusion, class_table, mean_recall, printable, top_accuracy
-from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_images
+from dino_extract.analysis.vectors.compatible import require_other_images
 from dino_extract.analysis.vectors.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.vectors.neighbours import nearest_blocks
 from dino_extract.analysis.vectors.stored import (
@@ -24,10 +24,9 @@ from dino_extract.analysis.vectors.stored import (
     Vectors,
     VectorSource,
     as_vectors,
-    opened,
+    open_vectors,
     require_same_dim,
     rows_where,
-    stored_vectors,
 )
 from dino_extract.errors import ConfigError
 from dino_extract.options import Options, as_list, option, require_with
@@ -35,7 +34,7 @@ from dino_extract.results import Result, plain
 
 OFFICIAL_K = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-TABLE_K = 20  # the per-class table is of this k, which the official help calls the usual best: not of the best one on the test set
+TABLE_K = 20  # k of the per-class table: the usual best by the official help, and so not chosen on the test set
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,14 @@ class KnnOptions(Options):
     """How neighbours vote.
 
     Args:
-        k: numbers of neighbours; those above the number of training images become that number.
+        k: numbers of neighbours. Numbers above the number of training images become that number.
         temperature: T of the weights exp(similarity / T).
         per_class: few-shot: train on this many images of each class, drawn at random.
-        tries: draws to average over.
-        seed: of the first draw; the next ones count on.
+        tries: number of draws to average over.
+        seed: seed of the first draw. Each further draw adds 1.
 
     Raises:
-        ConfigError: a number below 1, several tries of what is not drawn, or a temperature that is not above 0.
+        ConfigError: a number is out of range, or there are several tries without `per_class`.
     """
 
     k: tuple[int, ...] = option(OFFICIAL_K, least=1)
@@ -79,17 +78,17 @@ class KnnScore:
 
 @dataclass(frozen=True, eq=False)
 class KnnResult(Result):
-    """Outcome of a classification by neighbours.
+    """The result of a classification by neighbours.
 
     Args:
-        scores: one for each k, ascending.
+        scores: one score for each k, ascending.
         classes: class names, sorted.
-        confusion: (C, C) int64 test images by true (row) and predicted (column) class, with `table_k` neighbours, over all tries.
-        table_k: neighbours of the confusion matrix.
-        num_train: training images of one try.
-        num_test: test images of one try.
-        answers: what each test image was taken for, with `table_k` neighbours.
-        unlabelled: images left out because they have no label.
+        confusion: (C, C) int64 number of test images by true (row) and predicted (column) class, with `table_k` neighbours, over all tries.
+        table_k: k of the confusion matrix and the answers.
+        num_train: number of training images in one try.
+        num_test: number of test images in one try.
+        answers: the predicted class of each test image, with `table_k` neighbours.
+        unlabelled: number of images left out because they have no label.
     """
 
     scores: tuple[KnnScore, ...]
@@ -105,12 +104,12 @@ class KnnResult(Result):
 
     @property
     def per_class(self) -> list[ClassScore]:
-        """Recall, precision and the commonest mistake of each class."""
+        """Recall, precision and the most common error of each class."""
         return class_table(self.confusion, self.classes)
 
     @property
     def mean_recall(self) -> float:
-        """Accuracy as if classes were of one size, 0..1."""
+        """Mean accuracy of the classes, 0..1."""
         return mean_recall(self.confusion)
 
     def summary(self) -> str:
@@ -145,32 +144,30 @@ def knn(
 
     Args:
         train: store, or path of one.
-        test: store, or path of one, made alike.
-        labels: a file or a list, see `labels_of`; None for folder names.
-        test_labels: labels of `test`; by default `labels`.
-        label_depth: folders above the image that name its class.
+        test: compatible store, or path of one.
+        labels: a file or a list, see `labels_of`. None takes the folder names.
+        test_labels: labels of `test`. By default `labels`.
+        label_depth: number of folders above the image: 1 is the folder it is in.
         dataset: vectors to compare, (N, D) in the file.
-        k: number of neighbours, one or several; those above the number of training images become that number.
-        temperature: T of the weights exp(similarity / T).
-        per_class: few-shot: train on this many images of each class, drawn at random.
-        tries: draws to average over.
-        seed: of the first draw; the next ones count on.
+        k: one or several numbers of neighbours, see `KnnOptions`.
+        temperature: see `KnnOptions`.
+        per_class: see `KnnOptions`.
+        tries: see `KnnOptions`.
+        seed: see `KnnOptions`.
 
     Raises:
-        DinoExtractError: unfinished files, files made differently, no labels, a single class, or options that make no sense.
+        DinoExtractError: a file is unfinished, the files are not compatible, there are no labels or a single class, or an option is wrong.
     """
     require_with("test_labels", test_labels, "test", test)
     options = KnnOptions(tuple(as_list(k)), temperature, per_class, tries, seed)
-    with opened(train) as train_store:
-        vectors, names = stored_vectors(train_store, dataset), labels_of(train_store, labels, label_depth)
+    with open_vectors(train, dataset) as learned:
+        names = labels_of(learned.store, labels, label_depth)
         if test is None:
-            return classify(vectors, names, options=options)
-        with opened(test) as test_store:
-            require_made_alike(train_store, test_store)
-            require_other_images(train_store, test_store, test_labels)
-            others = stored_vectors(test_store, dataset)
-            other_names = labels_of(test_store, test_labels if test_labels is not None else labels, label_depth)
-            return classify(vectors, names, others, other_names, options=options)
+            return classify(learned.vectors, names, options=options)
+        with open_vectors(test, dataset, like=learned) as judged:
+            require_other_images(learned.store, judged.store, test_labels)
+            judged_names = labels_of(judged.store, test_labels if test_labels is not None else labels, label_depth)
+            return classify(learned.vectors, names, judged.vectors, judged_names, options=options)
 
 
 def classify(
@@ -181,17 +178,17 @@ def classify(
     *,
     options: KnnOptions | None = None,
 ) -> KnnResult:
-    """As `knn`, for vectors in memory or in a file and one label per vector ("" for none).
+    """As `knn`, for vectors and one label per vector ("" for none).
 
     Args:
         train: (n, D).
         train_labels: (n,).
-        test: (m, D); if left out, each training vector is classified by the others (few-shot: the ones not drawn by the drawn ones).
+        test: (m, D). By default each training vector is classified by the others, and few-shot the vectors not drawn by the drawn ones.
         test_labels: (m,).
-        options: how neighbours vote; by default the official protocol.
+        options: how neighbours vote. By default the official protocol.
 
     Raises:
-        ConfigError: a single class, different widths, or another number of labels than of vectors.
+        ConfigError: there is a single class, the widths differ, or the numbers of labels and vectors differ.
     """
     options = options or KnnOptions()
     classes = classes_of(train_labels)
@@ -207,7 +204,7 @@ def classify(
 class _Labelled(NamedTuple):
     vectors: Vectors  # (n, D)
     codes: NDArray[np.int64]  # (n,) position of the class
-    rows: NDArray[np.int64]  # (n,) position of each among all vectors given
+    rows: NDArray[np.int64]  # (n,) row of each among all vectors
 
     def take(self, rows: NDArray[np.int64]) -> _Labelled:
         return _Labelled(self.vectors.take(rows), self.codes[rows], self.rows[rows])
@@ -222,9 +219,9 @@ def _labelled(vectors: Vectors, labels: Sequence[str], classes: Sequence[str]) -
 
 
 def _run(bank: _Labelled, query: _Labelled | None, classes: tuple[str, ...], options: KnnOptions, unlabelled: int) -> KnnResult:
-    """Every try: the whole bank once, or a draw of a few images per class several times."""
+    """Run every try: the whole bank once, or several draws of a few images per class."""
     most = len(bank.codes) - (query is None)
-    if options.per_class is not None:  # as officially: no k above the images of a class
+    if options.per_class is not None:  # as in the official code: k is at most the images of a class
         most = min(len(bank.codes), options.per_class)
     if most < 1:
         raise ConfigError("a single labelled image has no neighbours")
@@ -243,33 +240,35 @@ def _run(bank: _Labelled, query: _Labelled | None, classes: tuple[str, ...], opt
 
 
 def _few_shot(bank: _Labelled, query: _Labelled | None, per_class: int, seed: int) -> tuple[_Labelled, _Labelled]:
-    """A few images of each class, and what they are tested on: the query, or else the rest of the bank."""
+    """A few images of each class, and the images that test them: the query, or else the rest of the bank."""
     shots = draw_per_class(bank.codes, per_class, seed)
     if query is None:
         query = bank.take(np.setdiff1d(np.arange(len(bank.codes)), shots))
         if len(query.codes) == 0:
-            raise ConfigError(f"`--per-class {per_class}` takes every image for training and leaves none to test")
+            raise ConfigError(f"`per_class` {per_class} takes every image for training and leaves none to test")
     return bank.take(shots), query
 
 
 def draw_per_class(codes: NDArray[np.int64], per_class: int, seed: int) -> NDArray[np.int64]:
-    """Ascending positions of `per_class` random images of each class, or of all it has where it has fewer."""
+    """Ascending positions of `per_class` random images of each class, or of all images of a smaller class."""
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(np.flatnonzero(codes == code))[:per_class] for code in np.unique(codes).tolist()]
     return np.sort(np.concatenate(drawn)).astype(np.int64)
 
 
 class _Vote:
-    """Counts right answers for every k, and over all counts the confusions at one of them."""
+    """Counts right answers for every k, and over all tries the confusions at one k."""
 
     def __init__(self, ks: list[int], temperature: float, num_classes: int) -> None:
         self.ks, self.temperature, self.num_classes = ks, temperature, num_classes
         self.table_k = max([k for k in ks if k <= TABLE_K], default=ks[0])
         self.confusion = np.zeros((num_classes, num_classes), np.int64)
-        self.answers: Answers  # of the last count
+        self.answers: Answers  # of the last try
 
     def count(self, train: _Labelled, test: _Labelled | None) -> NDArray[np.int64]:
-        """(len(ks), 2) int64 test images that are right within the first and within the first five classes; None leaves one out."""
+        """(len(ks), 2) int64 number of test images with the true class first, and among the first five. Without `test`, each image is left out
+        in turn.
+        """
         query = test or train
         right, answers = np.zeros((len(self.ks), 2), np.int64), []
         codes_n = torch.from_numpy(train.codes)
@@ -278,7 +277,7 @@ class _Vote:
             neighbours_Bk = codes_n[torch.from_numpy(index)]
             scores = class_scores(torch.from_numpy(similarity), neighbours_Bk, self.num_classes, self.ks, self.temperature)
             for row, scores_BC in enumerate(scores):
-                voted_BC = scores_BC.masked_fill(scores_BC == 0, -torch.inf)  # a class without a vote is no answer
+                voted_BC = scores_BC.masked_fill(scores_BC == 0, -torch.inf)  # a class without a vote is not an answer
                 right[row] += [top_accuracy(voted_BC, true_B, 1), top_accuracy(voted_BC, true_B, 5)]
                 if self.ks[row] == self.table_k:
                     best, ranked = scores_BC.sort(dim=1, descending=True, stable=True)
@@ -290,9 +289,9 @@ class _Vote:
 
 
 def class_scores(similarity_Bk: Tensor, codes_Bk: Tensor, num_classes: int, ks: Sequence[int], temperature: float) -> list[Tensor]:
-    """For each k, (B, C) float32 weights that the k nearest give to each class.
+    """For each k, (B, C) float32 weights that the k nearest neighbours give to each class.
 
-    The weights are the softmax of similarity / T over all neighbours given, officially the 200 nearest; each k sums the first k of them.
+    The weights are the softmax of similarity / T over all given neighbours, in the official code the 200 nearest. Each k sums the first k.
 
     Args:
         similarity_Bk: (B, max k) float32, best first.

@@ -19,7 +19,7 @@ from dino_extract.analysis.probes.logistic import HELD_OUT, accuracy, choose_str
 from dino_extract.analysis.probes.probe import Probe
 from dino_extract.analysis.probes.scores import Answers, ClassScore, add_to_confusion, class_table, mean_recall, printable, top_accuracy
 from dino_extract.analysis.probes.sgd_heads import ITERATIONS, LEARNING_RATES, fit_heads
-from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_images
+from dino_extract.analysis.vectors.compatible import require_compatible, require_other_images
 from dino_extract.analysis.vectors.labels import LabelSource, classes_of, encode, labels_of, require_known
 from dino_extract.analysis.vectors.stored import StoreSource, Vectors, opened, rows_where, stored_vectors
 from dino_extract.errors import ConfigError
@@ -146,7 +146,7 @@ def linear(
             learn, judge = _Images(train_store, rows[fit], codes), _Images(train_store, rows[held], codes)
             return _run(learn.few(per_class, seed), judge, classes, available, method, iterations, seed, unlabelled)
         with opened(test) as test_store:
-            require_made_alike(train_store, test_store)
+            require_compatible(train_store, test_store)
             require_other_images(train_store, test_store, test_labels)
             other_names = labels_of(test_store, test_labels if test_labels is not None else labels, label_depth)
             require_known(other_names, classes)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dino_extract.analysis.probes.dense_targets import IGNORED, DenseTargets, Task
-from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_images
+from dino_extract.analysis.vectors.compatible import require_compatible, require_other_images
 from dino_extract.analysis.vectors.stored import StoreSource, opened, rows_where
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.options import Limits, as_list, checked, require_with
@@ -144,7 +144,7 @@ def linear_dense(
             judge, learn = (replace(learn, rows=np.sort(some)) for some in (order[:cut], order[cut:]))
             return _run(learn, judge, task, max_depth, iterations, seed, without)
         with opened(test) as test_store:
-            require_made_alike(train_store, test_store)
+            require_compatible(train_store, test_store)
             require_other_images(train_store, test_store, test_targets)
             folder = targets if test_targets is None else test_targets
             judge, more = _images(test_store, names, DenseTargets(folder, task, test_store.attrs, depth_scale=depth_scale))

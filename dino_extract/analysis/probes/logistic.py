@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dino_extract.analysis.vectors.moments import moments
+from dino_extract.analysis.vectors.covariance import moments
 from dino_extract.analysis.vectors.stored import Vectors, VectorSource, as_vectors
 from dino_extract.errors import ConfigError
 

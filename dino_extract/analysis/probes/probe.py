@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dino_extract.analysis.vectors.compatible import require_made_alike
+from dino_extract.analysis.vectors.compatible import require_compatible
 from dino_extract.analysis.vectors.stored import StoreSource, Vectors, VectorSource, as_vectors, opened, stored_vectors
 from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError
@@ -69,7 +69,7 @@ class Probe(Result):
         Raises:
             StoreError: made differently than the training store, unfinished, or without the datasets.
         """
-        require_made_alike(self, store)
+        require_compatible(self, store)
         return stored_vectors(store, *self.datasets)
 
     def save(self, path: str | os.PathLike[str]) -> None:

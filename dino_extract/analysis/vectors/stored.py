@@ -1,35 +1,39 @@
-"""Stored vectors as the analyses take them: float32, checked, a block at a time, never all of a large file at once."""
+"""How an analysis opens its files, and vectors as every analysis reads them: float32, checked, and a block at a time.
+
+An analysis begins with `open_vectors`. The other functions are its parts, for analyses that need something else.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dino_extract.analysis.vectors.compatible import require_compatible
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.names import quoted
 from dino_extract.store import RaggedRows, Rows, Store, open_store
 
-BLOCK_ROWS = 8192  # 12 MB of ViT-S vectors in float32; larger blocks are not faster
-_COSINE_ROUNDING = 1e-6  # of equal vectors up to 6e-7, seen at widths of 8 to 6,144
+BLOCK_ROWS = 8192  # 12 MB of ViT-S vectors in float32. Larger blocks are not faster
+_COSINE_ROUNDING = 1e-6  # equal vectors differ by up to 6e-7, measured at widths of 8 to 6,144
 
 VectorSource = Union["Vectors", Rows, NDArray[Any], Tensor, Sequence[Any]]
 StoreSource = Union[Store, str, "os.PathLike[str]"]
 
 
 class Vectors:
-    """(n, D) vectors from one dataset, or from several side by side, that are read when they are indexed.
+    """(n, D) vectors of one dataset, or of several side by side, which are read when they are indexed.
 
     Args:
         parts: (N, D_i) each, joined along D.
-        rows: (n,) int64 rows that are shown; all of them if left out.
-        name: what error messages call them, usually the path of the file.
+        rows: (n,) int64 rows that are visible. By default all.
+        name: how error messages call them, usually the path of the file.
     """
 
     def __init__(self, *parts: Rows | NDArray[Any], rows: NDArray[np.int64] | None = None, name: str = "the vectors") -> None:
@@ -64,7 +68,7 @@ class Vectors:
             row = int(rows[index][is_bad.argmax()])
             raise StoreError(
                 f"row {row} of {self.name} has NaN, infinite or enormous values",
-                hint="leave such rows of an array out; of a file, `dino-extract verify FILE` says whether it was damaged",
+                hint="leave such rows of an array out, or check a file with `dino-extract verify FILE`",
             )
         return block
 
@@ -79,7 +83,7 @@ class Vectors:
             yield first, unit(block)
 
     def all_unit(self) -> Tensor:
-        """(n, D) float32, all of them in memory once, of length 1: for samples."""
+        """(n, D) float32 of length 1, all in memory: for samples."""
         found = torch.empty(len(self), self.dim)
         for first, block in self.unit_blocks():
             found[first : first + len(block)] = block
@@ -87,17 +91,17 @@ class Vectors:
 
 
 def unit(block: NDArray[np.float32]) -> Tensor:
-    """(b, D) float32 vectors of length 1; a vector of zeros stays zero, and so is like no other."""
+    """(b, D) float32 vectors of length 1. A vector of zeros stays zero, so its cosine to every other is 0."""
     return torch.nn.functional.normalize(torch.from_numpy(block), dim=1)
 
 
 def least_cosine(threshold: float) -> float:
-    """The cosine of float32 vectors of length 1 that reaches a threshold: two equal ones often give 0.9999999, and not 1."""
+    """The smallest float32 cosine that counts as reaching a threshold: two equal vectors often give 0.9999999 instead of 1."""
     return threshold - _COSINE_ROUNDING
 
 
 def as_cosine(product: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Products of vectors of length 1 within -1..1, which rounding leaves by its last digit: an arccos of 1.0000001 is NaN."""
+    """Products of vectors of length 1, clipped to -1..1: rounding may give 1.0000001, whose arccos is NaN."""
     return product.clip(-1, 1)
 
 
@@ -105,7 +109,7 @@ def as_vectors(source: VectorSource, name: str = "the vectors") -> Vectors:
     """Rows of a store, an array, a tensor, a list of lists or a table of pandas as `Vectors`.
 
     Raises:
-        ConfigError: not one vector per row, or no numbers.
+        ConfigError: the rows are not vectors of numbers.
     """
     if isinstance(source, Vectors):
         return source
@@ -121,7 +125,7 @@ def as_vectors(source: VectorSource, name: str = "the vectors") -> Vectors:
 
 
 def as_array(values: Any) -> NDArray[Any]:
-    """Numbers as an array, wherever they are: of a tensor float32."""
+    """Numbers as an array; a tensor becomes float32."""
     return values.detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
@@ -143,10 +147,10 @@ def stored_vectors(store: Store, *datasets: str) -> Vectors:
 
 
 def require_images(store: Store) -> None:
-    """Check that there is something to analyse.
+    """Check that a store has images to analyse.
 
     Raises:
-        StoreError: the store is unfinished, or holds no embedded image.
+        StoreError: the store is unfinished, or has no embedded image.
     """
     store.require_complete()
     if len(store) == 0:
@@ -155,11 +159,11 @@ def require_images(store: Store) -> None:
 
 @contextlib.contextmanager
 def opened(source: StoreSource) -> Iterator[Store]:
-    """A store given as itself or as a path; one that was opened here is closed again.
+    """A store that is given open, or as a path; a store that is opened here is closed at the end.
 
     Raises:
         StoreError: no such file, not a store, or damaged.
-        ConfigError: something else than a store or a path.
+        ConfigError: neither a store nor a path.
     """
     if isinstance(source, Store):
         yield source
@@ -173,11 +177,40 @@ def opened(source: StoreSource) -> Iterator[Store]:
             yield store
 
 
-def require_same_dim(one: Vectors, other: Vectors) -> None:
-    """Check that vectors have one width.
+class OpenVectors(NamedTuple):
+    """An open store and the vectors that are analysed."""
+
+    store: Store
+    vectors: Vectors
+
+
+@contextlib.contextmanager
+def open_vectors(source: StoreSource, *datasets: str, like: OpenVectors | None = None) -> Iterator[OpenVectors]:
+    """A finished store and its vectors; a store that was given by its path is closed at the end.
+
+    Args:
+        source: store, or path of one.
+        datasets: the vectors to read, several side by side. By default `features`.
+        like: an open file that this one must be compatible with.
 
     Raises:
-        ConfigError: they do not.
+        StoreError: the store is missing, damaged, unfinished or empty, has no such dataset, or is not compatible.
+        ConfigError: the dataset does not hold one vector per image.
+    """
+    with opened(source) as store:
+        if like is not None:
+            require_compatible(like.store, store)
+        vectors = stored_vectors(store, *datasets)
+        if like is not None:
+            require_same_dim(vectors, like.vectors)
+        yield OpenVectors(store, vectors)
+
+
+def require_same_dim(one: Vectors, other: Vectors) -> None:
+    """Check that two sets of vectors have the same width.
+
+    Raises:
+        ConfigError: the widths differ.
     """
     if one.dim != other.dim:
         raise ConfigError(f"vectors of {one.name} have width {one.dim}, those of {other.name} {other.dim}")

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from dino_extract.analysis.dedup import DisjointSet
 from dino_extract.analysis.outliers import NEIGHBOURS, isolation_of
+from dino_extract.analysis.vectors.covariance import moments, principal_axes
 from dino_extract.analysis.vectors.kmeans import kmeans
-from dino_extract.analysis.vectors.moments import moments, principal_axes
 from dino_extract.analysis.vectors.near_pairs import near_pairs
 from dino_extract.analysis.vectors.neighbours import nearest
 from dino_extract.analysis.vectors.stored import Vectors, as_vectors, unit

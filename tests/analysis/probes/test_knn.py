@@ -134,7 +134,7 @@ def test_few_shot_that_leaves_no_test_image_is_refused() -> None:
     """Taking every image for training leaves nothing to measure."""
     vectors, labels = blobs(2, 5, 4)
 
-    with pytest.raises(ConfigError, match="`--per-class 5` takes every image"):
+    with pytest.raises(ConfigError, match="`per_class` 5 takes every image"):
         classify(vectors, labels, options=KnnOptions(per_class=5))
 
 
@@ -153,7 +153,7 @@ def test_files_of_different_models_are_refused(tmp_path: Path) -> None:
     vectors, labels = blobs(2, 5, 4)
     paths = [write_store(tmp_path / f"{model}.h5", keys_of(labels), {"features": vectors}, model=model) for model in ("vits14", "vitb14")]
 
-    with pytest.raises(StoreError, match="were not made alike"):
+    with pytest.raises(StoreError, match="are not compatible"):
         knn(*paths)
 
 

@@ -136,7 +136,7 @@ def test_a_probe_refuses_files_of_another_model(tmp_path: Path) -> None:
     probe = linear(*stores(tmp_path), inputs=["cls"]).probe
     _, other = stores(tmp_path, model="vitb14")
 
-    with pytest.raises(StoreError, match=r"were not made alike \(--model vits14 and vitb14"):
+    with pytest.raises(StoreError, match=r"are not compatible \(model vits14 and vitb14"):
         classify(probe, other)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dino_extract.analysis.vectors.compatible import require_made_alike, require_other_images
+from dino_extract.analysis.vectors.compatible import require_compatible, require_other_images
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.images.preprocess import Preprocess
 
@@ -31,25 +31,25 @@ def made(path: str, *, model: str = "vits14", weights: str = "ab" * 32, compute_
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model": "vitb14"}, "--model vits14 and vitb14"),
+        ({"model": "vitb14"}, "model vits14 and vitb14"),
         ({"weights": "cd" * 32}, r"weights abababababababab\.\.\. and cdcdcdcdcdcdcdcd\.\.\."),
         ({"weights": "random:1234567890123"}, r"weights abababababababab\.\.\. and random:1234567890123"),
-        ({"height": 448, "width": 448}, "--size 224x224 and 448x448"),
-        ({"policy": "pad"}, "--preprocess crop and pad"),
-        ({"alpha": "white"}, "--alpha drop and white"),
+        ({"height": 448, "width": 448}, "size 224x224 and 448x448"),
+        ({"policy": "pad"}, "preprocess crop and pad"),
+        ({"alpha": "white"}, "alpha drop and white"),
         ({"std": (0.5, 0.5, 0.5)}, r"std \[0.229, 0.224, 0.225\] and \[0.5, 0.5, 0.5\]"),
     ],
 )
 def test_what_moves_vectors_is_refused_by_name(change: dict[str, Any], said: str) -> None:
     """Another network, size, policy, alpha or normalisation is one error that says which, with both values and nothing else."""
-    with pytest.raises(StoreError, match=rf"^`a.h5` and `b.h5` were not made alike \({said}\): their vectors cannot be compared$"):
-        require_made_alike(made("a.h5"), made("b.h5", **change))
+    with pytest.raises(StoreError, match=rf"^`a.h5` and `b.h5` are not compatible \({said}\): their vectors cannot be compared$"):
+        require_compatible(made("a.h5"), made("b.h5", **change))
 
 
 def test_every_difference_is_named_at_once() -> None:
     """Three differences need one run to be seen."""
-    with pytest.raises(StoreError, match=r"\(--model vits14 and vitl14, --size 224x224 and 518x518, --alpha drop and black\)"):
-        require_made_alike(made("a.h5"), made("b.h5", model="vitl14", height=518, width=518, alpha="black"))
+    with pytest.raises(StoreError, match=r"\(model vits14 and vitl14, size 224x224 and 518x518, alpha drop and black\)"):
+        require_compatible(made("a.h5"), made("b.h5", model="vitl14", height=518, width=518, alpha="black"))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_every_difference_is_named_at_once() -> None:
 )
 def test_what_only_rounds_or_refuses_images_is_allowed(change: dict[str, Any]) -> None:
     """The type of the products, fast decoding and limits leave vectors comparable."""
-    require_made_alike(made("a.h5"), made("b.h5", **change))
+    require_compatible(made("a.h5"), made("b.h5", **change))
 
 
 def test_images_are_not_tested_on_themselves(tmp_path: Path) -> None:
@@ -77,4 +77,4 @@ def test_a_step_of_preprocessing_that_is_not_known_yet_counts() -> None:
     later.attrs["preprocessing"] = json.dumps({**json.loads(later.attrs["preprocessing"]), "colour_profile": "applied"})
 
     with pytest.raises(StoreError, match="colour_profile unknown and applied"):
-        require_made_alike(made("a.h5"), later)
+        require_compatible(made("a.h5"), later)

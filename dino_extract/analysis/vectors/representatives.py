@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dino_extract.analysis.vectors.stored import Vectors, as_cosine, least_cosine, unit
 
-_BLOCK_ROWS = 2048  # with itself: 16 MB of similarities
+BLOCK_ROWS = 2048  # with itself: 16 MB of similarities
 
 
 def representatives(
@@ -37,8 +37,8 @@ def representatives(
     found = np.full((len(thresholds), len(vectors)), -1, np.int64)
     similarity = np.ones(found.shape, np.float32)
     ends = np.searchsorted(group, group, side="right")  # of the group of each
-    for first in range(0, len(vectors), _BLOCK_ROWS):
-        block = unit(vectors[first : first + _BLOCK_ROWS])
+    for first in range(0, len(vectors), BLOCK_ROWS):
+        block = unit(vectors[first : first + BLOCK_ROWS])
         last = first + len(block)
         cosine = (block @ block.T).numpy()
         for step, threshold in enumerate(thresholds):
@@ -53,8 +53,8 @@ def representatives(
         # A group that goes on after the block: what stays here decides about the rest of it.
         begin = max(first, int(np.searchsorted(group, group[last - 1])))
         stays = found[:, begin:last] == np.arange(begin, last)  # (T, rows of the block)
-        for start in range(last, int(ends[last - 1]), _BLOCK_ROWS):
-            later = slice(start, min(start + _BLOCK_ROWS, int(ends[last - 1])))
+        for start in range(last, int(ends[last - 1]), BLOCK_ROWS):
+            later = slice(start, min(start + BLOCK_ROWS, int(ends[last - 1])))
             to_later = (block[begin - first :] @ unit(vectors[later]).T).numpy()
             for step, threshold in enumerate(thresholds):
                 is_near = (to_later >= least_cosine(threshold)) & stays[step][:, None]
