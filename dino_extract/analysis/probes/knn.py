@@ -266,8 +266,9 @@ class _Vote:
         self.answers: Answers  # of the last try
 
     def count(self, train: _Labelled, test: _Labelled | None) -> NDArray[np.int64]:
-        """(len(ks), 2) int64 number of test images with the true class first, and among the first five. Without `test`, each image is left out
-        in turn.
+        """(len(ks), 2) int64 number of test images with the true class first, and among the first five.
+
+        Without `test`, each training image is left out in turn.
         """
         query = test or train
         right, answers = np.zeros((len(self.ks), 2), np.int64), []
