@@ -1,4 +1,4 @@
-"""Folders and archives for tests of what is found in them."""
+"""Folders and archives for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dino_extract.images.reading import read_image_bytes
 
 
 def fill(folder: Path, *names: str | bytes) -> Path:
-    """The folder, with files of these names; each holds its own name."""
+    """The folder, with files of these names. Each file holds its own name."""
     for name in names:
         path = os.path.join(os.fsencode(folder), os.fsencode(name))
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -41,6 +41,6 @@ def make_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DE
 
 
 def keys_and_contents(sources: list[str]) -> dict[bytes, bytes]:
-    """What a manifest of the sources leads to."""
+    """The key and the bytes of every image of the sources."""
     manifest = find_images(sources)
     return {manifest[row].key: read_image_bytes(manifest[row]) for row in range(len(manifest))}

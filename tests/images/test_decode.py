@@ -24,13 +24,13 @@ def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
 
 
 def gradient(height: int = 40, width: int = 60) -> Image.Image:
-    """A small colourful picture without symmetry."""
+    """A small colourful image without symmetry."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([x * 4, y * 6, (x + y) * 2], axis=2).astype(np.uint8))
 
 
 def with_orientation(orientation: int, image_format: str = "JPEG") -> bytes:
-    """The same picture as a file with this EXIF orientation."""
+    """The same image as a file with this EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encode(gradient(), image_format, exif=exif)
@@ -69,7 +69,7 @@ def test_size_from_header_is_upright(orientation: int, image_format: str) -> Non
 
 
 def test_size_of_png_with_late_exif_is_upright() -> None:
-    """A PNG whose EXIF block stands behind its pixels is measured as it is decoded."""
+    """The size of a PNG with its EXIF block behind the pixels is that of the decoded image."""
     data = encode(gradient(), "PNG")
     tiff = b"II*\0\x08\0\0\0" + struct.pack("<HHHIHHI", 1, 0x0112, 3, 1, 6, 0, 0)
     chunk = b"eXIf" + tiff
@@ -90,7 +90,7 @@ def test_damaged_exif_is_ignored(damage: bytes) -> None:
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.7, 0.9, 0.97])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_truncated_jpeg_is_refused(share: float, progressive: bool) -> None:
-    """A cut JPEG is an error and never a picture with a grey rest."""
+    """A cut JPEG is an error and never an image with a grey rest."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
     data = encode(noise, "JPEG", progressive=progressive)
 
@@ -102,7 +102,7 @@ def test_truncated_jpeg_is_refused(share: float, progressive: bool) -> None:
 
 @pytest.mark.parametrize("mode", ["eXIf", "IDAT"])
 def test_truncated_png_is_refused(mode: str) -> None:
-    """A cut PNG is an error, also where the orientation would have been looked for behind the pixels."""
+    """A cut PNG is an error, also if its EXIF block would be behind the pixels."""
     data = with_orientation(6, "PNG") if mode == "eXIf" else encode(gradient(), "PNG")
 
     with pytest.raises(ImageError, match="decode: OSError"):
@@ -112,8 +112,8 @@ def test_truncated_png_is_refused(mode: str) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"<html>404</html>", b"\xff\xd8\xff", b"%PDF-1.4", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n"]
 )
-def test_what_is_no_image_is_refused_with_the_same_words_every_time(data: bytes) -> None:
-    """Files that are no image, and formats that run programs, are named so without a memory address in the text."""
+def test_other_files_are_refused_with_the_same_words_every_time(data: bytes) -> None:
+    """Files that are not images, and formats that run programs, are refused by a text without a memory address."""
     with pytest.raises(ImageError) as caught:
         decode_image(data)
 
@@ -130,7 +130,7 @@ def heic(**options: object) -> bytes:
 
 
 def test_heic_is_read() -> None:
-    """A HEIC photograph gives the picture it was made of, but for what its compression loses."""
+    """A HEIC photograph gives its source image, except for the loss by compression."""
     pixels = decode_image(heic())
 
     assert pixels.shape == (40, 60, 3)
@@ -139,7 +139,7 @@ def test_heic_is_read() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_heic_is_upright(orientation: int) -> None:
-    """However the camera was held: turned once, by the header's transform or by EXIF, and not twice."""
+    """An image is turned once, by the transform in its header or by EXIF, and never twice."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = heic(exif=exif.tobytes())
@@ -153,7 +153,7 @@ def test_heic_is_upright(orientation: int) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_cut_heic_is_refused(share: float) -> None:
-    """No part of a HEIC photograph is taken for the whole."""
+    """A cut HEIC photograph is an error."""
     data = heic()
     with pytest.raises(ImageError) as caught:
         decode_image(data[: int(share * len(data))])
@@ -161,7 +161,7 @@ def test_cut_heic_is_refused(share: float) -> None:
 
 
 def test_heic_without_its_reader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing reads it, the error says what it is and what to install, because people wonder what is wrong with it."""
+    """Without a reader, the error names the format and the package to install."""
     monkeypatch.setitem(sys.modules, "pi_heif", None)
 
     with pytest.raises(ImageError, match="a HEIC photograph, which `pip install pi-heif` makes readable"):
@@ -226,7 +226,7 @@ def test_integer_image_is_scaled_from_the_range_it_lies_in(values: list[int], ex
 @pytest.mark.parametrize(("alpha", "expected"), [("drop", (200, 0, 0)), ("white", (255, 255, 255)), ("black", (0, 0, 0))])
 @pytest.mark.parametrize("mode", ["RGBA", "P"])
 def test_transparent_pixel_follows_the_alpha_policy(mode: str, alpha: str, expected: tuple[int, int, int]) -> None:
-    """A transparent red is red where alpha is dropped, and the background where it is laid over one; palettes alike."""
+    """A transparent red pixel is red if alpha is dropped, else the background. Palettes behave in the same way."""
     image = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
     if mode == "P":
         data = encode(image.convert("RGB").quantize(2), "PNG", transparency=bytes([0, 0]))
@@ -238,7 +238,7 @@ def test_transparent_pixel_follows_the_alpha_policy(mode: str, alpha: str, expec
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr", "LAB"])
 def test_other_modes_are_converted_as_pillow_does(mode: str) -> None:
-    """Bilevel, grey, palette, CMYK, YCbCr and LAB pictures become what Pillow's convert makes of them."""
+    """Bilevel, grey, palette, CMYK, YCbCr and LAB images are converted as Pillow's convert does."""
     source = gradient() if mode != "LAB" else gradient().convert("RGB")
     image = Image.frombytes("LAB", source.size, source.tobytes()) if mode == "LAB" else source.convert(mode)
     data = encode(image, "TIFF")
@@ -330,13 +330,13 @@ def test_reduced_decoding_stays_above_twice_the_size() -> None:
     ],
     ids=["colour", "full-chroma", "grey", "upright", "turned", "progressive", "rgb", "cmyk", "cut", "longer", "png", "none"],
 )
-def test_plain_jpegs_are_told_from_others(data: bytes, size: tuple[int, int] | None) -> None:
+def test_only_plain_jpegs_may_go_to_another_decoder(data: bytes, size: tuple[int, int] | None) -> None:
     """Only a whole, baseline, upright JPEG in YCbCr or grey is left to another decoder."""
     assert plain_jpeg_size(data) == size
 
 
 def test_a_plain_jpeg_has_the_same_limits_and_errors() -> None:
-    """Too many pixels, and what only looks like a JPEG, fail as they do when they are decoded."""
+    """Too many pixels, and a file that only begins like a JPEG, fail as in `decode_image`."""
     with pytest.raises(ImageError, match="60 x 40 is more than 2,399 pixels"):
         plain_jpeg_size(encode(gradient(), "JPEG"), max_pixels=2399)
     with pytest.raises(ImageError, match="not an image in a known format"):

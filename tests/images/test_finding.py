@@ -1,4 +1,4 @@
-"""SOURCE arguments to manifests."""
+"""From SOURCE arguments to manifests."""
 
 from __future__ import annotations
 
@@ -26,12 +26,25 @@ def test_folder_keys_are_relative_and_sorted_by_bytes(tmp_path: Path) -> None:
     assert find_images([str(tmp_path)]).keys == [b"B.jpg", b"a-b.jpg", b"a.jpg", b"a/z.png", b"b.jpg"]
 
 
-def test_missing_source_is_told_without_a_search(tmp_path: Path) -> None:
-    """What is there passes, however empty, and so do lists and globs; a path that leads nowhere is named."""
+def test_missing_source_is_an_error_before_the_search(tmp_path: Path) -> None:
+    """An empty folder, a list and a pattern pass the check. A missing path is an error that names it."""
     require_usable([str(tmp_path), "-", "-0", "no/*.jpg"])
 
     with pytest.raises(SourceError, match="`nowhere` cannot be read: No such file"):
         require_usable([str(tmp_path), "nowhere"])
+
+
+def test_unusable_source_is_an_error_before_the_search(tmp_path: Path) -> None:
+    """The check refuses the same paths as the search: special files, and archives that cannot be read in place."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    fill(tmp_path, "x.tar.gz")
+
+    for name in ("pipe.jpg", "x.tar.gz"):
+        with pytest.raises(SourceError) as checked:
+            require_usable(tmp_path / name)
+        with pytest.raises(SourceError) as found:
+            find_images(tmp_path / name)
+        assert str(checked.value) == str(found.value)
 
 
 def test_manifest_leads_to_the_files(tmp_path: Path) -> None:
@@ -56,7 +69,7 @@ def test_other_files_are_skipped_and_counted(tmp_path: Path) -> None:
 
 
 def test_unknown_and_missing_suffixes_are_taken(tmp_path: Path) -> None:
-    """A file that may be an image gets a row: no suffix, or one nobody knows."""
+    """A file without a suffix, or with an unknown one, gets a row, because it may be an image."""
     fill(tmp_path, "IMG_0001", "scan.xyz", "photo.heic")
 
     assert find_images([str(tmp_path)]).keys == [b"IMG_0001", b"photo.heic", b"scan.xyz"]
@@ -73,7 +86,7 @@ def test_suffixes_take_exactly_these(tmp_path: Path) -> None:
 
 
 def test_odd_names_survive(tmp_path: Path) -> None:
-    """Names that are not UTF-8, hold a newline, or are 255 bytes long lead back to their files."""
+    """Names that are not UTF-8, hold a newline, or have 255 bytes lead to their files."""
     names = [b"caf\xe9.jpg", b"new\nline.jpg", b"x" * 251 + b".jpg", b"quote'\".jpg", "\u65e5\u672c.jpg".encode()]
     fill(tmp_path, *names)
 
@@ -89,7 +102,7 @@ def test_symlink_loop_ends(tmp_path: Path) -> None:
 
 
 def test_linked_folder_outside_is_followed(tmp_path: Path) -> None:
-    """A link to a folder elsewhere is walked under the link's name; a linked file is an image like others."""
+    """A link to a folder elsewhere is entered under the link's name. A linked file is an image."""
     fill(tmp_path / "elsewhere", "x.jpg")
     inside = fill(tmp_path / "inside", "a.jpg")
     (inside / "link").symlink_to(tmp_path / "elsewhere")
@@ -185,7 +198,7 @@ def test_glob_takes_images_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_glob_enters_each_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Links back up neither multiply the images of `**` nor keep it busy for ever; a folder elsewhere is entered through its link."""
+    """Links to folders above neither repeat the images of `**` nor loop. A folder elsewhere is entered through its link."""
     fill(tmp_path, "p/0.jpg", "p/q/1.jpg", "elsewhere/2.jpg")
     (tmp_path / "p" / "a_loop").symlink_to(tmp_path / "p")
     (tmp_path / "p" / "q" / "loop").symlink_to(tmp_path)
@@ -199,7 +212,7 @@ def test_glob_enters_each_folder_once(tmp_path: Path, monkeypatch: pytest.Monkey
         assert keys == expected, pattern
 
 
-def test_glob_passes_over_what_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_glob_skips_links_and_special_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken link and a FIFO that a pattern matches are counted, as in a folder."""
     monkeypatch.chdir(fill(tmp_path, "a.jpg"))
     (tmp_path / "b.jpg").symlink_to("nowhere")
@@ -212,7 +225,7 @@ def test_glob_passes_over_what_is_no_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_link_to_itself_costs_only_itself(tmp_path: Path) -> None:
-    """A link that leads nowhere but to itself does not end the listing of its folder."""
+    """A link to itself does not end the listing of its folder."""
     fill(tmp_path, "a.jpg", "z.jpg")
     (tmp_path / "m.jpg").symlink_to("m.jpg")
 
@@ -222,7 +235,7 @@ def test_link_to_itself_costs_only_itself(tmp_path: Path) -> None:
     assert manifest.unread == {}
 
 
-def test_listed_file_of_no_use_gets_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_file_of_a_list_gets_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken link and a FIFO of a list do not end the run: each has a row that fails."""
     monkeypatch.chdir(fill(tmp_path, "a.jpg"))
     (tmp_path / "b.jpg").symlink_to("nowhere")
@@ -238,7 +251,7 @@ def test_listed_file_of_no_use_gets_a_row(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_listed_archive_that_cannot_be_read_gets_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compressed archive and a tar that is none cost a row each, which fails, and not the rest of the list."""
+    """A compressed archive and an invalid tar get a row each, which fails. The rest of the list is read."""
     monkeypatch.chdir(fill(tmp_path, "a.jpg", "b.tar.gz", "c.tar"))
 
     manifest = find_images(["-"], stdin=io.BytesIO(b"b.tar.gz\nc.tar\na.jpg\n"))
@@ -248,7 +261,7 @@ def test_listed_archive_that_cannot_be_read_gets_a_row(tmp_path: Path, monkeypat
 
 
 def test_nul_list_without_its_option_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The output of `find -print0` read as lines is one sentence that says what to give."""
+    """The output of `find -print0` read as lines is an error with the right option as a hint."""
     monkeypatch.chdir(fill(tmp_path, "a.jpg", "b.jpg"))
 
     with pytest.raises(SourceError, match="has NUL between its paths") as caught:
@@ -258,7 +271,7 @@ def test_nul_list_without_its_option_is_an_error(tmp_path: Path, monkeypatch: py
 
 
 def test_one_source_or_suffix_need_not_be_in_a_list(tmp_path: Path) -> None:
-    """A text, bytes or a path alone is one source, and a text alone one suffix."""
+    """One text, bytes object or path is one source, and one text is one suffix."""
     fill(tmp_path, "a.jpg", "b.png")
 
     for source in (str(tmp_path), os.fsencode(tmp_path), tmp_path):
@@ -266,14 +279,14 @@ def test_one_source_or_suffix_need_not_be_in_a_list(tmp_path: Path) -> None:
 
 
 def test_dots_behind_a_link_lead_to_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`a/link/../x.jpg` is beside the folder that the link leads to, and not `a/x.jpg`."""
+    """`a/link/../x.jpg` is next to the folder that the link leads to, and not `a/x.jpg`."""
     monkeypatch.chdir(fill(tmp_path, "a/x.jpg", "b/x.jpg", "b/c/y.jpg"))
     (tmp_path / "a" / "link").symlink_to(tmp_path / "b" / "c")
 
     assert find_images(["a/x.jpg", "a/link/../x.jpg", "b/x.jpg"]).keys == [b"a/link/../x.jpg", b"a/x.jpg"]
 
 
-def test_file_to_be_written_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_file_is_not_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The output of an earlier run is left out of a folder and a glob, whatever it is called."""
     monkeypatch.chdir(fill(tmp_path, "a.jpg", "feats"))
 
@@ -285,7 +298,7 @@ def test_file_to_be_written_is_no_image(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_existing_path_wins_over_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file whose name looks like a pattern is itself."""
+    """A file whose name looks like a pattern is found as a file."""
     monkeypatch.chdir(fill(tmp_path, "a[1].jpg", "a1.jpg"))
 
     assert find_images(["a[1].jpg"]).keys == [b"a[1].jpg"]
@@ -300,7 +313,7 @@ def test_image_reached_twice_is_listed_once(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(("source", "text"), [("-", b"b.jpg\na.jpg\r\n\nc d.jpg"), ("-0", b"b.jpg\0a.jpg\0c d.jpg\0")])
 def test_list_on_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, text: bytes) -> None:
-    """Lists are read line by line or up to NUL; a missing end, empty lines and Windows line ends do no harm."""
+    """Lists are read line by line or up to NUL. A missing end, empty lines and Windows line ends are accepted."""
     monkeypatch.chdir(fill(tmp_path, "a.jpg", "b.jpg", "c d.jpg"))
 
     assert find_images([source], stdin=io.BytesIO(text)).keys == [b"a.jpg", b"b.jpg", b"c d.jpg"]
@@ -314,7 +327,7 @@ def test_newline_in_a_name_survives_the_nul_list(tmp_path: Path, monkeypatch: py
 
 
 def test_missing_entry_of_a_list_gets_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listed file that is gone keeps its row, and reading it says VANISHED."""
+    """A listed file that was deleted keeps its row, and reading it gives VANISHED."""
     monkeypatch.chdir(fill(tmp_path, "a.jpg"))
 
     manifest = find_images(["-"], stdin=io.BytesIO(b"a.jpg\ngone.jpg\n"))
@@ -326,7 +339,7 @@ def test_missing_entry_of_a_list_gets_a_row(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_list_of_which_nothing_exists_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list made for another folder is an error and not a file of failures."""
+    """A list of which no file exists is an error, because it was made for another folder."""
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(SourceError, match="none of the 2 listed paths exists"):
@@ -334,7 +347,7 @@ def test_list_of_which_nothing_exists_is_an_error(tmp_path: Path, monkeypatch: p
 
 
 def test_hostile_archive_is_taken_whole(shared_dir: Path) -> None:
-    """All 594 odd files are taken, whatever they are called."""
+    """All 594 odd files are taken, whatever their names."""
     assert len(find_images([str(shared_dir / "hostile" / "hostile.tar")])) == 594
 
 

@@ -1,4 +1,4 @@
-"""594 odd and broken files in one go: no crash, no hang, and every good image gets exactly its own pixels."""
+"""594 odd and broken files in one run: no crash, no hang, and every good image has exactly its own pixels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def batches(manifest: Manifest) -> list[DecodedBatch]:
 
 
 def test_every_file_gets_a_status(batches: list[DecodedBatch]) -> None:
-    """594 rows, each OK or failed with a text; none crashed, hung or was left pending."""
+    """594 rows are OK or failed with a text. None crashed, hung or is pending."""
     status = np.concatenate([batch.status for batch in batches])
     errors = [error for batch in batches for error in batch.errors]
 
@@ -51,7 +51,7 @@ def test_every_file_gets_a_status(batches: list[DecodedBatch]) -> None:
 
 
 def test_outcomes_agree_with_pillow(manifest: Manifest, batches: list[DecodedBatch], shared_dir: Path) -> None:
-    """What the recorded Pillow run could read is read, and nothing else but four known files."""
+    """The same files are read as in the recorded Pillow run, and a few known others."""
     recorded = json.loads((shared_dir / "hostile" / "outcomes_pillow13.json").read_text())
     status = np.concatenate([batch.status for batch in batches])
 
@@ -61,7 +61,7 @@ def test_outcomes_agree_with_pillow(manifest: Manifest, batches: list[DecodedBat
 
 
 def test_pixels_are_those_of_loading_alone(manifest: Manifest, batches: list[DecodedBatch]) -> None:
-    """No image is touched by the hundreds that went through the same decoder before it."""
+    """The pixels of an image do not depend on the hundreds that the same decoder has read before."""
     rows = np.arange(len(manifest))[::-1]
     with Loader(manifest, rows, Preprocess(), batch=1, workers=1) as loader:
         alone = np.concatenate([batch.pixels for batch in loader])[::-1]
@@ -70,7 +70,7 @@ def test_pixels_are_those_of_loading_alone(manifest: Manifest, batches: list[Dec
 
 
 def test_error_texts_are_the_same_every_time(manifest: Manifest, batches: list[DecodedBatch]) -> None:
-    """Texts hold no memory address, no temporary name, and fit a line."""
+    """Error texts hold no memory address and no temporary name, and fit one line."""
     with Loader(manifest, range(len(manifest)), Preprocess(), batch=100, workers=1) as loader:
         again = [error for batch in loader for error in batch.errors]
 

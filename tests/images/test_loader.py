@@ -1,4 +1,4 @@
-"""Batches in row order whatever the workers do, bounded memory, and children that die without taking anything along."""
+"""Batches come in row order, memory is bounded, and a child that dies costs one image at most."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def nothing_left() -> None:
 
 
 def test_rows_come_in_order_in_batches_of_fixed_size(tmp_path: Path) -> None:
-    """Batches hold consecutive rows, all of the same number but the last."""
+    """Batches hold consecutive rows, and all but the last have the same number."""
     batches = load(make_folder(tmp_path))
 
     assert [len(batch.rows) for batch in batches] == [5, 5, 5, 5, 3]
@@ -82,7 +82,7 @@ def test_pixels_are_those_of_decoding_here(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [{"workers": 1}, {"workers": 5}, {"batch": 1}, {"batch": 64}, {"prefetch_batches": 1}])
 def test_pixels_do_not_depend_on_workers_and_batches(tmp_path: Path, arguments: dict[str, int]) -> None:
-    """However the work is cut and shared, every row has the same pixels."""
+    """Every row has the same pixels for any number of workers and any batch size."""
     manifest = make_folder(tmp_path)
 
     one, other = load(manifest), load(manifest, **arguments)
@@ -91,7 +91,7 @@ def test_pixels_do_not_depend_on_workers_and_batches(tmp_path: Path, arguments: 
 
 
 def test_chosen_rows_are_loaded_in_their_order(tmp_path: Path) -> None:
-    """Any selection of rows, in any order, comes as it was asked for."""
+    """Any selection of rows comes in the order that was asked for."""
     manifest = make_folder(tmp_path)
 
     with Loader(manifest, [7, 3, 19], OPTIONS, batch=2, workers=1) as loader:
@@ -101,13 +101,13 @@ def test_chosen_rows_are_loaded_in_their_order(tmp_path: Path) -> None:
 
 
 def test_no_rows_give_no_batches(tmp_path: Path) -> None:
-    """Nothing to load is nothing, at once."""
+    """Without rows the loader ends at once."""
     with Loader(make_folder(tmp_path, 1), [], OPTIONS) as loader:
         assert list(loader) == []
 
 
 def test_failed_images_have_zero_pixels_and_say_why(tmp_path: Path) -> None:
-    """A text file, a vanished file and a folder in its place fail in their own rows; the neighbours are fine."""
+    """A text file, a deleted file and a folder in its place fail in their own rows. The other rows are OK."""
     manifest = make_folder(tmp_path, 6)
     (tmp_path / "001.jpg").write_text("hello")
     (tmp_path / "002.jpg").unlink()
@@ -121,8 +121,8 @@ def test_failed_images_have_zero_pixels_and_say_why(tmp_path: Path) -> None:
     assert [bool(batch.pixels[row].any()) for row in range(6)] == [True, False, False, True, False, True]
 
 
-def test_native_gives_a_list_of_pictures(tmp_path: Path) -> None:
-    """With `native` every picture has its own shape, and a failed one is empty."""
+def test_native_gives_a_list_of_images(tmp_path: Path) -> None:
+    """With `native` every image has its own shape, and a failed one is empty."""
     manifest = make_folder(tmp_path, 3, side=40)
     Image.new("RGB", (100, 40)).save(tmp_path / "000.jpg")
     (tmp_path / "001.jpg").write_bytes(b"")
@@ -132,8 +132,8 @@ def test_native_gives_a_list_of_pictures(tmp_path: Path) -> None:
     assert [picture.shape for picture in batch.pixels] == [(28, 70, 3), (0, 0, 3), (28, 28, 3)]
 
 
-def test_decoded_pictures_come_as_a_list(tmp_path: Path) -> None:
-    """Where the decoders do not resize, small pictures come as decoded, large ones resized, failed ones empty; all in given memory."""
+def test_decoded_images_come_as_a_list(tmp_path: Path) -> None:
+    """If the decoders do not resize, small images come as decoded, large ones resized, failed ones empty, all in the given memory."""
     manifest = make_folder(tmp_path, 3)
     Image.new("RGB", (1100, 1000)).save(tmp_path / "001.jpg")
     (tmp_path / "002.jpg").write_bytes(b"")
@@ -160,7 +160,7 @@ def test_sizes_are_scanned_without_pixels(tmp_path: Path) -> None:
 
 
 def test_decoding_runs_ahead_by_so_many_batches_and_no_further(tmp_path: Path) -> None:
-    """While the consumer thinks, as many batches as allowed are made ready, and not one image more."""
+    """While the consumer works, as many batches as allowed are prepared, and not one image more."""
     manifest = make_folder(tmp_path)
 
     with Loader(manifest, range(23), OPTIONS, batch=2, workers=2, prefetch_batches=3) as loader:
@@ -194,7 +194,7 @@ def test_decoder_killed_from_outside_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_stopped_decoder_costs_exactly_its_image(tmp_path: Path) -> None:
-    """A decoder that hangs loses the one image it had in hand, and a new one goes on with the rest."""
+    """A decoder that hangs costs the one image that it was working on, and a new decoder goes on."""
     manifest = make_folder(tmp_path, 30)
 
     batches = []
@@ -217,7 +217,7 @@ def test_stopped_decoder_costs_exactly_its_image(tmp_path: Path) -> None:
     [("os.kill(os.getpid(), 11)", "decode: decoder crashed (signal 11)"), ("os._exit(3)", "decode: decoder ended with code 3")],
 )
 def test_image_that_crashes_its_decoder_twice_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, text: str) -> None:
-    """An image whose decoder always dies is CRASHED with the way it ended; every other image is fine."""
+    """An image whose decoder always dies is CRASHED, with the way it ended. Every other image is OK."""
     manifest = make_folder(tmp_path, 12)
     monkeypatch.setattr(parent, "CHILD_PROGRAM", child_that_dies(ending, when="ref.key == b'007.jpg'"))
 
@@ -270,7 +270,7 @@ def test_no_descriptor_leaks(tmp_path: Path) -> None:
 
 
 def test_closed_loader_gives_nothing(tmp_path: Path) -> None:
-    """Iterating over a closed loader is an error and not an endless wait."""
+    """Iterating over a closed loader is an error."""
     loader = Loader(make_folder(tmp_path, 2), [0, 1], OPTIONS)
     loader.close()
 
@@ -279,7 +279,7 @@ def test_closed_loader_gives_nothing(tmp_path: Path) -> None:
 
 
 def test_statistics_account_for_the_run(tmp_path: Path) -> None:
-    """The statistics count images and failures and know where the time went."""
+    """The statistics hold the number of images and failures, and the time of each stage."""
     manifest = make_folder(tmp_path, 10)
     (tmp_path / "003.jpg").write_bytes(b"")
 
@@ -292,7 +292,7 @@ def test_statistics_account_for_the_run(tmp_path: Path) -> None:
 
 
 def test_script_without_main_guard_runs_once(tmp_path: Path) -> None:
-    """A user's script that loads images at its top level is not run again by the children."""
+    """The children do not run the user's script again, even if it loads images at its top level."""
     make_folder(tmp_path, 4)
     script = tmp_path / "script.py"
     script.write_text(
@@ -310,7 +310,7 @@ def test_script_without_main_guard_runs_once(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_run_with_one_message(tmp_path: Path) -> None:
-    """SIGINT to the whole process group ends the parent with KeyboardInterrupt; the children add no traceback of their own."""
+    """SIGINT to the whole process group ends the parent with KeyboardInterrupt. The children print no traceback."""
     make_folder(tmp_path, 4)
     code = (
         # A test run in the background of a shell has SIGINT ignored, and its children have too.
@@ -343,14 +343,14 @@ def test_default_number_of_workers_is_bounded() -> None:
 def test_processes_that_share_a_machine_share_its_processors(
     processors: int, processes: int, want: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of eight processes has an eighth of the processors for its decoders: the bound of 32 is for each, not for all together."""
+    """Each of eight processes has an eighth of the processors for its decoders. The bound of 32 is for each process."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(processors)))
 
     assert default_workers(processes) == want
 
 
-def test_a_thread_that_cannot_be_started_is_the_reason_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system gives no more threads its own words are raised, and those that run are ended."""
+def test_the_error_of_a_thread_that_cannot_start_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the system refuses a thread, its error is raised and the running threads end."""
     manifest, start = make_folder(tmp_path, 3), threading.Thread.start
 
     def start_first(thread: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""Manifests to bytes, and stored keys back to images."""
+"""From manifests to bytes, and from stored keys back to images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.folders import fill, make_tar, make_zip
 
 
 def test_replaced_archive_gives_no_other_member(tmp_path: Path) -> None:
-    """When a tar has been replaced since it was listed, its members have vanished, whatever lies at their places now."""
+    """If a tar was replaced since it was listed, its members are VANISHED, whatever is at their places now."""
     path = make_tar(tmp_path / "s.tar", {"a.jpg": b"red", "b.jpg": b"lime"})
     manifest = find_images([str(path)])
     assert read_image_bytes(manifest[0]) == b"red"
@@ -30,7 +30,7 @@ def test_replaced_archive_gives_no_other_member(tmp_path: Path) -> None:
 
 
 def test_changed_image_is_not_found_again(tmp_path: Path) -> None:
-    """An image is found again by the size and time that it had, in a tar too, and not when one of them differs."""
+    """An image is found again only if its size and time are the same, in a tar too."""
     fill(tmp_path, "a.jpg")
     make_tar(tmp_path / "s.tar", {"b.jpg": b"member"})
     for source in (tmp_path, tmp_path / "s.tar"):
@@ -55,7 +55,7 @@ def test_stored_keys_lead_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_archive_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
-    """What was remembered of an archive is forgotten when it changes."""
+    """The list of an archive is read again when the archive changes."""
     path = make_zip(tmp_path / "s.zip", {"a.jpg": b"old"})
     resolve(os.fsencode(path), b"a.jpg")
     make_zip(tmp_path / "new.zip", {"b.jpg": b"newer"}).replace(path)
@@ -66,7 +66,7 @@ def test_an_archive_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
 
 
 def test_key_of_a_lost_image_is_an_error(tmp_path: Path) -> None:
-    """A key whose image is gone is an error that names both."""
+    """The key of a deleted image is an error that names the key and the root."""
     path = make_tar(tmp_path / "s.tar", {"a.jpg": b"1"})
 
     for root in (tmp_path, path):
@@ -75,7 +75,7 @@ def test_key_of_a_lost_image_is_an_error(tmp_path: Path) -> None:
 
 
 def test_known_images_make_a_manifest(tmp_path: Path) -> None:
-    """A manifest of resolved images gives them back in their order, members of archives included."""
+    """A manifest of resolved images, members of archives included, returns them in their order."""
     fill(tmp_path, "y.jpg")
     make_tar(tmp_path / "s.tar", {"a.jpg": b"member"})
     make_zip(tmp_path / "s.zip", {"a.jpg": b"packed"})
@@ -112,7 +112,7 @@ def test_file_over_the_byte_limit_is_too_large(tmp_path: Path) -> None:
 
 
 def test_shards_are_even_parts_that_do_not_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every image, in a tar too, is in exactly one of the shards, which are about equal, and stays there when others come."""
+    """Every image is in exactly one shard, shards are about equal, and an image stays in its shard when others are added."""
     monkeypatch.chdir(tmp_path)  # how even the parts are depends on the names
     make_tar(tmp_path / "s.tar", {f"{number}.jpg": b"x" for number in range(200)})
     fill(tmp_path, *(f"{number:04}.jpg" for number in range(200)))

@@ -1,4 +1,4 @@
-"""Upright RGB to model pixels: sizes, policies, and agreement with the official evaluation transform."""
+"""From upright RGB to model pixels: sizes, policies, and agreement with the official evaluation transform."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def photographs(shared_dir: Path, step: int) -> list[bytes]:
 
 
 def smooth(height: int, width: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    """A picture with the smoothness of a photograph: noise enlarged eight times."""
+    """An image as smooth as a photograph: noise enlarged eight times."""
     noise = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def test_sampled_photographs_match_the_official_transform(shared_dir: Path) -> None:
-    """Real photographs become bit for bit what torchvision's resize and crop make of them."""
+    """Real photographs have the same bits as torchvision's resize and crop give."""
     worst = max(
         difference(preprocess(decode_image(data), Preprocess()), official(Image.open(io.BytesIO(data))))
         for data in photographs(shared_dir, 12)
@@ -56,7 +56,7 @@ def test_sampled_photographs_match_the_official_transform(shared_dir: Path) -> N
 
 @pytest.mark.slow
 def test_all_photographs_match_the_official_transform(shared_dir: Path) -> None:
-    """All 2,527 photographs become bit for bit what torchvision's resize and crop make of them, at two sizes."""
+    """All 2,527 photographs have the same bits as torchvision's resize and crop give, at two sizes."""
     for data in photographs(shared_dir, 1):
         image = decode_image(data)
         for size in (224, 98):
@@ -65,7 +65,7 @@ def test_all_photographs_match_the_official_transform(shared_dir: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turned_photograph_matches_the_official_transform_of_the_upright_one(orientation: int) -> None:
-    """With every EXIF orientation the pixels are those of the official transform on the upright picture."""
+    """With every EXIF orientation the pixels are those of the official transform of the upright image."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
@@ -79,7 +79,7 @@ def test_turned_photograph_matches_the_official_transform_of_the_upright_one(ori
 @settings(max_examples=60, deadline=None)
 @given(st.integers(30, 700), st.floats(0.2, 5.0), st.sampled_from([56, 112, 224, 336]), st.integers(0, 9))
 def test_any_shape_matches_the_official_transform(short: int, aspect: float, size: int, seed: int) -> None:
-    """Whatever the height, width and size: the same bits, up to a million pixels."""
+    """For any height, width and size the bits are the same, up to a million pixels."""
     aspect = min(aspect, EXACT_PIXELS / short**2)
     image = smooth(max(int(short * aspect), 8), short, seed)
 
@@ -90,8 +90,8 @@ def test_any_shape_matches_the_official_transform(short: int, aspect: float, siz
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1100, 2200), st.floats(0.5, 2.0), st.sampled_from([56, 224, 518]), st.integers(0, 9))
-def test_large_pictures_match_the_official_transform_to_a_grey_level(height: int, aspect: float, size: int, seed: int) -> None:
-    """Above a million pixels nearly all values are the same, and the others are next to them."""
+def test_large_images_match_the_official_transform_to_a_grey_level(height: int, aspect: float, size: int, seed: int) -> None:
+    """Above a million pixels nearly all values are the same, and the others differ by one."""
     image = smooth(height, max(int(height * aspect), EXACT_PIXELS // height + 1), seed)
 
     ours = preprocess(image, Preprocess(height=size, width=size))
@@ -103,7 +103,7 @@ def test_large_pictures_match_the_official_transform_to_a_grey_level(height: int
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (13, 7), (1, 100_000), (100_000, 1)])
 def test_tiny_and_extreme_images_are_enlarged(shape: tuple[int, int]) -> None:
-    """One pixel and a line of 100,000 pixels become a full picture of their own colour."""
+    """One pixel and a line of 100,000 pixels become a full image of their own colour."""
     image = np.full((*shape, 3), (10, 20, 30), np.uint8)
 
     pixels = preprocess(image, Preprocess())
@@ -133,7 +133,7 @@ def test_rectangular_crop_covers_the_same_share(shape: tuple[int, int], size: tu
 
 
 def test_squash_keeps_the_corners() -> None:
-    """`squash` shows the whole picture, corners included."""
+    """`squash` shows the whole image, corners included."""
     image = np.zeros((100, 400, 3), np.uint8)
     image[:10, :40] = image[-10:, -40:] = 255
 
@@ -142,8 +142,8 @@ def test_squash_keeps_the_corners() -> None:
     assert pixels[0, 0].tolist() == pixels[-1, -1].tolist() == [255, 255, 255]
 
 
-def test_pad_centres_the_picture_on_the_mean_colour() -> None:
-    """`pad` keeps the aspect ratio and fills the rest with the colour that the model sees as zero."""
+def test_pad_centres_the_image_on_the_mean_colour() -> None:
+    """`pad` keeps the aspect ratio and fills the border with the colour that the model sees as zero."""
     image = np.full((100, 200, 3), 255, np.uint8)
 
     pixels = preprocess(image, Preprocess(policy="pad"))
@@ -181,8 +181,8 @@ def test_native_grid_is_symmetric_and_bounded(height: int, width: int) -> None:
     assert max(options.native_grid(height, width)) <= 8 * MAX_ASPECT
 
 
-def test_size_that_is_no_multiple_names_its_neighbours() -> None:
-    """A size that does not fit the patches is an error that names the nearest sizes."""
+def test_size_that_is_not_a_multiple_names_the_nearest() -> None:
+    """A size that is not a multiple of the patch size is an error that names the nearest sizes."""
     with pytest.raises(ConfigError, match="image size 225 is not a multiple of the patch size 14") as caught:
         Preprocess(height=225, width=224)
 
@@ -197,13 +197,13 @@ def test_native_takes_one_number() -> None:
 
 @pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), (224, (224, 224)), ("224x336", (224, 336)), ("224X336", (224, 336))])
 def test_size_is_height_by_width(text: str | int, size: tuple[int, int]) -> None:
-    """`--size` reads one number, which may come from Python as one, or height x width."""
+    """A size is one number, as text or as a number, or height x width."""
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "x", "224x", "a", "1x2x3", "-14", "22.4"])
-def test_size_that_is_no_number_is_refused(text: str) -> None:
-    """Anything else is an error that shows what came."""
+def test_size_that_is_not_a_number_is_refused(text: str) -> None:
+    """Any other text is an error that shows it."""
     with pytest.raises(ConfigError, match=f"got `{text}`"):
         parse_size(text)
 
@@ -216,6 +216,6 @@ def test_record_reads_back() -> None:
 
 
 def test_grid_of_fixed_sizes() -> None:
-    """The patch grid is the size divided by the patch size, and not known beforehand for `native`."""
+    """The patch grid is the size divided by the patch size. `native` has no common grid."""
     assert Preprocess(height=224, width=336).grid == (16, 24)
     assert Preprocess(policy="native").grid is None

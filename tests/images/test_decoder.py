@@ -1,4 +1,4 @@
-"""The isolated child: what it can do, what it must survive, and that nothing is left of it."""
+"""The decoder process: its replies, the failures that it survives, and how it ends."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def decoder() -> Iterator[DecoderProcess]:
     process.close()
 
 
-def test_child_gives_the_pixels_of_this_process(decoder: DecoderProcess, tmp_path: Path) -> None:
-    """What comes back is what decoding and resizing here give, with the size of the original."""
+def test_child_gives_the_same_pixels_as_this_process(decoder: DecoderProcess, tmp_path: Path) -> None:
+    """A reply has the pixels that decoding and resizing in this process give, and the size of the original."""
     ref = photograph(tmp_path / "a.jpg")
 
     decoder.send(ref)
@@ -98,7 +98,7 @@ def test_part_of_a_file_is_read(decoder: DecoderProcess, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", [b"caf\xe9.jpg", b"new\nline.jpg", b'quote".jpg', b"x" * 251 + b".jpg"])
 def test_odd_names_reach_the_child(decoder: DecoderProcess, tmp_path: Path, name: bytes) -> None:
-    """Names that are no text, hold newlines or fill 255 bytes survive the way."""
+    """Names that are not UTF-8, hold newlines or have 255 bytes reach the child unchanged."""
     photograph(tmp_path / "a.jpg")
     path = os.path.join(os.fsencode(tmp_path), name)
     os.rename(tmp_path / "a.jpg", path)
@@ -109,7 +109,7 @@ def test_odd_names_reach_the_child(decoder: DecoderProcess, tmp_path: Path, name
 
 
 def test_failures_come_back_as_status_and_text(decoder: DecoderProcess, tmp_path: Path) -> None:
-    """A missing file and a text file are named, and the child goes on."""
+    """A missing file and a text file get a status and a text, and the child goes on."""
     (tmp_path / "text.jpg").write_text("hello")
 
     decoder.send(ImageRef(b"gone.jpg", os.fsencode(tmp_path / "gone.jpg")))
@@ -124,7 +124,7 @@ def test_failures_come_back_as_status_and_text(decoder: DecoderProcess, tmp_path
 
 @pytest.fixture
 def plain_decoder() -> Iterator[DecoderProcess]:
-    """A child that leaves small pictures as they are decoded, ended after the test."""
+    """A child that does not resize small images, ended after the test."""
     process = DecoderProcess(OPTIONS, resizes=False)
     process.wait_until_ready()
     yield process
@@ -132,7 +132,7 @@ def plain_decoder() -> Iterator[DecoderProcess]:
     process.close()
 
 
-def test_small_pictures_may_come_as_they_are_decoded(plain_decoder: DecoderProcess, tmp_path: Path) -> None:
+def test_small_images_may_come_as_decoded(plain_decoder: DecoderProcess, tmp_path: Path) -> None:
     """A child that does not resize gives the decoded pixels, and says so."""
     plain_decoder.send(photograph(tmp_path / "a.jpg"))
     reply = plain_decoder.receive()
@@ -143,8 +143,8 @@ def test_small_pictures_may_come_as_they_are_decoded(plain_decoder: DecoderProce
 
 
 @pytest.mark.parametrize("shape", [(1100, 1000), (40, 1000), (300, 120)])
-def test_large_and_narrow_pictures_are_resized_all_the_same(plain_decoder: DecoderProcess, tmp_path: Path, shape: tuple[int, int]) -> None:
-    """What would take too much memory, or what Pillow resizes in another order, the child resizes although told not to."""
+def test_large_and_narrow_images_are_always_resized(plain_decoder: DecoderProcess, tmp_path: Path, shape: tuple[int, int]) -> None:
+    """The child always resizes images that would take too much memory, or that Pillow resizes in another order."""
     plain_decoder.send(photograph(tmp_path / "a.jpg", *shape))
     reply = plain_decoder.receive()
 
@@ -162,7 +162,7 @@ def test_size_only_sends_no_pixels(decoder: DecoderProcess, tmp_path: Path) -> N
 
 
 def test_memory_bomb_costs_its_image_only(tmp_path: Path) -> None:
-    """A small file that wants more memory than allowed is CRASHED with a reason; the next image is fine."""
+    """A small file that needs more memory than allowed is CRASHED with a reason. The next image is OK."""
     Image.new("RGB", (9000, 9000)).save(tmp_path / "bomb.png")
     decoder = DecoderProcess(OPTIONS, memory_bytes=200 * 2**20)
     decoder.wait_until_ready()
@@ -199,26 +199,28 @@ def test_stopped_child_times_out(decoder: DecoderProcess, tmp_path: Path) -> Non
     start = time.monotonic()
 
     decoder.send(photograph(tmp_path / "a.jpg"))
-    with pytest.raises(DecoderDiedError, match=r"timed out after 0\.3 s"):
+    with pytest.raises(DecoderDiedError, match=r"timed out after 0\.3 s") as caught:
         decoder.receive(0.3)
 
+    assert caught.value.reason == "timeout"
     assert time.monotonic() - start < 3
 
 
 def test_killed_child_is_reported_with_its_signal(decoder: DecoderProcess, tmp_path: Path) -> None:
-    """A child that crashes ends the wait at once, and closing says by which signal."""
+    """A child that crashes ends the wait at once, and closing reports the signal."""
     os.kill(decoder.pid, signal.SIGSEGV)
 
     decoder.send(photograph(tmp_path / "a.jpg"))
-    with pytest.raises(DecoderDiedError):
+    with pytest.raises(DecoderDiedError) as caught:
         decoder.receive()
 
-    assert decoder.close(wait_s=5) == "decoder crashed (signal 11)"
+    assert caught.value.reason == "ended"
+    assert decoder.close_after(caught.value) == "decode: decoder crashed (signal 11)"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_child_ignores_what_the_whole_job_is_sent(decoder: DecoderProcess, tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C and a scheduler's signals, which reach every process, do not end the child: that is the parent's business."""
+def test_child_ignores_signals_to_the_whole_job(decoder: DecoderProcess, tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C and a scheduler's signals, which reach every process, do not end the child. Only the parent decides that."""
     os.kill(decoder.pid, number)
     decoder.send(photograph(tmp_path / "a.jpg"))
 
@@ -231,7 +233,7 @@ def test_child_ends_with_its_stdin(decoder: DecoderProcess) -> None:
 
 
 def test_killed_parent_leaves_no_child(tmp_path: Path) -> None:
-    """SIGKILL to the parent takes a busy child along."""
+    """SIGKILL to the parent ends a busy child too."""
     code = (
         "import sys; from dino_extract.images.decoder.parent import DecoderProcess\n"
         "from dino_extract.images.preprocess import Preprocess\n"
@@ -252,7 +254,7 @@ def test_killed_parent_leaves_no_child(tmp_path: Path) -> None:
 
 
 def test_child_takes_no_module_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A numpy.py in the folder the user stands in is not imported by the child."""
+    """The child does not import a numpy.py from the working directory."""
     (tmp_path / "numpy.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
 
@@ -263,7 +265,7 @@ def test_child_takes_no_module_from_the_working_directory(tmp_path: Path, monkey
 
 
 def test_child_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that ends before it is ready is an error with the last line it wrote."""
+    """A child that ends before it is ready gives an error with the last line that it wrote."""
     monkeypatch.setattr(parent, "CHILD_PROGRAM", "raise ImportError('no module here')")
     decoder = DecoderProcess(OPTIONS)
 
@@ -299,7 +301,7 @@ def answer_of(shape: tuple[int, int] = (0, 0), *, status: int = 1, form: int = 1
     ],
 )
 def test_nonsense_from_the_child_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: bytes, resizes: bool) -> None:
-    """A child taken over by an image can make its own image fail, and nothing else; no memory is taken for what no honest child says."""
+    """A child that an image has taken over can only make its own image fail. No memory is taken for an impossible reply."""
     talk = f"import sys; sys.stdin.buffer.read(1); sys.stdout.buffer.write({answer!r}); sys.stdout.flush(); sys.stdin.read()"
     monkeypatch.setattr(parent, "CHILD_PROGRAM", talk)
     decoder = DecoderProcess(OPTIONS, resizes=resizes)
@@ -340,7 +342,7 @@ def test_pixels_larger_than_the_pipe_come_whole(plain_decoder: DecoderProcess, t
 
 
 def test_child_starts_without_torch() -> None:
-    """What the child imports is neither torch nor timm nor h5py, so that it starts fast."""
+    """The child imports neither torch nor timm nor h5py, so that it starts fast."""
     code = "import sys; import dino_extract.images.decoder.child; print({'torch', 'timm', 'h5py'} & set(sys.modules))"
 
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout
@@ -349,7 +351,7 @@ def test_child_starts_without_torch() -> None:
 
 
 def test_library_that_prints_does_not_disturb_the_protocol(tmp_path: Path) -> None:
-    """What C libraries write to stdout and stderr about a damaged TIFF goes nowhere."""
+    """Text that C libraries write to stdout and stderr about a damaged TIFF is discarded."""
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "TIFF", compression="tiff_lzw")
     (tmp_path / "a.tif").write_bytes(buffer.getvalue().replace(b"\x80", b"\x7f", 1))

@@ -1,4 +1,4 @@
-"""Archives as sources: members read in place, whatever their names, and damage told."""
+"""Archives as sources: members are read in place, odd names survive, and damage is reported."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_members_of_several_tars_follow_the_path(tmp_path: Path, monkeypatch: py
     assert keys_and_contents(["*.tar"]) == {b"0.tar/a.jpg": b"0", b"1.tar/a.jpg": b"1"}
 
 
-def test_the_labels_in_a_webdataset_shard_are_no_images(tmp_path: Path) -> None:
-    """What WebDataset's writers put beside each image is left out and counted."""
+def test_the_labels_in_a_webdataset_shard_are_left_out(tmp_path: Path) -> None:
+    """Labels and texts next to the images of a WebDataset shard are left out and counted."""
     beside = ["cls", "txt", "json", "caption", "url", "index", "pyd", "npy", "pth", "mp", "cbor", "id"]
     members = {f"{number:06}.{suffix}": b"x" for number in range(3) for suffix in ["jpg", "png", "webp", *beside]}
 
@@ -92,7 +92,7 @@ def test_members_without_a_name_are_left_out(tmp_path: Path) -> None:
 
 
 def test_odd_names_in_a_tar_survive(tmp_path: Path) -> None:
-    """Member names that are not UTF-8 or longer than a header field lead back to their bytes, in GNU and PAX archives."""
+    """Member names that are not UTF-8, or longer than a header field, keep their bytes in GNU and PAX archives."""
     for tar_format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         path = tmp_path / f"{tar_format}.tar"
         with tarfile.open(path, "w", format=tar_format, encoding="utf-8", errors="surrogateescape") as archive:
@@ -105,7 +105,7 @@ def test_odd_names_in_a_tar_survive(tmp_path: Path) -> None:
 
 
 def test_cut_tar_gives_what_is_whole_and_a_note(tmp_path: Path) -> None:
-    """A tar that ends in the middle of a member gives the members before it, and says so."""
+    """A tar that ends in the middle of a member gives the members before it, and the manifest reports the damage."""
     path = make_tar(tmp_path / "s.tar", {"a.jpg": b"a" * 600, "b.jpg": b"b" * 5000})
     with open(path, "r+b") as file:
         file.truncate(512 + 1024 + 512 + 2000)
@@ -118,7 +118,7 @@ def test_cut_tar_gives_what_is_whole_and_a_note(tmp_path: Path) -> None:
 
 
 def test_damaged_header_inside_a_tar_is_noted(tmp_path: Path) -> None:
-    """A tar with garbage where a header should be is not taken for one that ends there."""
+    """A tar with garbage in the place of a header is reported as damaged, and does not pass for one that ends there."""
     path = make_tar(tmp_path / "s.tar", {"a.jpg": b"a", "b.jpg": b"b"})
     with open(path, "r+b") as file:
         file.seek(1024)
@@ -149,7 +149,7 @@ def test_compressed_tar_under_a_plain_name_is_refused(tmp_path: Path) -> None:
 
 
 class _Pipe(io.RawIOBase):
-    """A file to write to that cannot be sought in, such as the output of `zip -`."""
+    """A file that is written from start to end, such as the output of `zip -`."""
 
     def __init__(self, path: Path) -> None:
         self.file = open(path, "wb")  # noqa: SIM115 - closed by close
@@ -188,7 +188,7 @@ def test_members_of_a_zip_are_what_zipfile_reads(tmp_path: Path, method: int, in
 
 
 def test_a_zip_among_other_sources_is_named_in_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With several sources the key is the path of the zip and the member's name; in a folder archives are left out and counted."""
+    """With several sources the key is the path of the zip and the member's name. Archives in a folder are left out and counted."""
     monkeypatch.chdir(fill(tmp_path, "x/a.jpg"))
     make_zip(tmp_path / "x" / "0.zip", {"a.jpg": b"0"})
 
@@ -196,8 +196,8 @@ def test_a_zip_among_other_sources_is_named_in_its_keys(tmp_path: Path, monkeypa
     assert find_images(["x"]).skipped == {".zip": 1}
 
 
-def test_what_a_zip_cannot_give_is_left_out(tmp_path: Path) -> None:
-    """Links, unsafe and missing names, encrypted members and other methods are counted; of equal names the last counts."""
+def test_unusable_members_of_a_zip_are_left_out(tmp_path: Path) -> None:
+    """Links, unsafe names, encrypted members and other methods are counted. Of equal names the last one is taken."""
     path = tmp_path / "s.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("/etc/a.jpg", "../b.jpg", ".", "__MACOSX/c.jpg", "._d.jpg"):
@@ -226,7 +226,7 @@ def test_what_a_zip_cannot_give_is_left_out(tmp_path: Path) -> None:
 
 
 def test_odd_names_in_a_zip_survive(tmp_path: Path) -> None:
-    """Names with the flag for UTF-8, and bytes in no stated encoding, are the keys as they are; a name that breaks its promise is told."""
+    """UTF-8 names, and names without a stated encoding, become keys unchanged. An invalid UTF-8 name is an error."""
     path = make_zip(tmp_path / "s.zip", {"\u65e5.jpg": b"a", "plain.jpg": b"b", "XXXX.jpg": b"c"})
     path.write_bytes(path.read_bytes().replace(b"XXXX", b"caf\xe9"))  # no flag: what `zip` writes in a Latin-1 locale
 
@@ -238,7 +238,7 @@ def test_odd_names_in_a_zip_survive(tmp_path: Path) -> None:
 
 
 def test_damage_inside_a_zip_costs_one_image(tmp_path: Path) -> None:
-    """A changed byte of a stored or deflated member is told by its checksum or by the unpacking; the other members are read."""
+    """A changed byte makes one stored or deflated member fail. The other members are read."""
     content = random.Random(1).randbytes(5000)
     for method, to_pipe in itertools.product((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), (False, True)):
         path = tmp_path / "s.zip"
@@ -257,7 +257,7 @@ def test_damage_inside_a_zip_costs_one_image(tmp_path: Path) -> None:
 
 
 def test_a_zip_that_is_cut_is_refused(tmp_path: Path) -> None:
-    """A zip without the list at its end, and a file that is none, are errors that say what to do."""
+    """A zip without the list at its end, and a file that is not a zip, are errors with a hint."""
     whole = make_zip(tmp_path / "s.zip", {"a.jpg": b"a" * 600}).read_bytes()
     for content in (whole[:-30], whole[:10], b"", b"no zip at all"):
         (tmp_path / "s.zip").write_bytes(content)
@@ -267,8 +267,8 @@ def test_a_zip_that_is_cut_is_refused(tmp_path: Path) -> None:
         assert "fetch it again" in (caught.value.hint or "")
 
 
-def test_no_damage_of_a_zip_brings_another_error(tmp_path: Path) -> None:
-    """Whatever bytes of a zip are changed, it is refused, or each image is read, or fails by itself, and is never longer than listed."""
+def test_a_damaged_zip_raises_only_our_errors(tmp_path: Path) -> None:
+    """Whatever bytes of a zip change: it is refused, or each image is read or fails alone. No image is longer than listed."""
     rng = random.Random(2)
     path = tmp_path / "s.zip"
     whole = make_zip(path, {f"{number}.jpg": rng.randbytes(40) * number for number in range(4)}).read_bytes()
@@ -294,7 +294,7 @@ def test_no_damage_of_a_zip_brings_another_error(tmp_path: Path) -> None:
 
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
-    """A member that holds more than it claims fails, hardly unpacked; one that claims more than deflate can pack is left out."""
+    """A member that is longer than its stated size fails before it is unpacked. One with an impossible size is left out."""
     path = make_zip(tmp_path / "s.zip", {"a.jpg": bytes(10_000_000)})
     whole = path.read_bytes()
     size_at = whole.rindex(b"PK\1\2") + 24  # in the list at the end
