@@ -16,6 +16,7 @@ from .analysis.search import search as search
 from .embedding.encoder import Encoder as Encoder
 from .embedding.pipeline import embed as embed
 from .embedding.pipeline import embed_like as embed_like
+from .embedding.pipeline import plan as plan
 from .embedding.transformer import EmbeddingTransformer as EmbeddingTransformer
 from .embedding.verification import verify as verify
 from .errors import DinoExtractError as DinoExtractError

@@ -77,3 +77,12 @@ def file_stem(path: str) -> str:
     """
     parts = [part for part in printable(path).split("/") if part not in ("", ".", "..")]
     return re.sub(r"[^\w.=+-]", "_", "__".join(parts))[-_STEM_CHARS:].lstrip(".=+-") or "image"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "image"), counted(1284, "image")
+    ('1 image', '1,284 images')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,16 +1,20 @@
-"""Options that several analysis commands share, each stated once."""
+"""Options that several commands share, each stated once, and how results are printed."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
 
+from dino_extract.cli.help import EXPERT
+from dino_extract.config import Dtype
 from dino_extract.errors import ExitCode
 from dino_extract.results import plain
+from dino_extract.weights.registry import checkpoints
 
 Labels = Annotated[
     str | None,
@@ -24,7 +28,9 @@ Predictions = Annotated[
     str | None,
     typer.Option("--predictions", metavar="FILE.csv", help="Write what each test image was taken for, the surest mistakes first."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON; see docs/json.md.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no summary.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that exists already.")]
 
 
 def count_or_auto(text: str | int) -> int:
@@ -45,9 +51,65 @@ def count_option(help_text: str, panel: str | None = None) -> Any:
     return typer.Option(parser=count_or_auto, metavar="N|auto", show_default="auto", help=help_text, rich_help_panel=panel)
 
 
+def model_names() -> list[str]:
+    """The names of all models, for the shell to complete."""
+    return list(checkpoints())
+
+
+MODEL = "Model"  # titles in `--help`
+MACHINE = "Machine"
+
+# Of a model that runs, for every command that embeds.
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        autocompletion=model_names,
+        rich_help_panel=MODEL,
+        help="A name from `weights list`, or timm/NAME. The default is the model of --weights, or vits14.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="PATH", rich_help_panel=MODEL, help="A checkpoint file in any layout, or the folder of a run."),
+]
+RandomWeights = Annotated[
+    int | None,
+    typer.Option("--random-weights", metavar="SEED", rich_help_panel=EXPERT, help="Use untrained weights. The features mean nothing."),
+]
+Offline = Annotated[bool, typer.Option("--offline", rich_help_panel=MODEL, help="Download nothing.")]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="PIXELS",
+        rich_help_panel=MODEL,
+        help="Side of the model's input, or HEIGHTxWIDTH. The default is the model's own, 224 for released ones.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", rich_help_panel=MACHINE, help="Where the model runs: auto, cpu, cuda or cuda:1.")
+]
+ComputeDtype = Annotated[
+    Dtype,
+    typer.Option("--dtype", metavar="TYPE", rich_help_panel=MACHINE, help="Precision of the model: auto, float32 or bfloat16."),
+]
+Batch = Annotated[
+    int,
+    count_option("Images that the model computes together. `auto` finds a good number.", MACHINE),
+]
+Workers = Annotated[int, count_option("Decoder processes. `auto` is one for each free CPU.", EXPERT)]
+
+
+def given_options(context: typer.Context, config_class: type[Any]) -> dict[str, Any]:
+    """The values of a command that are fields of a configuration class, by their names."""
+    return {field.name: context.params[field.name] for field in fields(config_class) if field.name in context.params}
+
+
 def say(text: str) -> None:
-    """A line for people, on stderr."""
-    print(text, file=sys.stderr)
+    """Print a line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def is_store(name: str) -> bool:

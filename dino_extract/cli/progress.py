@@ -4,76 +4,102 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Protocol
+from collections.abc import Callable
+from types import TracebackType
 
 from tqdm import tqdm
 
 LINE_EVERY_S = 30.0
-
-
-class RunProgress(Protocol):
-    """What a workflow tells about how far it is."""
-
-    def __call__(self, done: int, total: int, failed: int) -> None:
-        """Note that `done` of `total` images are finished, `failed` of them without an embedding."""
-
-
-class Bar:
-    """A progress bar that redraws itself in place."""
-
-    def __init__(self, unit: str) -> None:
-        self._bar: tqdm[None] | None = None
-        self._unit = unit
-
-    def __call__(self, done: int, total: int, failed: int) -> None:
-        """Move the bar."""
-        if self._bar is None:
-            self._bar = tqdm(total=total, initial=done, unit=f" {self._unit}", file=sys.stderr, dynamic_ncols=True, smoothing=0.1)
-        self._bar.update(done - self._bar.n)
-        if failed:
-            self._bar.set_postfix_str(f"{failed:,} failed", refresh=False)
-
-    def close(self) -> None:
-        """Leave the bar as it stands and end its line."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-class Lines:
-    """A plain line every 30 seconds, for logs."""
-
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
-        self._first: tuple[float, int] | None = None
-        self._printed_at = time.monotonic()
-
-    def __call__(self, done: int, total: int, failed: int) -> None:
-        """Print a line if the last is old enough."""
-        now = time.monotonic()
-        self._first = self._first or (now, done)
-        if now - self._printed_at < LINE_EVERY_S:
-            return
-        self._printed_at = now
-        rate = (done - self._first[1]) / max(now - self._first[0], 1e-9)
-        left = f", {tqdm.format_interval((total - done) / rate)} left" if rate > 0 else ""
-        print(f"{done:,} of {total:,} {self._unit}, {rate:,.1f}/s{left}, {failed:,} failed", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Nothing to end."""
+BYTES = "bytes"  # the unit of a download
 
 
 class Silent:
     """No progress at all."""
 
-    def __call__(self, done: int, total: int, failed: int) -> None:
-        """Ignore it."""
+    def __call__(self, done: int, total: int, failed: int = 0) -> None:
+        """Note that `done` of `total` are finished, `failed` of them without a result."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """End the line that is being drawn."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
-def choose_progress(*, quiet: bool, unit: str = "images") -> Bar | Lines | Silent:
-    """The kind of progress that fits where stderr goes."""
+class Bar(Silent):
+    """A progress bar that redraws itself in place; it disappears when the work is interrupted or fails."""
+
+    def __init__(self, unit: str, title: str) -> None:
+        self._bar: tqdm[None] | None = None
+        self._unit = unit
+        self._title = title or None
+
+    def __call__(self, done: int, total: int, failed: int = 0) -> None:
+        """Move the bar."""
+        if self._bar is None:
+            unit = {"unit": "B", "unit_scale": True} if self._unit == BYTES else {"unit": f" {self._unit}"}
+            self._bar = tqdm(
+                total=total, initial=done, desc=self._title, file=sys.stderr, dynamic_ncols=True, smoothing=0.1, delay=0, **unit
+            )
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+        if failed:
+            self._bar.set_postfix_str(f"{failed:,} failed", refresh=False)
+
+    def close(self) -> None:
+        """Leave the bar as it is and end its line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None and kind is not None:
+            self._bar.leave = False
+        self.close()
+
+
+class Lines(Silent):
+    """A plain line every 30 seconds, for logs.
+
+    Args:
+        unit: what is counted.
+        title: begins each line.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, unit: str, title: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        self._unit = unit
+        self._title = f"{title}: " if title else ""
+        self._clock = clock
+        self._first: tuple[float, int] | None = None
+        self._printed_at = clock()
+
+    def __call__(self, done: int, total: int, failed: int = 0) -> None:
+        """Print a line if the last is old enough."""
+        now = self._clock()
+        self._first = self._first or (now, done)
+        if now - self._printed_at < LINE_EVERY_S:
+            return
+        self._printed_at = now
+        if self._unit == BYTES:
+            text = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        else:
+            rate = (done - self._first[1]) / max(now - self._first[0], 1e-9)
+            left = f", {tqdm.format_interval((total - done) / rate)} left" if rate > 0 else ""
+            text = f"{done:,} of {total:,} {self._unit}, {rate:,.1f}/s{left}, {failed:,} failed"
+        print(f"{self._title}{text}", file=sys.stderr, flush=True)
+
+
+def choose_progress(*, quiet: bool, unit: str = "images", title: str = "") -> Silent:
+    """The kind of progress that fits where stderr goes.
+
+    Args:
+        quiet: show nothing.
+        unit: what is counted, or `BYTES`.
+        title: what is being done, such as the name of a file that is downloaded.
+    """
     if quiet:
         return Silent()
-    return Bar(unit) if sys.stderr.isatty() else Lines(unit)
+    return Bar(unit, title) if sys.stderr.isatty() else Lines(unit, title)

@@ -23,7 +23,7 @@ from dino_extract.images.finding import Sources, find_images
 from dino_extract.images.loader import Loader, default_workers, scan_image_sizes
 from dino_extract.images.manifest import Manifest, manifest_of, resolve
 from dino_extract.images.preprocess import Preprocess
-from dino_extract.names import path_as_text, path_from_text, printable
+from dino_extract.names import counted, path_as_text, path_from_text, printable
 from dino_extract.store import Layout, RowTable, Store, count_pending
 from dino_extract.weights import RANDOM_WEIGHTS_WARNING
 
@@ -68,7 +68,7 @@ class Job(Recipe):
         """What the run is about to do, for people."""
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.manifest.skipped.items()))
         shard = f" of shard {self.config.shard}" if self.config.shard else ""
-        lines = [f"{len(self.manifest):,} images{shard}" + (f" (left out: {skipped})" if skipped else "")]
+        lines = [f"{counted(len(self.manifest), 'image')}{shard}" + (f" (left out: {skipped})" if skipped else "")]
         height, width = self.preprocess.height, self.preprocess.width
         lines.append(
             f"{self.model.name} ({self.model.weights_source}) on {', '.join(map(str, self.devices))} in {self.dtype}, "
@@ -148,7 +148,7 @@ class Forecast:
     def text(self) -> str:
         """The plan for people."""
         return (
-            f"{self.images:,} images -> {self.path}, {self.rows - self.pending:,} rows kept"
+            f"{counted(self.images, 'image')} -> {self.path}, {self.rows - self.pending:,} rows kept"
             + (f" ({self.rows - self.images:,} of images that have gone)" if self.rows > self.images else "")
             + f", {self.pending:,} to embed, "
             f"{self.nbytes:,} bytes ({self.free_bytes:,} free), about {self.seconds:,.0f} s "

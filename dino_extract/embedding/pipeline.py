@@ -16,14 +16,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dino_extract.config import EmbedConfig, most_failures
-from dino_extract.embedding.job import Job, prepare, prepare_like
+from dino_extract.embedding.job import Forecast, Job, prepare, prepare_like
 from dino_extract.embedding.recipe import MadeWith
 from dino_extract.engine import Engine, Ticket
 from dino_extract.errors import ConfigError, DinoExtractError, SourceError
 from dino_extract.images.finding import Sources
 from dino_extract.images.loader import DecodedBatch
 from dino_extract.images.preprocess import DeviceImages
-from dino_extract.names import quoted
+from dino_extract.names import counted, printable, quoted
 from dino_extract.status import Status
 from dino_extract.store import Writer, open_store, open_writer
 
@@ -34,6 +34,8 @@ ADVICE = {
     "model": "the model: a GPU, a smaller `--model` or a smaller `--size` would help",
     "write": "writing: a faster disk, `--store-dtype float16` or fewer `--tokens` would help",
 }
+
+ADVICE_FROM_S = 30.0  # a shorter run says nothing about what would make it faster
 
 BATCHES_IN_FLIGHT = 2  # on each device: while one is read back the next is computed, so that the model never waits
 
@@ -55,6 +57,7 @@ class EmbedResult:
         seconds: wall time of this run, without finding the images and loading the model.
         waited_s: seconds of it that were spent waiting, by what for: the decoder processes, divided into `read` and `decode` (which
             includes resizing there) as their own time was, the `model`, and the disk (`write`).
+        first_failure: path of the first row without an embedding and the reason, or None.
     """
 
     path: str
@@ -66,11 +69,14 @@ class EmbedResult:
     dropped: int
     seconds: float
     waited_s: dict[str, float]
+    first_failure: str | None = None
 
     def text(self) -> str:
         """The result for people: counts, rate, and what bounded the run."""
         outcome = f"{self.total - self.failed:,} embedded, {self.failed:,} failed"
-        counts = f"{self.path}: {self.total:,} images, {outcome}; {self.embedded:,} done now, {self.reused:,} kept"
+        if self.first_failure is not None:
+            outcome += f" (the first: {self.first_failure})"
+        counts = f"{self.path}: {counted(self.total, 'image')}, {outcome}; {self.embedded:,} done now, {self.reused:,} kept"
         if self.gone:
             counts += f", {self.gone:,} of them of images that have gone (`--prune` drops these)"
         if self.dropped:
@@ -82,7 +88,8 @@ class EmbedResult:
         stage = max(waited, key=lambda name: waited[name])
         share = waited[stage] / max(self.seconds, 1e-9)
         rate = self.embedded / max(self.seconds, 1e-9)
-        return f"{counts}\n{self.seconds:,.1f} s, {rate:,.1f} images/s; {share:.0%} of the time went to {ADVICE[stage]}"
+        speed = f"{counts}\n{self.seconds:,.1f} s, {rate:,.1f} images/s"
+        return speed if self.seconds < ADVICE_FROM_S else f"{speed}; {share:.0%} of the time went to {ADVICE[stage]}"
 
 
 def embed(
@@ -95,6 +102,7 @@ def embed(
     prune: bool = False,
     retry_failed: bool = False,
     max_failures: float | str | None = None,
+    on_start: Callable[[Job], None] | None = None,
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> EmbedResult:
@@ -109,16 +117,52 @@ def embed(
         prune: drop the rows of images that have gone.
         retry_failed: try images again that could not be embedded.
         max_failures: more failed images than this count (an int), this share of all (a float, 0..1), or `"1%"` are an error.
-        on_progress: called after each batch.
+        on_start: called once the images are found and the model is loaded.
+        on_progress: called before the first batch and after each one.
         options: fields of `EmbedConfig`, such as `model="vitb14"` or `tokens="cls,patch"`.
 
     Raises:
         DinoExtractError: one sentence about what stands in the way; nothing already embedded is lost.
     """
     limit = most_failures(max_failures)
+    job = _prepared(sources, output, suffixes, stdin, on_start, options)
+    return run(job, overwrite=overwrite, prune=prune, retry_failed=retry_failed, max_failures=limit, on_progress=on_progress)
+
+
+def plan(
+    sources: Sources,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    suffixes: str | Sequence[str] = (),
+    stdin: BinaryIO | None = None,
+    overwrite: bool = False,
+    prune: bool = False,
+    retry_failed: bool = False,
+    on_start: Callable[[Job], None] | None = None,
+    **options: Any,
+) -> Forecast:
+    """What `embed` with the same arguments would need; writes nothing.
+
+    Raises:
+        DinoExtractError: `embed` would be refused.
+    """
+    job = _prepared(sources, output, suffixes, stdin, on_start, options)
+    return job.plan(overwrite=overwrite, retry_failed=retry_failed, prune=prune)
+
+
+def _prepared(
+    sources: Sources,
+    output: str | os.PathLike[str] | None,
+    suffixes: str | Sequence[str],
+    stdin: BinaryIO | None,
+    on_start: Callable[[Job], None] | None,
+    options: dict[str, Any],
+) -> Job:
     several = [sources] if isinstance(sources, (str, bytes, os.PathLike)) else sources
     job = prepare([os.fsdecode(source) for source in several], output, EmbedConfig(**options), suffixes=suffixes, stdin=stdin)
-    return run(job, overwrite=overwrite, prune=prune, retry_failed=retry_failed, max_failures=limit, on_progress=on_progress)
+    if on_start is not None:
+        on_start(job)
+    return job
 
 
 def run(
@@ -136,6 +180,8 @@ def run(
     with open_writer(job.output, job.row_table(), job.layout, overwrite=overwrite, prune=prune, retry_failed=retry_failed) as writer:
         done, failed = writer.reused, _num_failed(writer.path if writer.up_to_date else writer.part_path)
         start = 0
+        if on_progress is not None:
+            on_progress(done, writer.total, failed)
         with closing(embedded_batches(job, _manifest_rows(job, writer), waited)) as batches:  # ends the decoders on errors too
             for batch, arrays in batches:
                 rows = writer.pending[start : start + len(batch.rows)]
@@ -158,6 +204,7 @@ def run(
         embedded=start,
         reused=writer.reused,
         failed=_num_failed(job.output),
+        first_failure=_first_failure(job.output),
         gone=writer.total - len(job.manifest),
         dropped=writer.dropped,
         seconds=round(time.monotonic() - started, 3),
@@ -295,6 +342,13 @@ def _num_failed(path: str) -> int:
     """Committed rows of a store that have no embedding."""
     with open_store(path) as store:
         return store.num_failed
+
+
+def _first_failure(path: str) -> str | None:
+    """Path and reason of the first row of a store without an embedding."""
+    with open_store(path) as store:
+        failure = next(iter(store.failures), None)
+    return failure and f"`{printable(os.fsencode(failure.path))}`, {failure.error}"
 
 
 def _check_failures(failed: int, writer: Writer, limit: float | None) -> None:

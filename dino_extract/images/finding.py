@@ -13,14 +13,13 @@ from dino_extract.images.columns import Columns
 from dino_extract.images.containers import FILE, Container, Entry, FileFilter, unreadable_source
 from dino_extract.images.manifest import ListedContainer, Manifest
 from dino_extract.images.reading import container_at
+from dino_extract.images.sources import LISTS, require_usable
 from dino_extract.images.suffixes import UNREADABLE_ARCHIVES
 from dino_extract.images.walking import PathAndKey, Walk, file_entry, images_below
 from dino_extract.names import clean_key, printable
 
 AnyPath = str | bytes | os.PathLike[str]
 Sources = AnyPath | Iterable[AnyPath]
-
-LISTS = {b"-": b"\n", b"-0": b"\0"}  # sources that are lists of paths on stdin, and what ends each path
 
 
 class CheckedSource(NamedTuple):
@@ -56,7 +55,9 @@ def find_images(
     typed = _typed(sources)
     if not typed:
         raise SourceError("no source given", hint="name a folder of images, for example `dino-extract embed photos/`")
-    wanted = FileFilter(_with_dots([suffixes] if isinstance(suffixes, str) else suffixes), leave_out)
+    only = [suffixes] if isinstance(suffixes, str) else suffixes
+    require_usable(typed, only)
+    wanted = FileFilter(_with_dots(only), leave_out)
     finder = _Finder(wanted, stdin)
     root = finder.add_only_source(typed[0]) if len(typed) == 1 else None
     if root is None:
@@ -67,17 +68,6 @@ def find_images(
     if not finder.columns.keys:
         raise _nothing_found(typed, wanted)
     return finder.columns.manifest(root, tuple(source if source in LISTS else _absolute(source) for source in typed), wanted)
-
-
-def require_usable(sources: Sources) -> None:
-    """Check the sources before anything long begins. Lists, patterns and folders are not looked into.
-
-    Raises:
-        SourceError: a source is missing or of a kind that is not read.
-    """
-    for source in _typed(sources):
-        if _is_path(source):
-            _check(source)
 
 
 def _typed(sources: Sources) -> list[bytes]:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
+
 import pytest
 
-from dino_extract.cli import progress
-from dino_extract.cli.progress import Lines, Silent, choose_progress
+from dino_extract.cli.progress import BYTES, Lines, choose_progress
 
 
-def test_a_log_gets_a_line_every_half_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where stderr is no terminal: what is done, the rate since this run began, and the time left as a clock shows it."""
+class Terminal(io.StringIO):
+    """A stderr that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+def test_a_log_gets_a_line_every_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line says what is done, the rate since this run began, and the time left."""
     clock = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    lines = choose_progress(quiet=False)
-    assert isinstance(lines, Lines)
+    lines = Lines("images", clock=lambda: clock[0])
 
     for seconds, done in ((100, 1000), (120, 1200), (131, 1310), (140, 1400), (162, 1620)):
         clock[0] = seconds
@@ -25,11 +34,45 @@ def test_a_log_gets_a_line_every_half_minute(monkeypatch: pytest.MonkeyPatch, ca
     ]
 
 
+def test_a_log_of_a_download_counts_megabytes(capsys: pytest.CaptureFixture[str]) -> None:
+    """The line names the model whose weights are downloaded."""
+    clock = [0.0]
+    lines = Lines(BYTES, "vits14", lambda: clock[0])
+
+    clock[0] = 31
+    lines(44_000_000, 88_000_000)
+
+    assert capsys.readouterr().err == "vits14: 44 of 88 MB\n"
+
+
 def test_quiet_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     """With `--quiet` nothing is printed."""
-    silent = choose_progress(quiet=True)
-    assert isinstance(silent, Silent)
-
-    silent(1, 2, 0)
+    with choose_progress(quiet=True) as silent:
+        silent(1, 2)
 
     assert capsys.readouterr().err == ""
+
+
+def test_the_bar_is_there_before_the_first_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal a call with nothing done draws the bar."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    with choose_progress(quiet=False) as bar:
+        bar(0, 800)
+        drawn = terminal.getvalue()
+
+    assert "0/800" in drawn
+
+
+def test_an_interrupted_bar_leaves_a_clean_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an exception the line of the bar is empty, for the words that follow."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    with contextlib.suppress(KeyboardInterrupt), choose_progress(quiet=False) as bar:
+        bar(16, 800)
+        raise KeyboardInterrupt
+
+    *_, last = terminal.getvalue().split("\r")
+    assert (last.strip(), terminal.getvalue().endswith("\n")) == ("", False)

@@ -13,8 +13,9 @@ import pytest
 
 from dino_extract.errors import SourceError
 from dino_extract.images.containers import ImageError
-from dino_extract.images.finding import find_images, require_usable
+from dino_extract.images.finding import find_images
 from dino_extract.images.reading import read_image_bytes
+from dino_extract.images.sources import require_usable
 from dino_extract.status import Status
 from tests.folders import fill, keys_and_contents
 
@@ -362,6 +363,7 @@ def test_a_million_files_are_listed_in_seconds(tmp_path: Path) -> None:
     code = """
 import resource, sys, time
 from dino_extract.images.finding import find_images
+from dino_extract.images.sources import require_usable
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 count = len(find_images([sys.argv[1]]))
 print(count, time.process_time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
@@ -374,3 +376,42 @@ print(count, time.process_time() - start, (resource.getrusage(resource.RUSAGE_SE
     assert int(count) == 1_000_000
     assert float(seconds) < 10
     assert float(megabytes) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "hint"),
+    [
+        ("list.csv", "a table", "dino-extract embed - -o list.h5 < list.txt"),
+        ("my list.txt", "a text file", "dino-extract embed - -o 'my list.h5' < 'my list.txt'"),
+        ("movie.MP4", "a film", "ffmpeg -i movie.MP4 frames/%06d.png"),
+        ("a.pdf", "not an image", "`--suffix .pdf` takes them as images"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, what: str, hint: str
+) -> None:
+    """A list, a table, a film or a document named as a source is an error; `suffixes` takes it all the same."""
+    monkeypatch.chdir(fill(tmp_path, name))
+
+    with pytest.raises(SourceError, match=f"`{name}` is {what}") as caught:
+        find_images(name)
+
+    assert hint in str(caught.value.hint)
+    assert find_images(name, suffixes=Path(name).suffix).keys == [name.encode()]
+
+
+@pytest.mark.parametrize(
+    ("address", "command"),
+    [
+        ("s3://bucket/images", "aws s3 sync s3://bucket/images images/"),
+        ("hf://datasets/x/y", "hf download"),
+        ("https://example.org/a.zip", "curl --remote-name https://example.org/a.zip"),
+        ("ftp://example.org/a", "copy the images to this machine first"),
+    ],
+)
+def test_an_address_is_refused_with_what_to_do(address: str, command: str) -> None:
+    """Images are not read over a network; the hint says how to get them."""
+    with pytest.raises(SourceError, match=f"`{address}` is an address") as caught:
+        require_usable([address])
+
+    assert command in str(caught.value.hint)
