@@ -50,7 +50,8 @@ def writing(
     try:
         yield
     except failures as failure:
-        reason = failure.strerror if isinstance(failure, OSError) and failure.strerror else failure
+        cause = failure if isinstance(failure, OSError) else failure.__context__  # torch's own error hides that of the disk
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else failure
         raise error(f"{what} `{name}` cannot be written: {reason}", hint=hint) from failure
 
 

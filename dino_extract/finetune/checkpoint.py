@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from dino_extract.errors import DinoExtractError
+from dino_extract.files import replace_atomically, writing
 from dino_extract.finetune.distributed import like, rank, whole
 from dino_extract.finetune.step import TrainingStep
 
 State = dict[str, Any]
+
+FULL_DISK_HINT = "free some space, and run the same command again: it continues after the checkpoint before"
 
 
 class CheckpointError(DinoExtractError):
@@ -53,18 +57,10 @@ class Checkpoints:
             CheckpointError: the folder cannot be written or the disk is full; the checkpoints before are still there.
         """
         path = self._path(step)
-        temporary = path.with_suffix(".tmp")
-        try:
+        with writing(path, "checkpoint", error=CheckpointError, hint=FULL_DISK_HINT):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:  # torch's own one hides the disk's
-            temporary.unlink(missing_ok=True)
-            raise _unwritable(path, error.__context__ or error) from error
-        sync_folder(self.folder)
+        with _replacing(path) as draft, open(draft, "wb") as file:
+            torch.save(state, file)
         for old in self._paths()[: -self.keep]:
             old.unlink()
 
@@ -81,16 +77,11 @@ class Checkpoints:
         Raises:
             CheckpointError: the folder cannot be written or the disk is full; the best one before is still there.
         """
-        temporary = self.best_path.with_suffix(".tmp")
-        try:
-            temporary.unlink(missing_ok=True)
-            _link_or_copy(self._path(step), temporary)
-            os.replace(temporary, self.best_path)
-        except OSError as error:
-            raise _unwritable(self.best_path, error) from error
-        finally:
-            temporary.unlink(missing_ok=True)  # left by a copy that failed, and by a rename between two links to one file
-        sync_folder(self.folder)
+        with _replacing(self.best_path) as draft:
+            try:
+                os.link(self._path(step), draft)
+            except OSError:  # exFAT, SMB and many FUSE file systems have no hard links, and each says so in its own way
+                shutil.copyfile(self._path(step), draft)
 
     def newest(self) -> State | None:
         """The state with the most steps, or None if nothing was saved yet.
@@ -181,29 +172,8 @@ def network_weights(network: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def sync_folder(folder: Path) -> None:
-    """Return when renames in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # exFAT, SMB and many FUSE file systems have no hard links, and each says so in its own way
-        shutil.copyfile(source, target)
-        with open(target, "r+b") as file:
-            os.fsync(file.fileno())
-
-
-def _unwritable(path: Path, reason: BaseException) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint `{path}` cannot be written: {reason}",
-        hint="free some space, and run the same command again: it continues after the checkpoint before",
-    )
+def _replacing(path: Path) -> AbstractContextManager[str]:
+    return replace_atomically(path, "checkpoint", overwrite=True, also=(RuntimeError,), error=CheckpointError, hint=FULL_DISK_HINT)
 
 
 def _load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:

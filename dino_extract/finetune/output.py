@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from dino_extract.backbone import BackboneConfig
 from dino_extract.errors import ConfigError, DinoExtractError, ExitCode, WeightsError
-from dino_extract.finetune.checkpoint import Checkpoints, sync_folder
+from dino_extract.files import FileLock, replace_atomically
+from dino_extract.finetune.checkpoint import Checkpoints
 from dino_extract.finetune.config import FinetuneConfig
 from dino_extract.finetune.plot import plot_run
 from dino_extract.finetune.presets import differences, read_config, to_json
@@ -67,7 +65,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
         self._config = config
-        self._lock = -1
+        self._lock: FileLock | None = None
         self._lines: list[dict[str, Any]] = []
         self._tensorboard: Any = None
 
@@ -80,14 +78,15 @@ class RunFolder:
         try:
             self._refuse_another_run()
         except BaseException:
-            os.close(self._lock)
+            self._lock.release()
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
-        os.close(self._lock)
+        if self._lock is not None:
+            self._lock.release()
 
     def begin(self) -> None:
         """Write the configuration: from now on this is the run of this folder. Not sooner, for a run that fails at its start is none."""
@@ -136,14 +135,11 @@ class RunFolder:
         if failures:
             _write(self.path / "unreadable.tsv", "".join(f"{key}\t{error}\n" for key, error in sorted(failures)))
 
-    def _take_lock(self) -> int:
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    def _take_lock(self) -> FileLock:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return FileLock(self.path / ".lock")
         except BlockingIOError:
-            os.close(descriptor)
             raise RunBusyError(f"another process is training into `{self.path}`", hint="wait for it, or choose another `-o`") from None
-        return descriptor
 
     def _refuse_another_run(self) -> None:
         path = self.path / "config.json"
@@ -160,13 +156,8 @@ class RunFolder:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    with replace_atomically(path, "file", overwrite=True) as draft:
+        Path(draft).write_text(text, encoding="utf-8")
 
 
 def _tensorboard(path: Path) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dino_extract.files import replace_atomically
+
 WIDTH, PANEL_HEIGHT, MARGIN = 900, 260, 60  # pixels
 PANELS = (
     ("loss", ("loss",)),
@@ -37,9 +39,8 @@ def plot_run(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     picture = Image.new("RGB", (WIDTH, max(len(panels), 1) * PANEL_HEIGHT), "white")
     for index, (title, shown) in enumerate(panels):
         _draw_panel(ImageDraw.Draw(picture), index * PANEL_HEIGHT, title, shown)
-    temporary = path.with_name(path.name + ".tmp")
-    picture.save(temporary, "PNG")
-    temporary.replace(path)
+    with replace_atomically(path, "plot", overwrite=True) as draft:
+        picture.save(draft, "PNG")
 
 
 def _points(lines: Sequence[Mapping[str, Any]], name: str) -> Points:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dino_extract import files
 from dino_extract.errors import StoreError
 
 _CONTINUE_HINT = "what is embedded so far is kept: the same command continues"
@@ -34,9 +35,6 @@ _REASONS = {
     errno.ENOTDIR: ("a part of the path is not a folder", "choose another file with `-o`"),
     errno.ENAMETOOLONG: ("the name is too long", "choose another file with `-o`"),
 }
-
-# The file system, or the C library, has no such call: go on without it.
-UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 
 _pread = os.pread
 _pwrite = os.pwrite
@@ -113,14 +111,7 @@ def _uninterrupted(sync: Callable[[int], None], fd: int) -> None:
 
 def sync_folder(path: str) -> None:
     """Return when the names in the folder of `path` would survive a power cut."""
-    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _uninterrupted(_fsync, fd)
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:  # some network file systems cannot sync a folder
-            raise
-    finally:
-        os.close(fd)
+    files.sync_folder(os.path.dirname(path) or ".", sync_file)
 
 
 def rename(source: str, target: str) -> None:
@@ -151,7 +142,7 @@ def reserve(fd: int, offset: int, nbytes: int) -> None:
         return
     while _fallocate(fd, 0, offset, nbytes) != 0:
         code = ctypes.get_errno()
-        if code in UNSUPPORTED:
+        if code in files.UNSUPPORTED:
             return
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))

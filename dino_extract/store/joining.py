@@ -21,7 +21,7 @@ from dino_extract.store import disk
 from dino_extract.store.donor import Donor, differences
 from dino_extract.store.header import Header
 from dino_extract.store.layout import BOOKKEEPING, OWN_ATTRS, Layout, RowTable, part_path_of, target_of
-from dino_extract.store.lock import WriterLock
+from dino_extract.store.lock import lock_for_writing
 from dino_extract.store.opening import open_part, remove_leftovers
 from dino_extract.store.plan import MergePlan
 from dino_extract.store.writer import Writer
@@ -83,7 +83,7 @@ def join_stores(
         _check_shards(headers)
         for donor in donors:
             _check_rows(donor)
-        lock = WriterLock(path + ".lock", guards=path)
+        lock = lock_for_writing(path)
         on_exit.callback(lock.release)
         with disk.explained(f"write `{path}`"):
             remove_leftovers(path)

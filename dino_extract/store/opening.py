@@ -14,7 +14,7 @@ from dino_extract.errors import StoreError
 from dino_extract.store import disk
 from dino_extract.store.donor import Donor, check_same, differences, is_of_other_images, root_differs
 from dino_extract.store.layout import Extent, Layout, RowTable, Skeleton, build_skeleton, part_path_of, target_of
-from dino_extract.store.lock import StoreWarning, WriterLock
+from dino_extract.store.lock import StoreWarning, lock_for_writing
 from dino_extract.store.plan import NOBODY, MergePlan, make_plan
 from dino_extract.store.rows import RowArea, row_areas, row_blocks, runs, stretches
 from dino_extract.store.writer import OpenPart, Writer, identity_of
@@ -52,7 +52,7 @@ def open_writer(
     """
     path = target_of(path)
     rows.check(layout)
-    lock = WriterLock(path + ".lock", guards=path)
+    lock = lock_for_writing(path)
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(lock.release)
         with disk.explained(f"write `{path}`"), contextlib.ExitStack() as donors_open:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.errors import StoreError
+from dino_extract.files import FileLock
 from dino_extract.status import Status
 from dino_extract.store import disk
 from dino_extract.store.batch import BatchArray, RowBatch, check_batch, columns_of
 from dino_extract.store.committer import Committer
 from dino_extract.store.layout import Extent, Layout, RowTable, part_path_of
-from dino_extract.store.lock import WriterLock
 from dino_extract.store.rows import RowArea, intact_rows
 
 
@@ -36,7 +36,7 @@ class Writer:
     """
 
     def __init__(
-        self, path: str, table: RowTable, layout: Layout, pending: NDArray[np.int64], lock: WriterLock, part: OpenPart | None
+        self, path: str, table: RowTable, layout: Layout, pending: NDArray[np.int64], lock: FileLock, part: OpenPart | None
     ) -> None:
         self.path = path
         self.part_path = part_path_of(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import http
 import http.client
 import json
@@ -18,9 +17,10 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from dino_extract.errors import WeightsError
+from dino_extract.files import FileLock, sync_folder
 from dino_extract.weights.checksum import file_sha256
 
 CHUNK_BYTES = 1 << 20
@@ -28,7 +28,6 @@ READ_TIMEOUT_S = 30.0  # silence of the server after which a transfer is resumed
 CONNECT_TIMEOUT_S = 1.5  # a machine without network must say so within two seconds
 ATTEMPTS = 5  # in a row without one new byte
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
-NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}  # what file systems without them answer
 OTHER_FOLDER = "choose another folder with the environment variable DINO_EXTRACT_CACHE"
 
 DownloadProgress = Callable[[int, int], None]  # bytes there, bytes in all
@@ -116,24 +115,11 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_name(path.name + ".lock"), "w")  # noqa: SIM115 - closed below; an error inside the block is another matter
+        lock = FileLock(path.with_name(path.name + ".lock"), on_wait=waiting or (lambda: None))
     except OSError as error:
         raise WeightsError(f"folder `{path.parent}` cannot be written: {error.strerror}", hint=OTHER_FOLDER) from error
     with lock:
-        _lock(lock, waiting)
         yield
-
-
-def _lock(file: IO[str], waiting: Callable[[], None] | None) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if waiting is not None:
-            waiting()
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
 
 
 def _address(url: str) -> tuple[str, int]:
@@ -220,6 +206,7 @@ def _finish(url: str, partial: Path, path: Path, sha256: str) -> None:
         partial.unlink()
         raise WeightsError(f"`{url}` has SHA-256 {found}, expected {sha256}; the downloaded file was removed")
     os.replace(partial, path)
+    sync_folder(path.parent)
 
 
 def _size(path: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import struct
 import zipfile
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dino_extract.errors import WeightsError
+from dino_extract.files import replace_atomically, writing
 
 # A 67 MB header with a million empty tensors costs the library 4 s and 1.5 GB; ViT-g has 567 tensors in 60 kB.
 MAX_HEADER_BYTES = 8 << 20
@@ -105,12 +105,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         if tensor.untyped_storage().data_ptr() in seen or tensor.untyped_storage().nbytes() != tensor.nbytes:
             separate[key] = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())
-    with _replacing(path) as partial:
-        save_file(separate, partial, metadata=header)
-        _sort_metadata(partial)
+    with _replacing(path) as draft:
+        save_file(separate, draft, metadata=header)
+        _sort_metadata(draft)
 
 
-def _sort_metadata(path: Path) -> None:
+def _sort_metadata(path: str) -> None:
     """The library writes metadata in random order, and the same weights would be files with different hashes."""
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -128,28 +128,18 @@ def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         WeightsError: the folder cannot be written or the disk is full.
     """
-    with _replacing(path) as partial:
-        torch.save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}, partial)
+    with _replacing(path) as draft:
+        torch.save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}, draft)
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, flushed to the disk, when the block ends well."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+def _replacing(path: Path) -> Iterator[str]:
+    failures = (SafetensorError, RuntimeError)  # torch reports a full disk as RuntimeError
+    hint = "check permissions and free space of the folder"
+    with writing(path, "file", error=WeightsError, hint=hint):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        mode = partial.stat().st_mode  # what the system gives new files; safetensors writes into one that others cannot read
-        yield partial
-        if partial.stat().st_mode != mode:
-            partial.chmod(mode)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise WeightsError(f"`{path}` cannot be written: {error}", hint="check permissions and free space of the folder") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with replace_atomically(path, "file", overwrite=True, also=failures, error=WeightsError, hint=hint) as draft:
+        yield draft
 
 
 def _read_safetensors(path: Path) -> TensorFile:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from dino_extract.backbone import DinoVisionTransformer
 from dino_extract.errors import ConfigError, WeightsError
+from dino_extract.files import replace_atomically
 from dino_extract.images.preprocess import Preprocess, parse_size
 from dino_extract.tokens import DATASET_OF
 from dino_extract.weights.loading import LoadedBackbone
@@ -96,26 +96,22 @@ def write_onnx(model: LoadedBackbone, target: Path, *, size: str | int | None = 
     }
     network = NamedOutputs(backbone).eval()
     examples = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-    try:
-        with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target.parent) as folder:
-            path = Path(folder) / target.name
-            _export(network, examples, path, about)
-            difference = _difference(network, examples[:1], path)
-            if difference > MAX_DIFFERENCE:
-                raise WeightsError(f"onnxruntime gives tokens that differ from the model's by {difference:.1e} of their norm")
-            data = path.with_name(data_target.name)
-            has_data = data.exists()
-            if has_data:  # first: what the numbers are for appears when they are there
-                os.replace(data, data_target)
-            os.replace(path, target)
-            if not has_data:
-                data_target.unlink(missing_ok=True)  # of the file that was replaced
-    except OSError as error:
-        raise WeightsError(f"`{target}` cannot be written: {error.strerror}") from error
+    with replace_atomically(target, "model", overwrite=overwrite, error=WeightsError) as draft:
+        _export(network, examples, draft, about)
+        difference = _difference(network, examples[:1], draft)
+        if difference > MAX_DIFFERENCE:
+            raise WeightsError(f"onnxruntime gives tokens that differ from the model's by {difference:.1e} of their norm")
+        data = f"{draft}.data"
+        has_data = os.path.exists(data)
+        if has_data:  # first, so that the numbers are there when the model appears
+            with replace_atomically(data_target, "model", overwrite=overwrite, error=WeightsError) as data_draft:
+                os.replace(data, data_draft)
+    if not has_data:
+        data_target.unlink(missing_ok=True)  # of the file that was replaced
     return OnnxFile(target, data_target if has_data else None, difference)
 
 
-def _export(network: NamedOutputs, examples: Tensor, path: Path, about: dict[str, str]) -> None:
+def _export(network: NamedOutputs, examples: Tensor, path: str, about: dict[str, str]) -> None:
     with torch.inference_mode():
         names = list(network(examples[:1]))
     with warnings.catch_warnings():
@@ -135,7 +131,7 @@ def _export(network: NamedOutputs, examples: Tensor, path: Path, about: dict[str
     program.save(path, external_data=nbytes > MAX_INLINE_BYTES)
 
 
-def _difference(network: NamedOutputs, images: Tensor, path: Path) -> float:
+def _difference(network: NamedOutputs, images: Tensor, path: str) -> float:
     """The largest difference of a token in the file to the backbone's, as a share of its norm, on another number of images."""
     import onnxruntime  # an extra
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from dino_extract.errors import StoreError
-from dino_extract.store import StoreWarning, count_pending, disk, lock, open_writer, verify_store
+from dino_extract.store import StoreWarning, count_pending, disk, open_writer, verify_store
 from tests.store.sample import LAYOUT, fill, table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -136,7 +137,7 @@ def test_file_system_without_locks_is_used_with_a_warning(tmp_path: Path, monkey
     def no_locks(fd: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
 
     with pytest.warns(StoreWarning, match="has no locks"):
         run_to_the_end(tmp_path / "out.h5")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from dino_extract.analysis.vectors.stored import Vectors, as_cosine
 from dino_extract.errors import ConfigError, StoreError
+from dino_extract.files import replace_atomically
 from dino_extract.store import Store
 
 IndexKind = Literal["hnsw", "ivfpq"]
@@ -143,17 +145,15 @@ def _is_current(path: str, passport: dict[str, Any]) -> bool:
 
 def _keep(faiss: Any, index: Any, path: str, passport: dict[str, Any]) -> None:
     """Write the index first and its passport last, so that a passport never vouches for half an index."""
-    draft = f"{path}.{os.getpid()}.tmp"
-    try:
-        if os.path.lexists(path + ".json"):
-            os.unlink(path + ".json")
-        with open(draft, "wb") as index_file:
-            faiss.write_index(index, f"/dev/fd/{index_file.fileno()}")  # faiss takes no path that is not UTF-8
-        os.replace(draft, path)
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump({**passport, "index_nbytes": os.stat(path).st_size}, file)
-        os.replace(draft, path + ".json")
-    except (OSError, RuntimeError) as error:  # faiss reports a full disk as RuntimeError
-        if os.path.lexists(draft):
-            os.unlink(draft)
-        raise StoreError(f"index `{path}` cannot be written: {error}", hint="`--index exact` needs no index") from error
+
+    def replacing(path: str) -> AbstractContextManager[str]:  # faiss reports a full disk as RuntimeError
+        return replace_atomically(
+            path, "index", overwrite=True, also=(RuntimeError,), error=StoreError, hint="`--index exact` needs no index"
+        )
+
+    if os.path.lexists(path + ".json"):
+        os.unlink(path + ".json")
+    with replacing(path) as draft, open(draft, "wb") as index_file:
+        faiss.write_index(index, f"/dev/fd/{index_file.fileno()}")  # faiss takes no path that is not UTF-8
+    with replacing(path + ".json") as draft, open(draft, "w", encoding="utf-8") as file:
+        json.dump({**passport, "index_nbytes": os.stat(path).st_size}, file)
