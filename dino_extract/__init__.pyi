@@ -5,7 +5,7 @@ from .analysis.curate import curate as curate
 from .analysis.dataset import EmbeddingDataset as EmbeddingDataset
 from .analysis.dedup import dedup as dedup
 from .analysis.dedup import leaks as leaks
-from .analysis.export import export as export
+from .analysis.export.exporting import export as export
 from .analysis.outliers import outliers as outliers
 from .analysis.probes.knn import knn as knn
 from .analysis.probes.linear import linear as linear

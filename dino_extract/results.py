@@ -34,12 +34,12 @@ class Result:
     """Base of the frozen dataclasses that public functions return.
 
     Attributes:
-        left_out: names of fields that `to_dict` leaves out.
-        also: names of properties that `to_dict` adds to the fields.
+        json_without: names of fields that `to_dict` leaves out.
+        json_with: names of properties that `to_dict` adds to the fields.
     """
 
-    left_out: ClassVar[tuple[str, ...]] = ()
-    also: ClassVar[tuple[str, ...]] = ()
+    json_without: ClassVar[tuple[str, ...]] = ()
+    json_with: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -66,7 +66,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The result in the types of JSON, under the names of its fields: what `--json` prints."""
-        return plain({name: getattr(self, name) for name in (*_names(self), *self.also) if name not in self.left_out})
+        return plain({name: getattr(self, name) for name in (*_names(self), *self.json_with) if name not in self.json_without})
 
     def to_dataframe(self) -> Any:
         """The result as a `pandas.DataFrame`, a row for each line of `table`.

@@ -31,8 +31,8 @@ class Found(Result):
     points: tuple[Point, ...]
     matrix: np.ndarray
     secret: object = None
-    left_out = ("secret",)
-    also = ("count",)
+    json_without = ("secret",)
+    json_with = ("count",)
 
     @property
     def count(self) -> int:

@@ -113,7 +113,7 @@ class DedupResult(Result):
     threshold: float
     groups: tuple[DuplicateGroup, ...]
     ladder: tuple[Step, ...]
-    also = ("drop",)
+    json_with = ("drop",)
 
     @property
     def drop(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tables of text with a line for each image."""
+"""CSV tables with a row for each image."""
 
 from __future__ import annotations
 
@@ -7,36 +7,45 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dino_extract.analysis.writing import replacing
+from dino_extract.files import replace_atomically
 
-_FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # and their double-byte forms, which Japanese spreadsheets take for the same
+_FORMULA_STARTS = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # with their double-byte forms, which Japanese spreadsheets read in the same way
 
 
-def write_table(output: str | os.PathLike[str], paths: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> int:
-    """Write images and what is known of each as CSV; how many paths have `./` in front (see `table_path`).
+def write_table(
+    output: str | os.PathLike[str], paths: Sequence[str], columns: Mapping[str, Sequence[Any]], *, overwrite: bool = False
+) -> None:
+    """Write a CSV file with the path and the other values of each image.
 
     Args:
         output: the file.
-        paths: (n,) stored paths.
+        paths: (n,) stored paths, written as `table_path`.
         columns: names of the other columns and their (n,) values.
+        overwrite: replace an existing file.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: the file cannot be written, or exists.
     """
-    shown = [table_path(path) for path in paths]
-    with replacing(output, "table") as partial, open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with (
+        replace_atomically(output, "table", overwrite=overwrite) as partial,
+        open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["path", *columns])
-        writer.writerows(zip(shown, *columns.values(), strict=True))
-    return sum(path != name for path, name in zip(paths, shown, strict=True))
+        writer.writerows(zip(map(table_path, paths), *columns.values(), strict=True))
 
 
 def table_path(path: str) -> str:
-    """A path for a table of text: where a spreadsheet would run it as a formula, with `./` in front, which names the same file.
+    """A path for a table: with `./` in front where a spreadsheet would run it as a formula. It still names the same file.
 
-    The usual remedy, an apostrophe (OWASP, "CSV Injection"), would name another file to everything that is not a spreadsheet.
+    The usual remedy, an apostrophe in front (OWASP, "CSV Injection"), would name another file.
 
     >>> table_path("=1+2.jpg"), table_path("cats/a.jpg")
     ('./=1+2.jpg', 'cats/a.jpg')
     """
     return f"./{path}" if path.lstrip().startswith(_FORMULA_STARTS) or path.startswith(("\t", "\r", "\n")) else path
+
+
+def quoted_path(path: str) -> str:
+    """A path as a CSV cell, always in quotes: a spreadsheet that splits at semicolons must not find a formula inside a path."""
+    return '"' + table_path(path).replace('"', '""') + '"'

@@ -68,7 +68,7 @@ def knn(
         say(f"confusion matrix (k = {result.table_k}): {confusion}")
     if predictions:
         with opened(test or train) as store:
-            write_answers(result.answers, store.paths, result.classes, predictions)
+            write_answers(result.answers, store.paths, result.classes, predictions, overwrite=True)
         say(f"predictions (k = {result.table_k}), the surest mistakes first: {predictions}")
     if as_json:
         shown = {name: value for name, value in vars(result).items() if name != "answers"}

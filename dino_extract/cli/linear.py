@@ -75,7 +75,7 @@ def linear(
         say(f"confusion matrix: {confusion}")
     if predictions:
         with opened(test or train) as store:
-            write_answers(result.answers, store.paths, result.probe.classes, predictions)
+            write_answers(result.answers, store.paths, result.probe.classes, predictions, overwrite=True)
         say(f"predictions, the surest mistakes first: {predictions}")
     if as_json:
         shown = {name: value for name, value in vars(result).items() if name not in ("probe", "candidates", "chosen", "answers")}

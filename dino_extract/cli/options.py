@@ -147,10 +147,8 @@ def write_images(output: str, paths: Sequence[str], columns: Mapping[str, Sequen
     """Write a table with a line for each image."""
     from dino_extract.analysis.tables import write_table  # loads h5py, which `--help` must not wait for
 
-    num_prefixed = write_table(output, paths, columns)
+    write_table(output, paths, columns, overwrite=True)
     say(f"{len(paths):,} images: {output}")
-    if num_prefixed:
-        say(f"note: {num_prefixed:,} paths that a spreadsheet would run as formulas have `./` in front")
 
 
 def warn_of_line_breaks(paths: Sequence[str]) -> None:

@@ -263,7 +263,7 @@ def test_calibration_does_not_take_an_image_for_another_one() -> None:
 
 def test_a_single_image_cannot_calibrate() -> None:
     """There is nothing to mistake it for."""
-    with pytest.raises(ConfigError, match="compares images with others"):
+    with pytest.raises(ConfigError, match="compares images with other images"):
         calibrate(angles([0]), np.array([0]), {})
 
 

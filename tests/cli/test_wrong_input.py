@@ -60,7 +60,7 @@ TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
         ),
         (["outliers", "good.h5", "--against", "./good.h5"], "`--against` is the file itself, `./good.h5`\n"),
         (["match", "a.jpg", "b.jpg", "--file", "good.h5", "--model", "tiny"], "`--file` has patch tokens already, so no model is taken"),
-        (["export", "good.h5", "-o", "good.xlsx"], "`.xlsx` is no format this writes\n\nhint: `--to` takes npy, parquet,"),
+        (["export", "good.h5", "-o", "good.xlsx"], "cannot export to `.xlsx`\n\nhint: the formats are npy, parquet,"),
         (["cluster", "good.h5", "50"], "30 images of `good.h5` cannot make 50 clusters\n\nhint: ask for 30 or fewer\n"),
         (["curate", "good.h5", "--budget", "500"], "got 500\n\nhint: for example 15\n"),
         (["attention", "picture.png", *TINY, "--layer", "12"], "blocks 0..11\n\nhint: leave it out for the last\n"),

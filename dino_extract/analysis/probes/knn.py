@@ -99,8 +99,8 @@ class KnnResult(Result):
     num_test: int
     answers: Answers
     unlabelled: int = 0
-    left_out = ("answers",)
-    also = ("mean_recall", "per_class")
+    json_without = ("answers",)
+    json_with = ("mean_recall", "per_class")
 
     @property
     def per_class(self) -> list[ClassScore]:

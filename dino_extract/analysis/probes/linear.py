@@ -69,8 +69,8 @@ class LinearResult(Result):
     num_test: int
     answers: Answers
     unlabelled: int
-    left_out = ("answers", "probe")
-    also = ("classes", "mean_recall", "per_class")
+    json_without = ("answers", "probe")
+    json_with = ("classes", "mean_recall", "per_class")
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class Probe(Result):
     datasets: tuple[str, ...]
     attrs: dict[str, Any] = field(default_factory=dict)
     path: str = "the classifier"
-    left_out = ("weight", "bias", "attrs")
+    json_without = ("weight", "bias", "attrs")
 
     def summary(self) -> str:
         """Number of classes, and the input."""

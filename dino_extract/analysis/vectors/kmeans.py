@@ -37,7 +37,7 @@ class Clusters(Result):
     centres: NDArray[np.float32]
     codes: NDArray[np.int64]
     similarity: NDArray[np.float32]
-    left_out = ("centres",)
+    json_without = ("centres",)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
