@@ -126,7 +126,7 @@ FORMULAS = ["+1.jpg", "-1.jpg", "=1+2.jpg", "@SUM(A1).jpg", " =1.jpg", "\t=2.jpg
 def test_no_cell_of_a_table_is_a_formula(tmp_path: Path) -> None:
     """However a spreadsheet cuts the line, no path begins like a formula, and without `./` each is the path of the store."""
     with make_store(tmp_path, FORMULAS, with_photos=False) as store:
-        result = export(store, tmp_path / "x.csv")
+        export(store, tmp_path / "x.csv")
         names = [printable(path) for path in store.paths]
 
     text = (tmp_path / "x.csv").read_text(encoding="utf-8")
