@@ -47,7 +47,7 @@ def _flat(prefix: str, group: Any) -> Iterator[tuple[str, Any]]:
 
 def _section(name: str, command: Any) -> str:
     context = typer.Context(command, info_name=f"dino-extract {name}")
-    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    usage = re.sub("[{}]", "", " ".join([context.command_path, *command.collect_usage_pieces(context)]))
     parts = [f"### {name}", _escaped(command.help or ""), f"```text\n{usage}\n```"]
     for kind in ("argument", "option"):
         parameters = [each for each in command.params if each.param_type_name == kind and not each.hidden]
@@ -66,7 +66,7 @@ def _row(record: tuple[str, str]) -> str:
     spelling = re.sub(r"<[^>]*>", lambda found: PLACEHOLDERS.get(found[0], found[0].strip("<>")), spelling)
     spelling = re.sub(r"^([A-Z][\w.]*) TEXT$", r"\1", spelling)  # an argument says enough by its name
     notes = re.search(r"\s*\[([^\[\]]*)\]$", text)  # `[default: 10]`, `[required]`
-    default = notes[1].removeprefix("default: ") if notes else ""
+    default = notes[1].removeprefix("default: ").removeprefix("(").removesuffix(")") if notes else ""
     meaning = text[: notes.start()] if notes else text
     return f"| {_code(spelling)} | {_escaped(meaning)} | {_code(default)} |"
 
