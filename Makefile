@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu check format docs bench bench-scale clean
+.PHONY: help install demo test test-fast test-slow test-gpu check format docs bench bench-scale clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: $(READY) ## Embed real photographs and look at the result
 
 test: $(READY) ## Run every test but the slow proofs (under 15 minutes on 2 cores)
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu"
+
+test-fast: $(READY) ## Run the tests that need no training, kills or installs (under a minute on 2 cores)
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu and not long"
 
 test-slow: $(READY) ## Run the long proofs: kills, fuzzing, full-size checkpoints
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "slow and not gpu"

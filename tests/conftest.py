@@ -9,6 +9,42 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Files whose tests train, kill, install or start many processes. `make test-fast` leaves them out, `make test` runs them.
+LONG = (
+    "cli/test_embed.py",
+    "cli/test_finetune.py",
+    "cli/test_wrong_input.py",
+    "embedding/test_pipeline.py",
+    "engine/test_engine.py",
+    "finetune/test_distributed.py",
+    "finetune/test_loop.py",
+    "images/test_hostile.py",
+    "pictures/test_quickstart.py",
+    "pictures/test_report.py",
+    "pictures/test_report_geometry.py",
+    "store/test_faults.py",
+    "store/test_kill.py",
+    "store/test_model.py",
+    "store/test_powercut.py",
+    "store/test_verifying.py",
+    "test_end_to_end.py",
+    "test_gpu_benchmark.py",
+    "test_kills.py",
+    "test_tiny.py",
+    "test_wheel.py",
+    "test_whiten.py",
+    "weights/test_commands.py",
+    "weights/test_layouts.py",
+    "weights/test_onnx_file.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of long files, in one place."""
+    for item in items:
+        if item.path.relative_to(REPOSITORY / "tests").as_posix() in LONG:
+            item.add_marker(pytest.mark.long)
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
