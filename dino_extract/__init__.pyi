@@ -13,6 +13,8 @@ from .analysis.probes.linear_dense import linear_dense as linear_dense
 from .analysis.probes.probe import classify as classify
 from .analysis.search import retrieval_score as retrieval_score
 from .analysis.search import search as search
+from .embedding.benchmark import benchmark as benchmark
+from .embedding.doctor import doctor as doctor
 from .embedding.encoder import Encoder as Encoder
 from .embedding.pipeline import embed as embed
 from .embedding.pipeline import embed_like as embed_like
@@ -24,6 +26,7 @@ from .pictures.attention import attention_maps as attention_maps
 from .pictures.match import match_patches as match_patches
 from .pictures.pca import pca as pca
 from .pictures.report import report as report
+from .store import info as info
 from .store import join as join
 from .store import open as open
 from .weights import load_backbone as load_backbone

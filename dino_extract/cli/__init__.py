@@ -117,4 +117,4 @@ def _unwind(number: int, frame: FrameType | None) -> None:
 def _tell(kind: str, message: str, hint: str | None) -> None:
     print(f"{kind}: {message}", file=sys.stderr)
     if hint:
-        print(f"\nhint: {hint}", file=sys.stderr)
+        print("", *(f"hint: {line}" for line in hint.splitlines()), sep="\n", file=sys.stderr)

@@ -7,54 +7,46 @@ from typing import Annotated
 
 import typer
 
-from dino_extract.cli.options import AsJson, count_option, print_json
-from dino_extract.config import Compile, Dtype, EmbedConfig, Resize
+import dino_extract as dx
+from dino_extract.cli.help import EXPERT
+from dino_extract.cli.options import AsJson, Batch, ComputeDtype, Device, Quiet, Size, Workers, given_options, model_names, print_json, say
+from dino_extract.config import Compile, EmbedConfig, Resize
 
 EXAMPLES = """Examples:
-
-  dino-extract benchmark                         made-up images: this machine alone
-
-  dino-extract benchmark photos/ --model vitb14  your own photographs, from your own disk"""
+  dino-extract benchmark                         # made images: this machine alone
+  dino-extract benchmark photos/ --model vitb14  # your images, from your own disk"""
 
 
 def benchmark(
+    context: typer.Context,
     sources: Annotated[
-        list[str] | None, typer.Argument(metavar="[DIR]...", help="Images to measure with, as for `embed`; without any, some are made up.")
+        list[str] | None, typer.Argument(metavar="SOURCE", help="Images to measure with, as for `embed`. Without any, images are made.")
     ] = None,
-    model: Annotated[str, typer.Option(help="A name from `weights list`; its weights are random, which changes no time.")] = "vits14",
-    tokens: Annotated[str, typer.Option(help="What to keep, as for `embed`.")] = EmbedConfig.tokens,
-    layers: Annotated[str | None, typer.Option(help="As for `embed`.")] = EmbedConfig.layers,
-    size: Annotated[
-        str | None, typer.Option(help="Input side in pixels, or HEIGHTxWIDTH; by default the model's own, 224 for released ones.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = EmbedConfig.device,
-    dtype: Annotated[Dtype, typer.Option(help="Of the computation.")] = EmbedConfig.dtype,
-    compile: Annotated[Compile, typer.Option(help="As for `embed`.")] = EmbedConfig.compile,  # noqa: A002 - the name of the option
-    resize: Annotated[Resize, typer.Option(help="As for `embed`.")] = EmbedConfig.resize,
-    batch: Annotated[int, count_option("Images per batch; auto finds a good size.")] = EmbedConfig.batch,
-    workers: Annotated[int, count_option("Decoder processes; auto is one per free CPU.")] = EmbedConfig.workers,
-    images: Annotated[int, typer.Option(min=1, help="Measure with this many images at most.")] = 256,
-    scratch: Annotated[str, typer.Option(metavar="DIR", help="Folder on the disk to measure; left as it was.")] = ".",
+    images: Annotated[int, typer.Option(min=1, help="How many images are used at most.")] = 256,
+    scratch: Annotated[str, typer.Option(metavar="FOLDER", help="Folder on the disk to measure. Nothing stays in it.")] = ".",
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", autocompletion=model_names, help="A name from `weights list`. Its weights are random, which changes no time."
+        ),
+    ] = "vits14",
+    tokens: Annotated[str, typer.Option(metavar="KINDS", help="Tokens to store, as for `embed`.")] = EmbedConfig.tokens,
+    layers: Annotated[str | None, typer.Option(metavar="BLOCKS", help="Earlier blocks, as for `embed`.")] = EmbedConfig.layers,
+    size: Size = EmbedConfig.size,
+    device: Device = EmbedConfig.device,
+    dtype: ComputeDtype = EmbedConfig.dtype,
+    batch: Batch = EmbedConfig.batch,
+    compile: Annotated[  # noqa: A002 - the name of the option
+        Compile, typer.Option(rich_help_panel=EXPERT, help="Compile the model, as for `embed`.")
+    ] = EmbedConfig.compile,
+    resize: Annotated[Resize, typer.Option(rich_help_panel=EXPERT, help="Where images are resized, as for `embed`.")] = EmbedConfig.resize,
+    workers: Workers = EmbedConfig.workers,
 ) -> None:
-    """Measure reading, decoding, resizing, the model, writing, and a whole run; say what bounds it."""
-    from dino_extract.embedding.benchmark import benchmark as measure  # loads torch, which `--help` must not wait for
-
-    config = EmbedConfig(
-        model=model,
-        random_weights=0,
-        tokens=tokens,
-        layers=layers,
-        size=size,
-        device=device,
-        dtype=dtype,
-        compile=compile,
-        resize=resize,
-        batch=batch,
-        workers=workers,
-    )
-    report = measure(sources or [], config, num_images=images, scratch=scratch)
-    if as_json:
-        print_json(asdict(report))
-    else:
-        typer.echo(report.text())
+    """Measure reading, decoding, resizing, the model, writing and a whole run, and report which of them bounds it."""
+    config = EmbedConfig(random_weights=0, **given_options(context, EmbedConfig))
+    if not quiet:
+        say("measuring each stage, for about half a minute")
+    report = dx.benchmark(sources or [], config, images=images, scratch=scratch)
+    print_json(asdict(report)) if as_json else print(report.text())

@@ -114,13 +114,13 @@ class BenchmarkReport:
         return "\n".join([*lines, self.advice])
 
 
-def benchmark(sources: Sequence[str], config: EmbedConfig, *, num_images: int = 256, scratch: str = ".") -> BenchmarkReport:
+def benchmark(sources: Sequence[str], config: EmbedConfig, *, images: int = 256, scratch: str = ".") -> BenchmarkReport:
     """Measure every stage of embedding alone, and the whole.
 
     Args:
         sources: folders, files, globs, `.tar` or `.zip` archives with the images to measure with; none makes up some of 500 x 375 pixels.
         config: as for `embed`.
-        num_images: take this many of the images at most, spread evenly over all.
+        images: how many images are used at most, spread evenly over all.
         scratch: folder on the disk to be measured; everything written there is removed.
 
     Raises:
@@ -135,8 +135,8 @@ def benchmark(sources: Sequence[str], config: EmbedConfig, *, num_images: int = 
     with tempfile.TemporaryDirectory(prefix="dino-extract-benchmark-", dir=scratch) as folder:
         if not sources:
             sources = [os.path.join(folder, "images")]
-            make_images(sources[0], num_images)
-        job = _part_of(prepare(sources, os.path.join(folder, "whole.h5"), config), num_images)
+            make_images(sources[0], images)
+        job = _part_of(prepare(sources, os.path.join(folder, "whole.h5"), config), images)
         stages, pixels, decoded = _measure_input(job)
         resizes_on_device = job.resizes_on_device and bool(decoded)  # large images the decoders resize all the same
         if resizes_on_device:

@@ -11,6 +11,8 @@ import numpy as np
 from dino_extract.embedding.job import prepare_again
 from dino_extract.embedding.pipeline import embedded_batches
 from dino_extract.errors import StoreError
+from dino_extract.names import counted, printable
+from dino_extract.results import Result
 from dino_extract.status import Status
 from dino_extract.store import Store, VerifyReport, open_store, verify_store
 
@@ -34,28 +36,50 @@ class Recomputed:
     worst: str
 
 
-@dataclass(frozen=True)
-class Verification:
-    """The result of `verify`; `recomputed` is None where no row was asked for, or the file has no embedded one."""
+@dataclass(frozen=True, repr=False)
+class Verification(Result):
+    """The result of `verify`; `recomputed` is None if no row was asked for, or the file has no embedded one."""
 
     integrity: VerifyReport
     recomputed: Recomputed | None
+    also = ("is_good",)
 
     @property
     def is_good(self) -> bool:
         """No damaged byte, and every recomputed token close to the stored one."""
         return self.integrity.is_intact and (self.recomputed is None or self.recomputed.min_cosine > MIN_COSINE)
 
+    def summary(self) -> str:
+        """Good or not, and how many rows were checked."""
+        return f"{'good' if self.is_good else 'damaged or different'}, {counted(self.integrity.num_rows, 'row')}"
+
+    def text(self) -> str:
+        """The findings for people."""
+        integrity, again = self.integrity, self.recomputed
+        lines = []
+        if integrity.num_rows:  # else the file cannot be opened
+            counts = f"{len(integrity.damaged_rows):,} damaged, {integrity.num_uncommitted:,} not written yet"
+            lines.append(f"checksums: {counted(integrity.num_rows, 'row')}, {counts}")
+        if integrity.header_damage:
+            lines.append(f"damaged: {integrity.header_damage}")
+        lines += [f"damaged: row {row:,}, {printable(name)}" for row, name in integrity.damaged_rows]
+        if again is not None:
+            lines.append(
+                f"embedded again: {counted(again.rows, 'row')} ({counted(again.missing, 'image')} deleted or changed), largest difference "
+                f"{again.max_difference:.1e} of the token's length, smallest cosine {again.min_cosine:.6f} ({printable(again.worst)})"
+            )
+        return "\n".join(lines)
+
 
 MIN_COSINE = 0.999  # bfloat16 on another machine stays above; another model or preprocessing falls far below
 
 
-def verify(path: str, *, num_rows: int = 8, seed: int = 0, **changes: Any) -> Verification:
+def verify(path: str, *, rows: int = 8, seed: int = 0, **changes: Any) -> Verification:
     """Check every checksum of a file, and embed some random rows again.
 
     Args:
         path: the HDF5 file.
-        num_rows: rows to embed again, drawn without replacement; 0 needs neither images nor model.
+        rows: how many rows to embed again, drawn without replacement; 0 needs neither images nor model.
         seed: of the draw.
         changes: fields of `EmbedConfig` to set differently from the file, such as `weights` where the checkpoint has moved.
 
@@ -63,12 +87,12 @@ def verify(path: str, *, num_rows: int = 8, seed: int = 0, **changes: Any) -> Ve
         StoreError: not a file of ours, or made with other weights than those found now.
     """
     integrity = verify_store(path)
-    if num_rows == 0 or not integrity.is_intact:
+    if rows == 0 or not integrity.is_intact:
         return Verification(integrity, None)
     with open_store(path) as store:
         if len(store) == 0:
             return Verification(integrity, None)
-        return Verification(integrity, _recompute(store, num_rows, seed, changes))
+        return Verification(integrity, _recompute(store, rows, seed, changes))
 
 
 def _recompute(store: Store, num_rows: int, seed: int, changes: dict[str, Any]) -> Recomputed:

@@ -8,6 +8,7 @@ docs/file-format.md has the format.
 from __future__ import annotations
 
 from dino_extract.status import Status
+from dino_extract.store.facts import FileInfo, info
 from dino_extract.store.foreign import begins_as_hdf5, read_dataset
 from dino_extract.store.header import is_store
 from dino_extract.store.joining import JoinResult, join_stores
@@ -22,6 +23,7 @@ from dino_extract.store.writer import Writer
 __all__ = [
     "FORMAT",
     "Failure",
+    "FileInfo",
     "JoinResult",
     "Layout",
     "RaggedRows",
@@ -35,6 +37,7 @@ __all__ = [
     "Writer",
     "begins_as_hdf5",
     "count_pending",
+    "info",
     "is_store",
     "join",
     "join_stores",

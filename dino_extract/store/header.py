@@ -118,7 +118,9 @@ def _opened(path: str) -> h5py.File:
 def connect(path: str) -> h5py.File:
     """The same as `open_hdf5`, for a caller that closes the file itself."""
     if not os.path.lexists(path):
-        raise StoreError(f"there is no file `{path}`", hint=f"`dino-extract embed SOURCE -o {quoted(path)}` makes it")
+        is_ours = path.endswith((".h5", ".hdf5"))
+        hint = f"`dino-extract embed SOURCE -o {quoted(path)}` makes it" if is_ours else "name a file that `dino-extract embed` made"
+        raise StoreError(f"there is no file `{path}`", hint=hint)
     with disk.explained(f"read `{path}`"):
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # the plain reason, before HDF5 wraps it
     if not os.path.isfile(path):

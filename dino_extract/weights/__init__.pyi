@@ -5,11 +5,13 @@ from .checkpoint import architecture_name as architecture_name
 from .checkpoint import backbone_config as backbone_config
 from .checkpoint import read_checkpoint as read_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
+from .export import convert as convert
 from .loading import LoadedBackbone as LoadedBackbone
 from .loading import build as build
 from .loading import load as load
 from .loading import load_backbone as load_backbone
 from .locate import cache_dir as cache_dir
+from .onnx_file import write_onnx as write_onnx
 from .registry import DEFAULT_MODEL as DEFAULT_MODEL
 from .registry import Checkpoint as Checkpoint
 from .registry import checkpoints as checkpoints
@@ -22,3 +24,4 @@ from .resolve import resolve_weights as resolve_weights
 from .timm_backbone import TimmBackbone as TimmBackbone
 from .untrained import RANDOM_WEIGHTS_WARNING as RANDOM_WEIGHTS_WARNING
 from .untrained import untrained_backbone as untrained_backbone
+from .verify import verify_weights as verify_weights

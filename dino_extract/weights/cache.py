@@ -60,7 +60,7 @@ def fetch(
         if not reachable:
             raise UnreachableError(
                 f"no server with the weights of `{checkpoint.name}` can be reached ({'; '.join(dict.fromkeys(reasons.values()))})",
-                hint=f"the file is {released_facts(checkpoint)}; {copy_hint(checkpoint)}",
+                hint=f"the file is {released_facts(checkpoint)}\n{copy_hint(checkpoint)}",
             )
         return _fetch_from_first(reachable, checkpoint, progress)
 

@@ -108,7 +108,7 @@ def read_checkpoint(path: Path, expected: Checkpoint | None = None) -> BackboneC
         if file.metadata.get("tensors_sha256") != tensors_sha256(file.tensors):
             raise WeightsError(
                 f"{origin} is damaged: its tensors are not those that were written",
-                hint="get the file again; `dino-extract weights pull --force NAME` replaces a downloaded one",
+                hint="get the file again; `dino-extract weights pull --overwrite NAME` replaces a downloaded one",
             )
         found = BackboneCheckpoint(path, file.tensors, config, "dino-extract", file.metadata)
     else:

@@ -84,7 +84,7 @@ def load(
     if file.sha256 is None and sha256 not in checkpoint.known_sha256:
         raise WeightsError(
             f"`{file.path}` in the cache was not made from a released file of `{checkpoint.name}`",
-            hint=f"`dino-extract weights pull --force {checkpoint.name}` replaces it",
+            hint=f"`dino-extract weights pull --overwrite {checkpoint.name}` replaces it",
         )
     return LoadedBackbone(
         build(found), checkpoint.name, str(sha256), f"{file.source}: {file.path}", checkpoint.licence, checkpoint.size, found.notes

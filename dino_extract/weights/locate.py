@@ -79,17 +79,22 @@ def missing_error(checkpoint: Checkpoint, reason: str, unusable: list[str] | Non
         reason: why it was not downloaded.
         unusable: what was found and why it cannot be used.
     """
-    looked = [f"  {place.kind}: `{place.path}`" for place in places(checkpoint)]
+    looked = [f"  looked in: {place.kind}, `{place.path}`" for place in places(checkpoint)]
     found = [f"  not usable: {text}" for text in unusable or []]
     if checkpoint.url is None:
-        message = f"there are no weights for `{checkpoint.name}`; looked for them in"
         return WeightsError(
-            "\n".join([message, *looked, *found]),
-            hint="give a file with `--weights PATH`, or untrained weights with `--random-weights SEED`",
+            "\n".join([f"there are no weights for `{checkpoint.name}`", *looked, *found]),
+            hint="give a file with `--weights PATH`, or use untrained weights with `--random-weights SEED`",
         )
-    message = f"the weights of `{checkpoint.name}` are not on this machine and {reason}: {released_facts(checkpoint)}; looked for them in"
-    hint = f"{copy_hint(checkpoint)}; to try things meanwhile, `--model tiny` needs no download"
-    return WeightsError("\n".join([message, *looked, *found]), hint=hint)
+    facts = [
+        f"  file: `{checkpoint.released_file}`, {checkpoint.size_bytes:,} bytes",
+        f"  SHA-256: {checkpoint.sha256}",
+        f"  from: {checkpoint.url}",
+    ]
+    return WeightsError(
+        "\n".join([f"the weights of `{checkpoint.name}` are not on this machine and {reason}", *facts, *looked, *found]),
+        hint=f"`--model tiny` needs no download, for trying things out\n{copy_hint(checkpoint)}",
+    )
 
 
 def released_facts(checkpoint: Checkpoint) -> str:
@@ -100,8 +105,8 @@ def released_facts(checkpoint: Checkpoint) -> str:
 def copy_hint(checkpoint: Checkpoint) -> str:
     """How the released file of a model gets to a machine without a network."""
     return (
-        f"`dino-extract weights pull {checkpoint.name}` where there is a network, or copy that file to "
-        f"`{_torch_hub_folder() / str(checkpoint.released_file)}`, or name any copy of it with `--weights PATH`"
+        f"`dino-extract weights pull {checkpoint.name}` downloads them where there is a network\n"
+        f"or copy that file to `{_torch_hub_folder() / str(checkpoint.released_file)}`, or name a copy with `--weights PATH`"
     )
 
 

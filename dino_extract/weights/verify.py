@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dino_extract.errors import WeightsError
 from dino_extract.weights.checkpoint import checkpoint_file, read_checkpoint
 from dino_extract.weights.checksum import file_sha256
-from dino_extract.weights.locate import Place, present_places
-from dino_extract.weights.registry import Checkpoint, checkpoints
+from dino_extract.weights.locate import Place, missing_error, present_places
+from dino_extract.weights.registry import Checkpoint, checkpoints, find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,25 @@ def verify_file(path: Path, expected: Checkpoint | None = None, place: Place | N
 def verify_model(checkpoint: Checkpoint) -> list[WeightsCheck]:
     """Check every file of a model of the table that is on this machine."""
     return [verify_file(place.path, checkpoint, place) for place in present_places(checkpoint)]
+
+
+def verify_weights(targets: Sequence[str] | None = None) -> list[WeightsCheck]:
+    """Check files, and every file of models that is on this machine.
+
+    Args:
+        targets: names of models, or paths; None checks all models.
+
+    Raises:
+        WeightsError: there is no such model, or nothing of it is on this machine.
+    """
+    results: list[WeightsCheck] = []
+    for target in targets or checkpoints():
+        if targets and Path(target).exists():
+            results.append(verify_file(Path(target)))
+            continue
+        checkpoint = find_checkpoint(target)
+        found = verify_model(checkpoint)
+        if targets and not found:
+            raise missing_error(checkpoint, "checking does not download them")
+        results += found
+    return results

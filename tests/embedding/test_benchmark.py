@@ -56,7 +56,7 @@ def test_nothing_is_left_behind(photographs: Path, tmp_path: Path) -> None:
     """After a benchmark the scratch folder holds what it held before."""
     before = sorted(tmp_path.rglob("*"))
 
-    benchmark.benchmark([str(photographs)], CONFIG, num_images=2, scratch=str(tmp_path))
+    benchmark.benchmark([str(photographs)], CONFIG, images=2, scratch=str(tmp_path))
 
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -64,7 +64,7 @@ def test_nothing_is_left_behind(photographs: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_waiting")
 def test_images_are_made_up_where_none_are_given(tmp_path: Path) -> None:
     """Without a source a benchmark makes as many images as it was asked for."""
-    report = benchmark.benchmark([], CONFIG, num_images=3, scratch=str(tmp_path))
+    report = benchmark.benchmark([], CONFIG, images=3, scratch=str(tmp_path))
 
     assert report.whole.images == 3
 

@@ -83,24 +83,24 @@ def test_pull_prints_the_path_alone(model: Checkpoint) -> None:
     assert pulled.stdout == path.stdout == f"{locate.cached_path('test')}\n"
 
 
-def test_pull_with_force_replaces_a_damaged_copy(model: Checkpoint) -> None:
-    """`pull --force` downloads again."""
+def test_pull_with_overwrite_replaces_a_damaged_copy(model: Checkpoint) -> None:
+    """`pull --overwrite` downloads again."""
     run("pull", "test")
     locate.cached_path("test").write_bytes(b"damaged")
 
-    result = run("pull", "--force", "test")
+    result = run("pull", "--overwrite", "test")
 
     assert result.exit_code == 0
     assert run("verify", "test").exit_code == 0
 
 
-def test_pull_with_force_keeps_the_copy_where_there_is_no_network(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`pull --force` without a server in reach is an error, and the good copy is still there."""
+def test_pull_with_overwrite_keeps_the_copy_where_there_is_no_network(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pull --overwrite` without a server in reach is an error, and the good copy is still there."""
     run("pull", "test")
     before = locate.cached_path("test").read_bytes()
     monkeypatch.setattr(registry, "_read_table", lambda _: {"test": replace(model, url="http://127.0.0.1:9/test.pth")})
 
-    result = run("pull", "--force", "test")
+    result = run("pull", "--overwrite", "test")
 
     assert isinstance(result.exception, WeightsError)
     assert locate.cached_path("test").read_bytes() == before
@@ -139,7 +139,7 @@ def test_path_of_missing_weights_is_an_error(model: Checkpoint, server: Misbehav
     result = run("path", "test")
 
     assert isinstance(result.exception, WeightsError)
-    assert "`weights path` never downloads: `test.pth`" in result.exception.message
+    assert "are not on this machine and `weights path` never downloads\n  file: `test.pth`, " in result.exception.message
     assert server.requests == []
 
 
@@ -216,6 +216,6 @@ def test_onnx_takes_a_file_or_a_name(tmp_path: Path) -> None:
 
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{tmp_path / 'small.onnx'}\n"
-    assert "largest difference to the model" in result.stderr
+    assert "largest difference from the model" in result.stderr
     with pytest.raises(WeightsError, match="there is no model `tinny`"):
         CliRunner().invoke(app, ["onnx", "tinny", str(tmp_path / "x.onnx")], catch_exceptions=False)
