@@ -32,7 +32,7 @@ from dino_extract.cli.options import (
 from dino_extract.cli.progress import BYTES, choose_progress
 from dino_extract.config import AlphaPolicy, Compile, Decode, EmbedConfig, Resize, SizePolicy, StoreDtype
 from dino_extract.errors import ExitCode
-from dino_extract.images.sources import require_usable
+from dino_extract.images.sources import check_sources
 from dino_extract.names import quoted
 from dino_extract.weights import ensure_available
 
@@ -152,7 +152,7 @@ def embed(
     options = given_options(context, EmbedConfig)
     EmbedConfig(**options)  # wrong options, wrong sources and missing weights are reported before torch is loaded, which takes seconds
     listed = ["-0" if null and source == "-" else source for source in sources]
-    require_usable(listed, suffix or ())
+    check_sources(listed, suffix or ())
     with choose_progress(quiet=quiet, unit=BYTES, title=model or "") as download:
         ensure_available(model, weights=weights, random_seed=random_weights, offline=offline, progress=download)
     if not quiet:

@@ -86,7 +86,7 @@ class FileFilter:
         return self.takes(name)
 
     def takes_file(self, info: os.stat_result) -> bool:
-        """Whether a file is taken, by what it is."""
+        """Whether a file is taken, by its stat: the output of the run and special files are not."""
         if (info.st_dev, info.st_ino) == self._left_out:
             self.skipped["the file that is written"] += 1
         elif not stat.S_ISREG(info.st_mode):
@@ -133,7 +133,7 @@ class Container(Protocol):
 
         Raises:
             ImageError: it has more than `max_bytes`, or cannot be read.
-            OSError: the file system says no.
+            OSError: the file system refuses it.
         """
         ...
 

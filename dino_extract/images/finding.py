@@ -6,29 +6,19 @@ import glob
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from dino_extract.errors import SourceError
 from dino_extract.images.columns import Columns
-from dino_extract.images.containers import FILE, Container, Entry, FileFilter, unreadable_source
+from dino_extract.images.containers import FILE, Entry, FileFilter
 from dino_extract.images.manifest import ListedContainer, Manifest
 from dino_extract.images.reading import container_at
-from dino_extract.images.sources import LISTS, require_usable
-from dino_extract.images.suffixes import UNREADABLE_ARCHIVES
+from dino_extract.images.sources import LISTS, CheckedSource, check_path, check_sources
 from dino_extract.images.walking import PathAndKey, Walk, file_entry, images_below
 from dino_extract.names import clean_key, printable
 
 AnyPath = str | bytes | os.PathLike[str]
 Sources = AnyPath | Iterable[AnyPath]
-
-
-class CheckedSource(NamedTuple):
-    """A path that was given as a source and can be used."""
-
-    path: bytes
-    container: Container | None  # None: the file is an image
-    size: int
-    mtime_ns: int
 
 
 def find_images(
@@ -56,15 +46,10 @@ def find_images(
     if not typed:
         raise SourceError("no source given", hint="name a folder of images, for example `dino-extract embed photos/`")
     only = [suffixes] if isinstance(suffixes, str) else suffixes
-    require_usable(typed, only)
+    checked = check_sources(typed, only)
     wanted = FileFilter(_with_dots(only), leave_out)
     finder = _Finder(wanted, stdin)
-    root = finder.add_only_source(typed[0]) if len(typed) == 1 else None
-    if root is None:
-        root = os.getcwdb()
-        for source in typed:
-            finder.add_source(source)
-        finder.columns.drop_same_files(root)
+    root = finder.add_all(typed, checked)
     if not finder.columns.keys:
         raise _nothing_found(typed, wanted)
     return finder.columns.manifest(root, tuple(source if source in LISTS else _absolute(source) for source in typed), wanted)
@@ -78,60 +63,30 @@ def _with_dots(suffixes: Iterable[str]) -> tuple[str, ...]:
     return tuple(suffix.lower() if suffix.startswith(".") else f".{suffix.lower()}" for suffix in suffixes)
 
 
-def _is_path(source: bytes) -> bool:
-    """Whether a source is a path, and neither a list nor a pattern. An existing path is never taken for a pattern."""
-    return source not in LISTS and (os.path.lexists(source) or not glob.has_magic(source))
-
-
-def _check(path: bytes) -> CheckedSource:
-    """Look a path up once.
-
-    Raises:
-        SourceError: it is missing, must not be read, or is of a kind that is not read.
-    """
-    try:
-        info = os.stat(path)
-        if stat.S_ISDIR(info.st_mode):
-            os.scandir(path).close()  # a forbidden source is an error, a forbidden folder below it is only recorded
-    except OSError as error:
-        if (container := container_at(path, 0)) is None:
-            raise unreadable_source(path, error) from error
-        return CheckedSource(path, container, 0, 0)
-    container = container_at(path, info.st_mode)
-    if container is None and not stat.S_ISREG(info.st_mode):
-        raise SourceError(f"`{printable(path)}` is neither a folder nor a regular file")
-    if container is None and path.lower().endswith(UNREADABLE_ARCHIVES):
-        raise SourceError(
-            f"`{printable(path)}` is an archive that cannot be read in place",
-            hint="give a `.zip`, a `.tar` without compression, or a folder",
-        )
-    return CheckedSource(path, container, info.st_size, info.st_mtime_ns)
-
-
 class _Finder:
-    """Adds the images of one source after the other to the columns."""
+    """Adds the images of all sources to the columns."""
 
     def __init__(self, wanted: FileFilter, stdin: BinaryIO | None) -> None:
         self._wanted, self._stdin = wanted, stdin
         self.columns = Columns()
 
-    def add_only_source(self, source: bytes) -> bytes | None:
-        """Add a source that holds images and is the only one. Returns it as the root of the keys, or None if it is no such source."""
-        checked = _check(source) if _is_path(source) else None
-        if checked is None or checked.container is None:
-            return None
-        root = _absolute(source)
-        self._add(checked._replace(path=root), b"")
+    def add_all(self, typed: Sequence[bytes], checked: Sequence[CheckedSource | None]) -> bytes:
+        """Add the images of all sources. Returns the folder or archive to which the keys are relative."""
+        only = checked[0] if len(checked) == 1 else None
+        if only is not None and only.container is not None:
+            root = _absolute(only.path)
+            self._add(only._replace(path=root), b"")
+            return root
+        for source, path in zip(typed, checked, strict=True):
+            if path is not None:
+                self._add(path, clean_key(source))
+            elif source in LISTS:
+                self._add_list(_read_list(self._stdin, LISTS[source]))
+            else:
+                self._add_pattern(source)
+        root = os.getcwdb()
+        self.columns.drop_same_files(root)
         return root
-
-    def add_source(self, source: bytes) -> None:
-        """Add one of several sources."""
-        if source in LISTS:
-            self._add_list(_read_list(self._stdin, LISTS[source]))
-        elif _is_path(source):
-            self._add(_check(source), clean_key(source))
-        else:
-            self._add_pattern(source)
 
     def _add(self, source: CheckedSource, key: bytes) -> None:
         """Add the images of a path. Their keys begin with `key`."""
@@ -152,7 +107,7 @@ class _Finder:
         for path in paths:
             num_listed += 1
             try:
-                self._add(_check(path), clean_key(path))
+                self._add(check_path(path), clean_key(path))
             except SourceError:  # reading it will give the reason
                 num_missing += not os.path.lexists(path)
                 self.columns.add(Entry(clean_key(path), 0, 0))
@@ -173,7 +128,7 @@ class _Finder:
             elif container.kind == FILE:
                 folders.append((match, clean_key(match)))
             else:
-                self._add(_check(match), clean_key(match))
+                self._add(check_path(match), clean_key(match))
         for entry in images_below(folders, self._wanted):
             self.columns.add(entry)
 

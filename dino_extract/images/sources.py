@@ -1,13 +1,17 @@
-"""Whether what somebody named as a source can be one, judged before anything long begins; needs the standard library alone."""
+"""The check of the sources that a user has given, before anything long begins. Needs only the standard library."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
+import stat
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from dino_extract.errors import SourceError
+from dino_extract.images.containers import Container, unreadable_source
+from dino_extract.images.reading import container_at
 from dino_extract.images.suffixes import NOT_IMAGE_SUFFIXES, UNREADABLE_ARCHIVES
 from dino_extract.names import printable, quoted
 
@@ -16,9 +20,8 @@ LISTS = {b"-": b"\n", b"-0": b"\0"}  # sources that are lists of paths on stdin,
 _TABLES = frozenset((".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".xls", ".xlsx", ".ods"))
 _TEXTS = frozenset((".txt", ".lst", ".list", ".md", ".log"))
 _FILMS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv"))
-_ARCHIVES = frozenset((".tar", ".zip", *map(bytes.decode, UNREADABLE_ARCHIVES)))  # `find_images` reads these, or says why it does not
 
-# How the files of an address get to this machine.
+# Commands that copy the files of an address to this machine.
 _DOWNLOADS = {
     "s3": "aws s3 sync {address} images/",
     "gs": "gcloud storage rsync --recursive {address} images/",
@@ -28,34 +31,70 @@ _DOWNLOADS = {
 }
 
 
-def require_usable(sources: Sequence[str | bytes], suffixes: Sequence[str] = ()) -> None:
-    """Refuse a source that is missing, an address, or a file of a kind that is not an image; lists, globs and folders are not looked into.
+class CheckedSource(NamedTuple):
+    """A path that can be used as a source."""
+
+    path: bytes
+    container: Container | None  # None: the file is an image
+    size: int
+    mtime_ns: int
+
+
+def check_sources(sources: Sequence[str | bytes], suffixes: Sequence[str] = ()) -> list[CheckedSource | None]:
+    """Look up every source once. None for a list or a pattern, which are not looked into; an existing path is never taken for a pattern.
 
     Args:
         sources: as for `find_images`.
-        suffixes: of files that are taken whatever their kind.
+        suffixes: files with these are taken, whatever their kind.
 
     Raises:
-        SourceError: such a source.
+        SourceError: a source is missing, an address, or a file of a kind that is not read.
     """
+    checked: list[CheckedSource | None] = []
     for source in map(os.fsencode, sources):
-        if source in LISTS or (glob.has_magic(source) and not os.path.lexists(source)):
-            continue
-        if (address := re.match(rb"([a-z][a-z0-9+.-]+)://", source)) and not os.path.lexists(source):
-            raise _address_error(source, address[1].decode())
-        try:
-            os.stat(source)
-        except OSError as error:
-            raise SourceError(f"`{printable(source)}` cannot be read: {error.strerror}") from error
-        if os.path.isfile(source):
+        is_path = source not in LISTS and (os.path.lexists(source) or not glob.has_magic(source))
+        checked.append(check_path(source) if is_path else None)
+        if (path := checked[-1]) is not None and path.container is None:
             _require_image(source, suffixes)
+    return checked
+
+
+def check_path(path: bytes) -> CheckedSource:
+    """Look up one path. A file that is not in a container may be of any kind.
+
+    Raises:
+        SourceError: it is missing, an address, must not be read, or is neither a folder nor a file that can be read in place.
+    """
+    try:
+        info = os.stat(path)
+        if stat.S_ISDIR(info.st_mode):
+            os.scandir(path).close()  # a forbidden source is an error, a forbidden folder below it is only recorded
+    except OSError as error:
+        return _not_a_file(path, error)
+    container = container_at(path, info.st_mode)
+    if container is None and not stat.S_ISREG(info.st_mode):
+        raise SourceError(f"`{printable(path)}` is neither a folder nor a regular file")
+    if container is None and path.lower().endswith(UNREADABLE_ARCHIVES):
+        raise SourceError(
+            f"`{printable(path)}` is an archive that cannot be read in place",
+            hint="give a `.zip`, a `.tar` without compression, or a folder",
+        )
+    return CheckedSource(path, container, info.st_size, info.st_mtime_ns)
+
+
+def _not_a_file(path: bytes, error: OSError) -> CheckedSource:
+    if (container := container_at(path, 0)) is not None:
+        return CheckedSource(path, container, 0, 0)
+    if address := re.match(rb"([a-z][a-z0-9+.-]+)://", path):
+        raise _address_error(path, address[1].decode())
+    raise unreadable_source(path, error) from error
 
 
 def _require_image(source: bytes, suffixes: Sequence[str]) -> None:
     stem, suffix = os.path.splitext(os.fsdecode(source))
     is_named = suffix.lstrip(".").lower() in {each.lstrip(".").lower() for each in suffixes}
     suffix = suffix.lower()
-    if is_named or suffix in _ARCHIVES or suffix not in NOT_IMAGE_SUFFIXES | _TEXTS:
+    if is_named or suffix not in NOT_IMAGE_SUFFIXES | _TEXTS:
         return
     what, hint = (
         "not an image",

@@ -15,7 +15,7 @@ from dino_extract.errors import SourceError
 from dino_extract.images.containers import ImageError
 from dino_extract.images.finding import find_images
 from dino_extract.images.reading import read_image_bytes
-from dino_extract.images.sources import require_usable
+from dino_extract.images.sources import check_sources
 from dino_extract.status import Status
 from tests.folders import fill, keys_and_contents
 
@@ -29,10 +29,10 @@ def test_folder_keys_are_relative_and_sorted_by_bytes(tmp_path: Path) -> None:
 
 def test_missing_source_is_an_error_before_the_search(tmp_path: Path) -> None:
     """An empty folder, a list and a pattern pass the check. A missing path is an error that names it."""
-    require_usable([str(tmp_path), "-", "-0", "no/*.jpg"])
+    check_sources([str(tmp_path), "-", "-0", "no/*.jpg"])
 
     with pytest.raises(SourceError, match="`nowhere` cannot be read: No such file"):
-        require_usable([str(tmp_path), "nowhere"])
+        check_sources([str(tmp_path), "nowhere"])
 
 
 def test_unusable_source_is_an_error_before_the_search(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_unusable_source_is_an_error_before_the_search(tmp_path: Path) -> None:
 
     for name in ("pipe.jpg", "x.tar.gz"):
         with pytest.raises(SourceError) as checked:
-            require_usable(tmp_path / name)
+            check_sources([str(tmp_path / name)])
         with pytest.raises(SourceError) as found:
             find_images(tmp_path / name)
         assert str(checked.value) == str(found.value)
@@ -363,7 +363,6 @@ def test_a_million_files_are_listed_in_seconds(tmp_path: Path) -> None:
     code = """
 import resource, sys, time
 from dino_extract.images.finding import find_images
-from dino_extract.images.sources import require_usable
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 count = len(find_images([sys.argv[1]]))
 print(count, time.process_time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
@@ -412,6 +411,6 @@ def test_a_file_of_another_kind_is_refused_with_what_to_do(
 def test_an_address_is_refused_with_what_to_do(address: str, command: str) -> None:
     """Images are not read over a network; the hint says how to get them."""
     with pytest.raises(SourceError, match=f"`{address}` is an address") as caught:
-        require_usable([address])
+        check_sources([address])
 
     assert command in str(caught.value.hint)
