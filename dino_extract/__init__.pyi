@@ -22,6 +22,7 @@ from .embedding.pipeline import plan as plan
 from .embedding.transformer import EmbeddingTransformer as EmbeddingTransformer
 from .embedding.verification import verify as verify
 from .errors import DinoExtractError as DinoExtractError
+from .finetuning.api import finetune as finetune
 from .pictures.attention import attention_maps as attention_maps
 from .pictures.match import match_patches as match_patches
 from .pictures.pca import pca as pca

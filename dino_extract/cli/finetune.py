@@ -2,81 +2,84 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from dino_extract.errors import ConfigError
-from dino_extract.finetune.config import FinetuneConfig
-from dino_extract.finetune.presets import Preset, check, parse_settings, preset, read_config, to_json, with_open_lengths, with_values
+import dino_extract as dx
+from dino_extract.cli.options import AsJson, count_option, print_json, say
+from dino_extract.config import Compile, Dtype
+from dino_extract.finetuning.config import FinetuneConfig
+from dino_extract.finetuning.presets import Preset, configure, parse_settings, quoted_sources, to_json
 from dino_extract.names import quoted
 
 START = "Start"
 LENGTH = "Length and batch"
 CROPS = "Crops"
-WATCH = "Watch"
+EVALUATION = "Evaluation"
 MACHINE = "Machine"
 
-_NO_VALUE = "the preset's"
+EXAMPLES = """Examples:
+
+  dino-extract finetune photos/ -o run/ --eval labelled/             adapt vits14 to your own images
+
+  dino-extract finetune photos/ -o run/                              the same again: continue after an interruption
+
+  dino-extract embed photos/ --weights run/                          use the result
+
+  dino-extract finetune photos/ -o run2/ --weights run/ --steps 500  go on from a finished run
+
+  torchrun --nproc-per-node 8 --no-python dino-extract finetune photos/ -o run/
+
+                                                                     train on 8 GPUs"""
+
+_PRESET = "the preset's"
+_DEFAULT = FinetuneConfig()
 
 
 def finetune(
-    context: typer.Context,
     sources: Annotated[list[str] | None, typer.Argument(metavar="SOURCE...", help="Folders, images, quoted globs, .tar, .zip.")] = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="RUN/", help="Folder of the run; it continues what is there.")
+        str | None, typer.Option("--output", "-o", metavar="RUN/", help="Folder of the run; a run in it is continued.")
     ] = None,
-    model: Annotated[str, typer.Option(help="A name from `dino-extract weights list`.", rich_help_panel=START)] = FinetuneConfig.model,
-    weights: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Start from this checkpoint or run folder.", rich_help_panel=START)
-    ] = FinetuneConfig.weights,
+    model: Annotated[
+        str | None, typer.Option(help="A name from `weights list`.", show_default=_DEFAULT.model, rich_help_panel=START)
+    ] = None,
+    weights: Annotated[str | None, typer.Option(metavar="PATH", help="Start from this checkpoint or run.", rich_help_panel=START)] = None,
     keep_heads: Annotated[
-        bool, typer.Option("--keep-heads", help="Take the heads of the run in --weights too.", rich_help_panel=START)
-    ] = FinetuneConfig.keep_heads,
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Start from random weights.", rich_help_panel=START)
-    ] = FinetuneConfig.from_scratch,
+        bool | None, typer.Option("--keep-heads", help="Take the heads of the run in --weights too.", rich_help_panel=START)
+    ] = None,
+    from_scratch: Annotated[bool | None, typer.Option("--from-scratch", help="Start from random weights.", rich_help_panel=START)] = None,
     distill: Annotated[
         str | None, typer.Option(metavar="TEACHER", help="Learn from this frozen model or checkpoint.", rich_help_panel=START)
-    ] = FinetuneConfig.distill,
-    offline: Annotated[bool, typer.Option("--offline", help="Never download.", rich_help_panel=START)] = FinetuneConfig.offline,
-    preset_name: Annotated[
-        Preset,
+    ] = None,
+    offline: Annotated[bool | None, typer.Option("--offline", help="Never download.", rich_help_panel=START)] = None,
+    preset: Annotated[
+        Preset | None,
         typer.Option(
-            "--preset", help="Set of default values: small (your own images), short, long (official recipes).", rich_help_panel=START
+            help="Default values: small (your own images), short, long (official recipes).", show_default="small", rich_help_panel=START
         ),
-    ] = "small",
-    config_path: Annotated[
+    ] = None,
+    config: Annotated[
         Path | None,
-        typer.Option(
-            "--config",
-            metavar="config.json",
-            exists=True,
-            dir_okay=False,
-            help="Repeat a run with its configuration, but for what is given here.",
-            rich_help_panel=START,
-        ),
+        typer.Option(metavar="config.json", exists=True, dir_okay=False, help="Use the values of another run.", rich_help_panel=START),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="Any value of the configuration, such as optim.base_lr=1e-4.", rich_help_panel=START
-        ),
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other value, such as optim.base_lr=1e-4.", rich_help_panel=START),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the images.", show_default=_NO_VALUE, rich_help_panel=LENGTH)] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the images.", show_default=_PRESET, rich_help_panel=LENGTH)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.", rich_help_panel=LENGTH)] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Images of one forward pass on one process.", show_default=_NO_VALUE, rich_help_panel=LENGTH)
-    ] = None,
+    batch: Annotated[int | None, count_option("Images per forward pass and process; auto is the preset's.", LENGTH)] = None,
     accumulation: Annotated[
-        int | None, typer.Option(min=1, help="Forward passes of one optimizer step.", show_default=_NO_VALUE, rich_help_panel=LENGTH)
+        int | None, typer.Option(min=1, help="Forward passes per optimizer step.", show_default=_PRESET, rich_help_panel=LENGTH)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=LENGTH)] = FinetuneConfig.seed,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of all random numbers.", show_default=str(_DEFAULT.seed), rich_help_panel=LENGTH)
+    ] = None,
     global_size: Annotated[
         int | None, typer.Option(help="Side of global crops in pixels.", show_default="224", rich_help_panel=CROPS)
     ] = None,
@@ -86,107 +89,72 @@ def finetune(
     ] = None,
     blur: Annotated[
         Literal["nominal", "released", "off"] | None,
-        typer.Option(
-            help="Blur probabilities of the papers, of the released weights, or none.", show_default="nominal", rich_help_panel=CROPS
-        ),
+        typer.Option(help="Blur as in the papers, as in the released weights, or none.", show_default="nominal", rich_help_panel=CROPS),
     ] = None,
-    evaluate: Annotated[
-        str | None,
-        typer.Option("--eval", metavar="SOURCE", help="Labelled images (CLASS/*.jpg) for a kNN accuracy.", rich_help_panel=WATCH),
-    ] = FinetuneConfig.evaluate,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=MACHINE)] = FinetuneConfig.device,
+    eval: Annotated[  # noqa: A002 - the name of the option
+        str | None, typer.Option(metavar="SOURCE", help="Labelled images (CLASS/*.jpg) for a kNN accuracy.", rich_help_panel=EVALUATION)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...", show_default=_DEFAULT.device, rich_help_panel=MACHINE)
+    ] = None,
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the networks' products.", rich_help_panel=MACHINE)
-    ] = FinetuneConfig.dtype,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Decoder processes; 0 is one per free CPU.", rich_help_panel=MACHINE)
-    ] = FinetuneConfig.num_workers,
+        Dtype | None, typer.Option(help="Precision of the networks.", show_default=_DEFAULT.dtype, rich_help_panel=MACHINE)
+    ] = None,
+    workers: Annotated[int | None, count_option("Decoder processes; auto is one per free CPU.", MACHINE)] = None,
     parallel: Annotated[
-        Literal["ddp", "fsdp"], typer.Option(help="Over several processes: copies, or shares of the networks.", rich_help_panel=MACHINE)
-    ] = FinetuneConfig.parallel,
-    compile_blocks: Annotated[
-        bool, typer.Option("--compile", help="Compile the blocks of the networks.", rich_help_panel=MACHINE)
-    ] = FinetuneConfig.compile,
+        Literal["ddp", "fsdp"] | None,
+        typer.Option(help="Several processes: copy the networks, or split them.", show_default=_DEFAULT.parallel, rich_help_panel=MACHINE),
+    ] = None,
+    compile: Annotated[  # noqa: A002 - the name of the option
+        Compile | None,
+        typer.Option(help="Compile the networks; auto does not yet.", show_default=_DEFAULT.compile, rich_help_panel=MACHINE),
+    ] = None,
     checkpoint_blocks: Annotated[
-        bool, typer.Option("--checkpoint-blocks", help="Recompute activations to save memory.", rich_help_panel=MACHINE)
-    ] = FinetuneConfig.checkpoint_blocks,
+        bool | None, typer.Option("--checkpoint-blocks", help="Recompute activations to save memory.", rich_help_panel=MACHINE)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configuration and do nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Adapt a backbone to unlabelled images with the DINOv2 objective, or train one from scratch.
 
-    Run the same command again to continue after any interruption. On several GPUs: `torchrun --nproc-per-node 8 --no-python dino-extract
-    finetune ...`. The result is a folder that `dino-extract embed --weights RUN/` takes.
+    Run the same command again to continue after any interruption. The result is a folder that `dino-extract embed --weights RUN/` takes.
     """
-    if config_path is not None and _is_given(context, "preset_name"):
-        raise ConfigError("`--preset` sets the values that the file of `--config` has already", hint="leave out one of them")
-    base = read_config(config_path) if config_path is not None else preset(preset_name, from_scratch=from_scratch)
     given: dict[str, Any] = {
-        "sources": tuple(sources) if sources else None,
+        "sources": sources or None,
         "output": output,
-        "epochs": epochs,
-        "steps": steps,
-        "batch_size": batch,
-        "accumulation": accumulation,
-        "crops.global_crops_size": global_size,
-        "crops.local_crops_size": local_size,
-        "crops.local_crops_number": local_crops,
-        "crops.blur": blur,
-    }
-    given, chosen = {name: value for name, value in given.items() if value is not None}, parse_settings(settings or [])
-    if {"epochs", "steps"} & (given.keys() | chosen.keys()):
-        base = with_open_lengths(base)
-    config = with_values(base, given)
-    options: dict[str, Any] = {
         "model": model,
         "weights": weights,
         "keep_heads": keep_heads,
         "from_scratch": from_scratch,
         "distill": distill,
         "offline": offline,
+        "epochs": epochs,
+        "steps": steps,
+        "batch": batch or None,
+        "accumulation": accumulation,
         "seed": seed,
-        "evaluate": evaluate,
+        "crops.global_crops_size": global_size,
+        "crops.local_crops_size": local_size,
+        "crops.local_crops_number": local_crops,
+        "crops.blur": blur,
+        "eval": eval,
         "device": device,
         "dtype": dtype,
-        "num_workers": workers,
+        "workers": workers,
         "parallel": parallel,
-        "compile": compile_blocks,
+        "compile": compile,
         "checkpoint_blocks": checkpoint_blocks,
     }
-    if config_path is not None:  # a repeated run has these from its file, but for those that are given
-        parameters = {"num_workers": "workers", "compile": "compile_blocks"}
-        options = {name: value for name, value in options.items() if _is_given(context, parameters.get(name, name))}
-    config = with_values(replace(config, **options), chosen)
-    _require_places(config)
-    check(config)
+    values = {name: value for name, value in given.items() if value is not None} | parse_settings(settings or [])
     if dry_run:
-        typer.echo(to_json(config), nl=False)
+        typer.echo(to_json(configure(values, preset=preset, config=config)), nl=False)
         return
-
-    from dino_extract.finetune.loop import finetune as train  # loads torch, which `--help` must not wait for
-
-    summary = train(config, lambda line: typer.echo(line, err=True))
-    if os.environ.get("RANK", "0") != "0":  # of several processes under torchrun the first one speaks
+    result = dx.finetune(preset=preset, config=config, log=None if quiet else say, **values)
+    if os.environ.get("RANK", "0") != "0":  # of several processes under torchrun, only the first one prints
         return
     if as_json:
-        typer.echo(json.dumps({**asdict(summary), "output": str(summary.output)}))
-    typer.echo(f"{summary.steps} steps done, {summary.images_per_s:.1f} images/s, {summary.unreadable} unreadable images", err=True)
-    run, embeddings = quoted(str(summary.output)), quoted(f"{summary.output}.h5")
-    typer.echo(f"next: dino-extract embed {_quoted(config.sources)} --weights {run} -o {embeddings}", err=True)
-
-
-def _require_places(config: FinetuneConfig) -> None:
-    missing = [what for what, given in (("images", config.sources), ("a folder for the run", config.output)) if not given]
-    if missing:
-        example = f"dino-extract finetune {_quoted(config.sources) or 'photos/'} -o {quoted(config.output or 'run/')}"
-        raise ConfigError(f"missing: {' and '.join(missing)}", hint=f"for example `{example}`")
-
-
-def _quoted(sources: Sequence[str]) -> str:
-    """Sources as they are typed, but for those after the second."""
-    return " ".join([*map(quoted, sources[:2]), *(["..."] if len(sources) > 2 else [])])
-
-
-def _is_given(context: typer.Context, parameter: str) -> bool:
-    source = context.get_parameter_source(parameter)
-    return source is not None and source.name != "DEFAULT"
+        print_json({**asdict(result), "output": str(result.output)})
+    say(f"{result.steps} steps done, {result.images_per_s:.1f} images/s, {result.unreadable} unreadable images")
+    run, embeddings = quoted(str(result.output)), quoted(f"{result.output}.h5")
+    say(f"next: dino-extract embed {quoted_sources(result.sources)} --weights {run} -o {embeddings}")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dino_extract.finetune.presets import to_json
+from dino_extract.finetuning.presets import to_json
 from tests.cli.conftest import Cli
-from tests.finetune import runs
+from tests.finetuning import runs
 
 
 def test_the_next_command_embeds_the_images_of_the_run(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
