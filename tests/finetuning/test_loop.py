@@ -288,7 +288,7 @@ def test_a_phase_with_larger_crops_starts_where_the_run_before_ended(pictures: P
 
 def test_keeping_heads_that_are_not_there_is_refused(pictures: Path, tmp_path: Path) -> None:
     """Without a run to take heads from, or with one that has no checkpoints, `keep_heads` ends with a sentence."""
-    with pytest.raises(ConfigError, match="needs the run whose heads are to be kept"):
+    with pytest.raises(ConfigError, match="`keep_heads` needs `weights`"):
         train(runs.small_config(pictures, tmp_path / "run", keep_heads=True))
     train(runs.small_config(pictures, tmp_path / "first", steps=1))
     weights = str(tmp_path / "first/model.safetensors")
