@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from dino_extract.engine import choose_dtype
-from dino_extract.finetuning.loop import finetune
+from dino_extract.finetuning.loop import train
 from dino_extract.finetuning.step import TrainingStep
 from tests.finetuning import golden, runs
 
@@ -50,7 +50,7 @@ def test_two_steps_equal_the_official_ones(variant: str) -> None:
 def test_a_run_has_the_losses_of_the_cpu(pictures: Path, tmp_path: Path) -> None:
     """Crops, masks, substitutes of broken images and steps give in float32 the losses that they give on a CPU."""
     for device in ("cpu", "cuda"):
-        finetune(runs.small_config(pictures, tmp_path / device, steps=3, device=device))
+        train(runs.small_config(pictures, tmp_path / device, steps=3, device=device))
 
     assert losses(tmp_path / "cuda") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-3)
 
@@ -59,12 +59,12 @@ def test_a_run_that_was_stopped_continues(pictures: Path, tmp_path: Path) -> Non
     """In bfloat16, with paths dropped and blocks recomputed, a run that lost its last steps ends with the same weights to rounding."""
     options: dict[str, Any] = {"steps": 6, "checkpoint_steps": 2, "drop_path_rate": 0.3, "checkpoint_blocks": True}
     config = runs.small_config(pictures, tmp_path / "run", device="cuda", **{**options, "dtype": "bfloat16"})
-    finetune(config)
+    train(config)
     model = tmp_path / "run" / "model.safetensors"
     want, straight = load_file(model), losses(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step-0000006.pt").unlink()
 
-    finetune(config)
+    train(config)
 
     assert losses(tmp_path / "run") == pytest.approx(straight, rel=1e-2)
     for name, weight in load_file(model).items():
