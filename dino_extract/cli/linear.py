@@ -57,7 +57,7 @@ def linear(
         train,
         test,
         method=method,
-        inputs=[part.strip() for part in inputs.split(",")] if inputs else (),
+        dataset=[part.strip() for part in inputs.split(",")] if inputs else (),
         labels=labels,
         test_labels=test_labels,
         label_depth=label_depth,
@@ -68,7 +68,7 @@ def linear(
     if result.unlabelled:
         say(f"note: {result.unlabelled:,} images without a label are left out")
     if save:
-        result.probe.save(save)
+        result.probe.save(save, overwrite=True)
         say(f"classifier: {save}; apply it with `dino-extract classify {quoted(save)} NEW.h5`")
     if confusion:
         draw_confusion(result.confusion, result.probe.classes, confusion)

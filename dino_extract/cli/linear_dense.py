@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Literal
 
 import typer
@@ -38,7 +37,7 @@ def linear_dense(
         test,
         test_targets,
         task=task,
-        datasets=[part.strip() for part in datasets.split(",")],
+        dataset=[part.strip() for part in datasets.split(",")],
         depth_scale=depth_scale,
         max_depth=max_depth,
         iterations=iterations,
@@ -47,7 +46,7 @@ def linear_dense(
     if result.without_target:
         say(f"note: {result.without_target:,} images without a target picture are left out")
     if as_json:
-        print_json(asdict(result))
+        print_json(result)
         return
     print("   ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
     print(f"{result.num_test:,} test images, {result.num_train:,} training images")

@@ -1,4 +1,4 @@
-"""What a dense probe learns: a class or a depth for every pixel that the model saw."""
+"""The targets of a dense probe: a class or a depth for every pixel that the model saw."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from dino_extract.images.preprocess import Preprocess
 
 Task = Literal["segmentation", "depth"]
 
-IGNORED = 255  # class of pixels that neither train nor count, as in VOC and ADE20K masks
+IGNORED = 255  # class of pixels that are left out of training and tests, as in VOC and ADE20K masks
 SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".bmp")
 _ASPECT_TOLERANCE = 0.02
 
 
 class DenseTargets:
-    """The target pictures of a folder, found by the keys of the images: `cats/1.jpg` has `cats/1.png` or `cats/1.npy`.
+    """The target images of a folder, found by the paths of the images: `cats/1.jpg` has `cats/1.png` or `cats/1.npy`.
 
     Args:
-        folder: where they lie.
-        task: segmentation: one class number per pixel; depth: one length per pixel, 0, less or not finite for unknown.
-        attrs: root attributes of the store, which say what part of an image the model saw.
-        depth_scale: stored depths are divided by this (1000 for millimetres; KITTI 256).
+        folder: folder of the targets.
+        task: segmentation: one class number per pixel. depth: one length per pixel; 0, negative and infinite values are unknown.
+        attrs: root attributes of the store, with the part of each image that the model saw.
+        depth_scale: depths in the files are divided by this number (1000 for millimetres, 256 for KITTI).
 
     Raises:
-        SourceError: no such folder.
-        ConfigError: a store of images in their own aspect ratio.
+        SourceError: there is no such folder.
+        ConfigError: the images of the store keep their own aspect ratio.
     """
 
     def __init__(self, folder: str | os.PathLike[str], task: Task, attrs: Mapping[str, Any], *, depth_scale: float = 1.0) -> None:
         self.folder, self.task, self.depth_scale = os.fspath(folder), task, depth_scale
         if not os.path.isdir(self.folder):
-            raise SourceError(f"`{self.folder}` is not a folder of target pictures")
+            raise SourceError(f"`{self.folder}` is not a folder of target images")
         self.preprocess = Preprocess.from_record(json.loads(str(attrs["preprocessing"])))
         if self.preprocess.output_shape is None:
-            raise ConfigError("a dense probe needs images of one size, these were embedded with `--preprocess native`")
+            raise ConfigError("a dense probe needs images of one size, these were embedded with `preprocess=native`")
         if depth_scale <= 0:
-            raise ConfigError(f"`--depth-scale` must be above 0, got {depth_scale}")
+            raise ConfigError(f"`depth_scale` must be above 0, got {depth_scale}")
 
     def path_of(self, key: str) -> str | None:
-        """The target picture of an image, None if it has none."""
+        """The target image of an image, or None."""
         stem = os.path.join(self.folder, os.path.splitext(key)[0])
         return next((stem + suffix for suffix in SUFFIXES if os.path.isfile(stem + suffix)), None)
 
@@ -54,15 +54,15 @@ class DenseTargets:
         """(height, width) int64 classes or finite float32 depths of the pixels that the model saw.
 
         Args:
-            key: of the image.
-            image_size: (height, width) of the upright image; the target may have another resolution but not another shape.
+            key: path of the image.
+            image_size: (height, width) of the upright image. The target may have another resolution, but the same aspect ratio.
 
         Raises:
-            SourceError: missing, unreadable, in colour, of fractions instead of classes, or of another shape than the image.
+            SourceError: the target is missing or unreadable, in colour, has fractions instead of classes, or another aspect ratio.
         """
         path = self.path_of(key)
         if path is None:
-            raise SourceError(f"`{key}` has no target picture in `{self.folder}`")
+            raise SourceError(f"`{key}` has no target image in `{self.folder}`")
         values = _read_values(path)
         height, width = values.shape
         if abs(height / width / (image_size[0] / image_size[1]) - 1) > _ASPECT_TOLERANCE:
@@ -70,14 +70,14 @@ class DenseTargets:
                 f"target `{path}` is {height} x {width} pixels, its image {image_size[0]} x {image_size[1]}: not the same shape"
             )
         if self.task == "segmentation":
-            if values.dtype.kind == "f" and not (values == np.floor(values)).all():  # which NaN is not either
+            if values.dtype.kind == "f" and not (values == np.floor(values)).all():  # NaN is not equal to its floor either
                 raise SourceError(f"mask `{path}` must have class numbers, got fractions", hint="`--task depth` is for depths")
             return self._as_seen(values.astype(np.int64), image_size, IGNORED)
         depth = values.astype(np.float32) / self.depth_scale
-        return self._as_seen(np.where(np.isfinite(depth), depth, np.float32(0)), image_size, 0.0)  # the sky is often infinitely far
+        return self._as_seen(np.where(np.isfinite(depth), depth, np.float32(0)), image_size, 0.0)  # the sky often has an infinite depth
 
     def _as_seen(self, values: NDArray[Any], image_size: tuple[int, int], fill: float) -> NDArray[Any]:
-        """Resized, cropped or padded as the image was, by nearest neighbours: classes cannot be mixed."""
+        """Resize, crop or pad the target like the image, by nearest neighbours, because classes cannot be mixed."""
         place = self.preprocess.placement(*image_size)
         y, x = np.arange(self.preprocess.height) + place.top, np.arange(self.preprocess.width) + place.left  # in the resized image
         lines = ((y + 0.5) * values.shape[0] / place.height).astype(np.int64).clip(0, values.shape[0] - 1)

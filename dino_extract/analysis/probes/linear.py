@@ -1,4 +1,4 @@
-"""Linear probes: how well a linear classifier on frozen embeddings does, everything chosen on held-out training images.
+"""Linear probes: the accuracy of a linear classifier on frozen embeddings. All choices are made on held-out training images.
 
 Source: official dinov2/eval/log_regression.py and eval/linear.py, inputs from one or four layers with or without the mean patch token.
 """
@@ -28,12 +28,12 @@ from dino_extract.results import Result, plain
 from dino_extract.store import Store
 
 Method = Literal["logistic", "sgd"]
-TEST_SHARE = 0.2  # of the images, where no test file is given
+TEST_SHARE = 0.2  # share of the images that test, without a test file
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to train that was tried: the input, its best setting (C, or learning rate), and accuracy on held-out training images."""
+    """A way to train: the input, its best setting (C, or learning rate), and the accuracy on held-out training images."""
 
     input: str
     setting: float
@@ -42,20 +42,20 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class LinearResult(Result):
-    """Outcome of a linear probe.
+    """The result of a linear probe.
 
     Args:
         method: logistic or sgd.
-        candidates: what was tried, one per input.
-        chosen: the one with the best accuracy on held-out training images.
+        candidates: the ways that were tried, one per input.
+        chosen: the candidate with the best accuracy on held-out training images.
         top1: accuracy on the test images, 0..1.
-        top5: as top1, within the first five classes.
-        confusion: (C, C) int64 test images by true (row) and predicted (column) class.
+        top5: share of the test images whose class is among the first five, 0..1.
+        confusion: (C, C) int64 number of test images by true (row) and predicted (column) class.
         probe: the trained head.
-        num_train: training images.
-        num_test: test images.
-        answers: what each test image was taken for.
-        unlabelled: images left out because they have no label.
+        num_train: number of training images.
+        num_test: number of test images.
+        answers: the predicted class of each test image.
+        unlabelled: number of images left out because they have no label.
     """
 
     method: Method
@@ -79,12 +79,12 @@ class LinearResult(Result):
 
     @property
     def per_class(self) -> list[ClassScore]:
-        """Recall, precision and the commonest mistake of each class."""
+        """Recall, precision and the most common error of each class."""
         return class_table(self.confusion, self.probe.classes)
 
     @property
     def mean_recall(self) -> float:
-        """Accuracy as if classes were of one size, 0..1."""
+        """Mean accuracy of the classes, 0..1."""
         return mean_recall(self.confusion)
 
     def summary(self) -> str:
@@ -105,7 +105,7 @@ def linear(
     test: StoreSource | None = None,
     *,
     method: Method = "logistic",
-    inputs: str | Sequence[str] = (),
+    dataset: str | Sequence[str] = (),
     labels: LabelSource = None,
     test_labels: LabelSource = None,
     label_depth: int = 1,
@@ -117,20 +117,20 @@ def linear(
 
     Args:
         train: store, or path of one.
-        test: store, or path of one, made alike.
-        method: logistic regression (L-BFGS), or heads by SGD.
-        inputs: one or several names from `inputs_in`; by default all that are stored are tried, and the best on
-            held-out training images is taken.
-        labels: a file or a list, see `labels_of`; None for folder names.
-        test_labels: labels of `test`; by default `labels`.
-        label_depth: folders above the image that name its class.
+        test: compatible store, or path of one.
+        method: logistic regression by L-BFGS, or heads by SGD.
+        dataset: one or several inputs: cls, cls+mean, last4, last4+mean, see `inputs_in`. By default all stored inputs are tried. The best
+            input on held-out training images is used.
+        labels: a file or a list, see `labels_of`. None takes the folder names.
+        test_labels: labels of `test`. By default `labels`.
+        label_depth: number of folders above the image: 1 is the folder it is in.
         per_class: few-shot: train on this many images of each class.
-        iterations: of SGD.
-        seed: of everything drawn at random.
+        iterations: number of steps of SGD.
+        seed: seed of everything drawn at random.
 
     Raises:
-        DinoExtractError: unfinished files, files made differently, no labels, a single class, an input that is not stored, or options
-            that make no sense.
+        DinoExtractError: a file is unfinished, the files are not compatible, there are no labels or a single class, an input is not
+            stored, or an option is wrong.
     """
     checked("method", Method, method)
     require_with("test_labels", test_labels, "test", test)
@@ -140,7 +140,7 @@ def linear(
         classes = classes_of(names)
         codes = encode(names, classes)
         rows, unlabelled = rows_where(codes >= 0), int((codes < 0).sum())
-        available = _chosen_inputs(train_store, as_list(inputs))
+        available = _chosen_inputs(train_store, as_list(dataset))
         if test is None:
             fit, held = split_held_out(codes[rows], TEST_SHARE, seed)
             learn, judge = _Images(train_store, rows[fit], codes), _Images(train_store, rows[held], codes)
@@ -179,9 +179,9 @@ class _Images(NamedTuple):
 
 
 def inputs_in(store: Store) -> dict[str, tuple[str, ...]]:
-    """The official inputs that a store can give, and the datasets of each: cls, cls+mean, last4, last4+mean.
+    """The official inputs that a store has, and the datasets of each: cls, cls+mean, last4, last4+mean.
 
-    Four layers that are not the last ones of the model are called by their numbers, such as `layers2-5-8-11`.
+    Four layers that are not the last layers of the model are named by their numbers, such as `layers2-5-8-11`.
     """
     layers = sorted(int(match[1]) for name in store.names if (match := re.fullmatch(r"layers/(\d+)/features", name)))[-4:]
     inputs: dict[str, tuple[str, ...]] = {}
@@ -196,7 +196,7 @@ def inputs_in(store: Store) -> dict[str, tuple[str, ...]]:
 
 
 def _are_last(store: Store, layers: list[int]) -> bool:
-    """Whether these four are the last blocks of the model; a file does not say how many there are, but the last one gives `features`."""
+    """Whether these four are the last blocks of the model: a file does not store their number, but the last one equals `features`."""
     if layers[-1] - layers[0] != 3 or "features" not in store:
         return False
     last, final = (stored_vectors(store, name)[:16] for name in (f"layers/{layers[-1]}/features", "features"))

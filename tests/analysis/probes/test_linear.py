@@ -81,7 +81,7 @@ def test_the_test_labels_do_not_change_what_is_chosen(tmp_path: Path) -> None:
 
 def test_one_file_is_tested_on_a_fifth_of_itself(tmp_path: Path) -> None:
     """Without a test file, a fifth of every class is kept from training."""
-    result = linear(stores(tmp_path)[0], inputs=["cls"])
+    result = linear(stores(tmp_path)[0], dataset=["cls"])
 
     assert (result.num_train, result.num_test) == (80, 20)
     assert result.confusion.sum(axis=1).tolist() == [5, 5, 5, 5]
@@ -89,7 +89,7 @@ def test_one_file_is_tested_on_a_fifth_of_itself(tmp_path: Path) -> None:
 
 def test_few_shot_trains_on_few_images(tmp_path: Path) -> None:
     """With one image per class there is nothing to hold out, and training still works."""
-    result = linear(*stores(tmp_path, spread=0.2), inputs=["cls"], per_class=1)
+    result = linear(*stores(tmp_path, spread=0.2), dataset=["cls"], per_class=1)
 
     assert result.num_train == 4
     assert result.top1 > 0.95
@@ -101,7 +101,7 @@ def test_an_input_that_is_not_stored_is_named(tmp_path: Path) -> None:
     path = write_store(tmp_path / "x.h5", keys_of(labels), {"features": vectors})
 
     with pytest.raises(ConfigError, match="has no input `last4`, only cls") as caught:
-        linear(path, inputs=["last4"])
+        linear(path, dataset=["last4"])
 
     assert "--layers last4" in str(caught.value.hint)
 
@@ -111,7 +111,7 @@ def test_one_input_and_labels_in_memory_are_taken(tmp_path: Path) -> None:
     vectors, labels = blobs(2, 20, 8, spread=0.3)
     path = write_store(tmp_path / "x.h5", [f"{row:02}.jpg" for row in range(40)], {"features": vectors})
 
-    result = linear(path, inputs="cls", labels=labels)
+    result = linear(path, dataset="cls", labels=labels)
 
     assert result.top1 == 1.0
     assert [each.input for each in result.candidates] == ["cls"]
@@ -120,7 +120,7 @@ def test_one_input_and_labels_in_memory_are_taken(tmp_path: Path) -> None:
 def test_a_saved_probe_classifies_as_before(tmp_path: Path) -> None:
     """Written and read again, the probe gives the same labels, and knows its model and preprocessing."""
     train, test = stores(tmp_path)
-    result = linear(train, test, inputs=["cls+mean"])
+    result = linear(train, test, dataset=["cls+mean"])
     result.probe.save(tmp_path / "probe.safetensors")
 
     found = classify(tmp_path / "probe.safetensors", test, top=2)
@@ -133,7 +133,7 @@ def test_a_saved_probe_classifies_as_before(tmp_path: Path) -> None:
 
 def test_a_probe_refuses_files_of_another_model(tmp_path: Path) -> None:
     """Vectors of another network are never classified."""
-    probe = linear(*stores(tmp_path), inputs=["cls"]).probe
+    probe = linear(*stores(tmp_path), dataset=["cls"]).probe
     _, other = stores(tmp_path, model="vitb14")
 
     with pytest.raises(StoreError, match=r"are not compatible \(model vits14 and vitb14"):
@@ -142,9 +142,9 @@ def test_a_probe_refuses_files_of_another_model(tmp_path: Path) -> None:
 
 def test_a_probe_refuses_vectors_of_another_width(tmp_path: Path) -> None:
     """The message gives both widths."""
-    probe = linear(*stores(tmp_path), inputs=["cls"]).probe
+    probe = linear(*stores(tmp_path), dataset=["cls"]).probe
 
-    with pytest.raises(ConfigError, match="takes vectors of width 12, the input has width 5"):
+    with pytest.raises(ConfigError, match="needs vectors of width 12, the input has width 5"):
         probe.probabilities(np.zeros((2, 5), np.float32))
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dino_extract.analysis.probes.dense_head import DenseHead
 from dino_extract.analysis.probes.dense_targets import IGNORED, DenseTargets
 from dino_extract.analysis.probes.linear_dense import linear_dense
-from dino_extract.errors import ConfigError, SourceError
+from dino_extract.analysis.probes.probe import Probe
+from dino_extract.errors import ConfigError, SourceError, StoreError
 from dino_extract.images.preprocess import Preprocess, preprocess
+from dino_extract.store import open_store
 from tests.analysis.stores import write_store
 
 CROP = json.dumps(Preprocess(height=56, width=56).as_record())
@@ -184,7 +188,7 @@ def test_a_folder_of_other_masks_is_refused(tmp_path: Path) -> None:
     path, _ = scene(tmp_path)
     (tmp_path / "empty").mkdir()
 
-    with pytest.raises(ConfigError, match=r"no image of .* has a target picture"):
+    with pytest.raises(ConfigError, match=r"no image of .* has a target image"):
         linear_dense(path, tmp_path / "empty")
 
 
@@ -193,8 +197,8 @@ def test_a_file_without_patch_tokens_is_refused(tmp_path: Path) -> None:
     _, folder = scene(tmp_path)
     path = write_store(tmp_path / "cls.h5", ["a/000.jpg"], {"features": np.ones((1, 4), np.float32)}, attrs={"preprocessing": SQUASH})
 
-    with pytest.raises(ConfigError, match=r"`features` of .* is no grid of patch tokens"):
-        linear_dense(path, folder, datasets="features")
+    with pytest.raises(ConfigError, match=r"`features` of .* is not a grid of patch tokens"):
+        linear_dense(path, folder, dataset="features")
 
 
 def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
@@ -205,3 +209,51 @@ def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"segmentation needs two classes or more, the masks in .* have 1"):
         linear_dense(path, folder, iterations=1)
+
+
+@pytest.mark.parametrize(("kind", "task"), [("mask", "segmentation"), ("depth", "depth")])
+def test_a_saved_head_predicts_as_before(tmp_path: Path, kind: str, task: Any) -> None:
+    """A loaded head gives the answer of the trained one for the patch tokens of a store, with a class or a depth for each pixel."""
+    path, folder = scene(tmp_path, kind=kind)
+    head = linear_dense(path, folder, task=task, max_depth=6.0, iterations=300).head
+
+    head.save(tmp_path / "head.safetensors")
+    loaded = DenseHead.load(tmp_path / "head.safetensors")
+
+    with open_store(path) as store:
+        patches = loaded.inputs_of(store, slice(0, 3))
+    answer = loaded.predict(patches, (56, 56))
+    np.testing.assert_array_equal(answer, head.predict(patches, (56, 56)))
+    target = np.stack([DenseTargets(folder, task, {"preprocessing": SQUASH}).read(f"a/00{row}.jpg", (56, 56)) for row in range(3)])
+    assert np.abs(answer - target).mean() < 0.7
+    assert answer.dtype == (np.float32 if task == "depth" else np.int64)
+    assert repr(loaded) == repr(head)
+
+
+def test_a_head_is_not_replaced_unasked(tmp_path: Path) -> None:
+    """A second `save` needs `overwrite`."""
+    path, folder = scene(tmp_path)
+    head = linear_dense(path, folder, iterations=1).head
+    head.save(tmp_path / "head.safetensors")
+
+    with pytest.raises(ConfigError, match="is already there"):
+        head.save(tmp_path / "head.safetensors")
+    head.save(tmp_path / "head.safetensors", overwrite=True)
+
+
+def test_a_classifier_is_not_a_dense_head(tmp_path: Path) -> None:
+    """A file of another kind is refused by name."""
+    Probe(np.eye(2, dtype=np.float32), np.zeros(2, np.float32), ("a", "b"), ("features",)).save(tmp_path / "probe.safetensors")
+
+    with pytest.raises(StoreError, match=r"`.*probe.safetensors` is not a classifier of embeddings"):
+        DenseHead.load(tmp_path / "probe.safetensors")
+
+
+def test_a_head_refuses_tokens_of_another_model(tmp_path: Path) -> None:
+    """A store that is not compatible with the training store is not read."""
+    path, folder = scene(tmp_path)
+    head = linear_dense(path, folder, iterations=1).head
+    other, _ = scene(tmp_path, model="vitb14")
+
+    with open_store(other) as store, pytest.raises(StoreError, match="are not compatible"):
+        head.inputs_of(store, slice(0, 1))
