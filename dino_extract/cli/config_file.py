@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dino_extract.cli.usage import nearest, option_of
-from dino_extract.errors import ConfigError
+from dino_extract.cli.usage import UsageError, nearest, option_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,16 +20,16 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Take the values of a file where neither the command line nor the environment gives one; the callback of `--config`.
 
     Raises:
-        ConfigError: the file cannot be read, is not TOML, or has a key that is not an option of the command.
+        UsageError: the file cannot be read, is not TOML, or has a key that is not an option of the command.
     """
     if path is None or context.resilient_parsing:
         return path
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"configuration `{path}` cannot be read: {error.strerror}") from error
+        raise UsageError(f"configuration `{path}` cannot be read: {error.strerror}") from error
     except ValueError as error:  # not TOML, or not UTF-8
-        raise ConfigError(f"configuration `{path}` is not TOML: {error}", hint='for example a line `model = "vitb14"`') from error
+        raise UsageError(f"configuration `{path}` is not TOML: {error}", hint='for example a line `model = "vitb14"`') from error
     parameters = {option_of(each).strip("-") if each.param_type_name == "option" else each.name: each for each in context.command.params}
     parameters.pop("config")
     context.default_map = {}
@@ -39,7 +38,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         if name not in parameters:
             near = nearest(name, list(parameters))
             hint = f"did you mean `{near}`?" if near else f"keys are the options of `{context.command_path}` without dashes"
-            raise ConfigError(f"configuration `{path}`: `{key}` is not an option", hint=hint)
+            raise UsageError(f"configuration `{path}`: `{key}` is not an option", hint=hint)
         parameter: Any = parameters[name]
         takes_several = parameter.multiple or parameter.nargs != 1
         context.default_map[parameter.name] = _typed(value, takes_several=takes_several)

@@ -72,6 +72,8 @@ def in_our_words(context: typer.Context) -> Iterator[None]:
     except typer.TyperException as error:
         message, hint = _worded(error, getattr(error, "ctx", None) or context)
         raise UsageError(message, hint=hint) from error
+    except UsageError:
+        raise
     except DinoExtractError as error:
         parameters = parameters_of(context.command)
         error.message = with_options(error.message, parameters)

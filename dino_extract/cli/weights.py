@@ -93,7 +93,10 @@ def import_file(
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint file of any layout, or the folder of a run.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file; a .pth file with `official`; a folder with `hf`.")],
-    to: Annotated[Literal["official", "hf", "timm", "dino-extract"], typer.Option("--to", help="The layout to write.")],
+    to: Annotated[
+        Literal["official", "hf", "timm", "dino-extract"],
+        typer.Option("--to", metavar="LAYOUT", help="official, hf, timm or dino-extract."),
+    ],
     store_dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(help="Precision of the stored numbers; the default is that of IN."),

@@ -42,7 +42,7 @@ class Verification(Result):
 
     integrity: VerifyReport
     recomputed: Recomputed | None
-    also = ("is_good",)
+    json_with = ("is_good",)
 
     @property
     def is_good(self) -> bool:
