@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dino_extract.finetune.loop import RunSummary
 
 from dino_extract.analysis.dedup import Calibration, DedupResult, Leak
 from dino_extract.analysis.probes.knn import KnnResult
@@ -17,7 +18,6 @@ from dino_extract.analysis.probes.linear_dense import DenseResult
 from dino_extract.analysis.probes.probe import Classified
 from dino_extract.analysis.search import RetrievalScore, SearchResult
 from dino_extract.embedding.benchmark import BenchmarkReport
-from dino_extract.finetune.loop import RunSummary
 from tests.cli.conftest import Cli
 from tests.sample_images import save_pictures
 
