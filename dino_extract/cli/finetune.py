@@ -32,9 +32,7 @@ EXAMPLES = """Examples:
 
   dino-extract finetune photos/ -o run2/ --weights run/ --steps 500  go on from a finished run
 
-  torchrun --nproc-per-node 8 --no-python dino-extract finetune photos/ -o run/
-
-                                                                     train on 8 GPUs"""
+  torchrun --nproc-per-node 8 --no-python dino-extract finetune photos/ -o run/  train on 8 GPUs"""
 
 _PRESET = "the preset's"
 _DEFAULT = FinetuneConfig()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dino_extract.finetune.loop import RunSummary
 
 from dino_extract.analysis.dedup import Calibration, DedupResult, Leak
 from dino_extract.analysis.probes.knn import KnnResult
@@ -18,6 +17,7 @@ from dino_extract.analysis.probes.linear_dense import DenseResult
 from dino_extract.analysis.probes.probe import Classified
 from dino_extract.analysis.search import RetrievalScore, SearchResult
 from dino_extract.embedding.benchmark import BenchmarkReport
+from dino_extract.finetuning.loop import FinetuneResult
 from tests.cli.conftest import Cli
 from tests.sample_images import save_pictures
 
@@ -35,7 +35,7 @@ def documented(command: str) -> set[str]:
     ("command", "result"),
     [
         ("benchmark", BenchmarkReport),
-        ("finetune", RunSummary),
+        ("finetune", FinetuneResult),
         ("search", SearchResult),
         ("search --score", RetrievalScore),
         ("knn", KnnResult),
