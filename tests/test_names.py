@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from dino_extract import names
-from dino_extract.names import path_as_text, path_from_text, printable, quoted
+from dino_extract.names import file_stem, path_as_text, path_from_text, printable, quoted
 
 NAMES = [
     b"a.h5",
@@ -63,3 +63,8 @@ def test_an_ordinary_name_is_not_quoted() -> None:
     """A name without special characters gets no quotes."""
     assert quoted("runs/photos-1.h5") == "runs/photos-1.h5"
     assert quoted(os.fsdecode(b"caf\xe9.h5")) == r"$'caf\351.h5'"
+
+
+def test_a_file_stem_of_any_script_fits_a_file_system() -> None:
+    """A long path of letters that take four bytes gives a name with room for a number and a suffix in 255 bytes."""
+    assert len(os.fsencode(file_stem("\U00020000" * 300 + "/a.jpg"))) <= 255 - len("1000000_.png")

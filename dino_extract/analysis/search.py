@@ -53,6 +53,7 @@ class SearchResult(Result):
 
     query: str
     hits: tuple[Hit, ...]
+    source: str = ""  # the file of embeddings that the query is an image of; empty for a vector or an image file
 
     def summary(self) -> str:
         """The query, and the best hit."""

@@ -1,1 +1,7 @@
-"""Images beside answers: contact sheets, maps of patch tokens, matches, attention and the report page."""
+"""Images beside answers, in three groups.
+
+Results drawn with the images they are about: `sheets` (contact sheets, drawn by `strips`), `confusion`, `report` (the page).
+Patch tokens drawn: `pca`, `match`, `attention`.
+Answers that need images: `queries` (search and classify with image files), `calibration` (thresholds of dedup on altered copies).
+The rest serves these: `source_images` (the image behind a row), `model_input` (an image file for a model), `layout`, `captions`.
+"""

@@ -1,4 +1,4 @@
-"""Where the CLS token of a block looks: one map over the patches for each attention head.
+"""Attention of the CLS token in one block: a map over the patches for each attention head.
 
 Dimension key as in backbone.py: B images, A heads, S = 1 + R + N tokens, h w patch grid, D width.
 
@@ -9,8 +9,10 @@ Source: DINO (arXiv 2104.14294) Fig. 1, attention of the CLS token in the last l
 
 from __future__ import annotations
 
+import itertools
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,12 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dino_extract.analysis.writing import writing
 from dino_extract.backbone import Backbone, Block, DinoVisionTransformer
-from dino_extract.errors import ConfigError
-from dino_extract.names import file_stem
-from dino_extract.pictures.sight import SeenImage
-from dino_extract.pictures.stored import contact_sheet
+from dino_extract.errors import ConfigError, SourceError
+from dino_extract.files import check_target, writing
+from dino_extract.options import as_list
+from dino_extract.pictures.layout import image_grid, numbered_png, write_picture
+from dino_extract.pictures.model_input import SIDE_PX, InputImage, input_image, require_files
+from dino_extract.weights.loading import load
 
 # Dark violet over red and orange to pale yellow, evenly spaced in strength; RGB.
 _HEAT = np.array([[0, 0, 4], [58, 15, 110], [140, 41, 129], [222, 73, 104], [254, 159, 109], [252, 253, 191]], np.float64)
@@ -32,19 +35,21 @@ _SATURATED = 0.995  # share of patches below full brightness: a single peak must
 
 @dataclass(frozen=True, eq=False)
 class AttentionMaps:
-    """What the CLS token attends to in one image.
+    """The attention of the CLS token in one image.
 
     Args:
-        image: what the model saw.
+        image: the input of the model.
         heads: (A, h, w) float32, the share of each patch in the attention of a head.
-        elsewhere: (A,) float32, the share that goes to the CLS token itself and to registers: maps and this sum to 1.
+        elsewhere: (A,) float32, the share that goes to the CLS token itself and to registers. With the maps it sums to 1.
         layer: the block.
+        path: the picture that was written; empty if none was.
     """
 
-    image: SeenImage
+    image: InputImage
     heads: NDArray[np.float32]
     elsewhere: NDArray[np.float32]
     layer: int
+    path: str = ""
 
     @property
     def mean(self) -> NDArray[np.float32]:
@@ -53,32 +58,89 @@ class AttentionMaps:
         return mean
 
     def picture(self) -> Image.Image:
-        """What the model saw, the mean over heads, and every head, on one sheet."""
+        """The input of the model, the mean over the heads, and every head, on one sheet."""
         size = self.image.picture.size
         maps = [self.image.picture, *(heat(each).resize(size, Image.Resampling.BICUBIC) for each in (self.mean, *self.heads))]
         captions = ["image", "mean of the heads", *(f"head {number + 1}" for number in range(len(self.heads)))]
-        return contact_sheet(maps, captions)
+        return image_grid(maps, captions)
 
-    def save(self, folder: str | os.PathLike[str], number: int = 0) -> str:
-        """Write the picture as PNG, named by number and image; gives back its path.
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the picture.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: it exists or cannot be written.
         """
-        with writing(folder, "folder"):
-            os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, f"{number}_{file_stem(os.path.basename(self.image.path))}.png")
-        with writing(path, "picture"):
-            self.picture().save(path)
-        return path
+        write_picture(self.picture(), path, "picture", overwrite=overwrite)
 
 
-def attention_maps(backbone: Backbone, image: SeenImage, *, layer: int | None = None) -> AttentionMaps:
+def attention(
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    random_weights: int | None = None,
+    offline: bool = False,
+    size: int | str = SIDE_PX,
+    layer: int | None = None,
+    overwrite: bool = False,
+    on_failure: Callable[[str, str], None] | None = None,
+) -> list[AttentionMaps]:
+    """The attention of the CLS token in image files.
+
+    Args:
+        images: image files, one or several.
+        output: a folder for one PNG of each image; None writes nothing.
+        model: as for `embed`; a DINOv2 model.
+        weights: as for `embed`.
+        random_weights: as for `embed`.
+        offline: download nothing.
+        size: input of the model: pixels of the shorter side, or `HEIGHTxWIDTH`.
+        layer: the block, 0 for the first; by default the last.
+        overwrite: replace existing pictures.
+        on_failure: called with the path and the reason for each image that cannot be read, if there are several.
+
+    Raises:
+        SourceError: the only image cannot be read.
+        ConfigError: another kind of model, no such block, a size that the patch size does not divide, or a picture exists.
+    """
+    names = [os.fspath(image) for image in as_list(images)]
+    if len(names) == 1:
+        require_files(*names)
+    pictures = (
+        [os.path.join(output, numbered_png(number, len(names), os.path.basename(name))) for number, name in enumerate(names)]
+        if output
+        else []
+    )
+    for picture in pictures:
+        if not overwrite and os.path.exists(picture):
+            check_target(picture, "picture")
+    backbone = load(model, weights=weights, random_seed=random_weights, offline=offline).module
+    found = []
+    for name, picture in itertools.zip_longest(names, pictures):
+        try:
+            maps = attention_maps(backbone, input_image(name, backbone, size=size), layer=layer)
+        except SourceError as error:
+            if len(names) == 1:
+                raise
+            if on_failure is not None:
+                on_failure(name, error.message)
+            continue
+        if picture is not None:
+            maps = replace(maps, path=picture)
+            with writing(os.path.dirname(picture), "folder"):
+                os.makedirs(os.path.dirname(picture), exist_ok=True)
+            maps.save(picture, overwrite=overwrite)
+        found.append(maps)
+    return found
+
+
+def attention_maps(backbone: Backbone, image: InputImage, *, layer: int | None = None) -> AttentionMaps:
     """The attention of the CLS token of one image in one block.
 
     Args:
         backbone: a DINOv2 model, in eval mode.
-        image: from `see`.
+        image: from `input_image`.
         layer: 0 for the first block; by default the last.
 
     Raises:
@@ -88,7 +150,7 @@ def attention_maps(backbone: Backbone, image: SeenImage, *, layer: int | None = 
         raise ConfigError("attention maps need a DINOv2 model, not one of another library", hint="for example `--model vits14`")
     layer = backbone.depth - 1 if layer is None else layer
     if not 0 <= layer < backbone.depth:
-        raise ConfigError(f"`--layer {layer}` is outside this model's blocks 0..{backbone.depth - 1}", hint="leave it out for the last")
+        raise ConfigError(f"`layer` must be from 0 to {backbone.depth - 1} for this model, got {layer}", hint="leave it out for the last")
     pixels = image.pixels(backbone)
     with torch.inference_mode():
         attention_AS = cls_attention(backbone, pixels, layer)[0]
@@ -99,7 +161,7 @@ def attention_maps(backbone: Backbone, image: SeenImage, *, layer: int | None = 
 
 
 def cls_attention(backbone: DinoVisionTransformer, images: Tensor, layer: int) -> Tensor:
-    """(B, A, S) how the CLS token of each head divides its attention among all tokens; sums to 1.
+    """(B, A, S) the share of each token in the attention of the CLS token, for each head; sums to 1.
 
     softmax(q_cls k^T / sqrt(D / A)), with q and k of the normed tokens that enter the block.
 

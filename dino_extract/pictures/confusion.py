@@ -1,4 +1,4 @@
-"""The confusion matrix of a classifier as a picture."""
+"""The confusion matrix of a classifier, drawn."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.analysis.probes.scores import MAX_CLASSES
-from dino_extract.analysis.writing import require_place, writing
 from dino_extract.errors import ConfigError
+from dino_extract.files import check_target, replace_atomically
 from dino_extract.names import printable
-from dino_extract.pictures.captions import in_ascii, system_font
+from dino_extract.pictures.captions import in_ascii
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 _LABELLED_CLASSES = 90  # more names do not fit beside the picture
 _NUMBERED_CLASSES = 20  # with more, colours alone say how many images there are
 _NAME_CHARS = 30  # longer names lose their middle
+_FONT = "DejaVu Sans"  # comes with matplotlib
 _CHAR_INCHES = 0.09  # about the width of a letter of matplotlib's font at 10 points
 
 
-def require_confusion_place(path: str | os.PathLike[str] | None) -> None:
-    """Check before the work that the confusion matrix can be drawn there; None asks for nothing.
+def require_confusion_place(path: str | os.PathLike[str] | None, *, overwrite: bool = False) -> None:
+    """Check before the work that `draw_confusion` can write there. None asks for nothing.
 
     Raises:
         ConfigError: as `draw_confusion`.
     """
     if path is None:
         return
-    require_place(path, "picture")
+    check_target(path, "picture", overwrite=overwrite)
     known, suffix = _figure_class()().canvas.get_supported_filetypes(), os.path.splitext(path)[1][1:]
     if suffix and suffix.lower() not in known:
         message = f"picture `{os.fspath(path)}` cannot be written: matplotlib writes no `.{suffix}`"
@@ -47,15 +48,18 @@ def _figure_class() -> type[Figure]:
     return Figure
 
 
-def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """Write the confusion matrix as a picture: a row per true class, coloured by the share of its images.
+def draw_confusion(
+    confusion_CC: NDArray[np.int64], classes: Sequence[str], path: str | os.PathLike[str], *, overwrite: bool = False
+) -> None:
+    """Draw the confusion matrix: a row for each true class, coloured by the share of its images.
 
-    Of more than `MAX_CLASSES` classes those with the most images are drawn, and a title says so.
+    Of more than `MAX_CLASSES` classes, those with the most images are drawn, and a title says so.
 
     Raises:
-        ConfigError: matplotlib is not installed, or the picture cannot be written.
+        ConfigError: matplotlib is not installed, or the picture exists or cannot be written.
     """
     figure_of_size = _figure_class()
+    check_target(path, "picture", overwrite=overwrite)
     images, all_classes = confusion_CC.sum(axis=1), len(classes)
     if all_classes > MAX_CLASSES:
         drawn = np.sort(np.argsort(-images, kind="stable")[:MAX_CLASSES])
@@ -64,7 +68,7 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
     num_classes = len(classes)
     is_numbered = num_classes <= _NUMBERED_CLASSES
     step = -(-num_classes // _LABELLED_CLASSES)
-    names, fonts = _drawable([_shortened(name) for name in classes[::step]])
+    names = _in_letters_of_matplotlib([_shortened(name) for name in classes[::step]])
     cell = max(0.3, 0.8 * _CHAR_INCHES * (len(str(confusion_CC.max())) + 1)) if is_numbered else 0.3  # inches
     side = min(max(2.5, cell * num_classes), 14.0)
     margin = _CHAR_INCHES * max(map(len, names)) + 0.5
@@ -77,16 +81,14 @@ def draw_confusion(confusion_CC: NDArray[np.int64], classes: Sequence[str], path
         axes.set_title(f"the {num_classes:,} of {all_classes:,} classes with the most test images")
     font_size = 10 if num_classes <= 40 else 8
     for set_ticks, rotation in ((axes.set_xticks, 90), (axes.set_yticks, 0)):
-        set_ticks(
-            range(0, num_classes, step), names, rotation=rotation, fontsize=font_size, parse_math=False, family=fonts
-        )  # a dollar is a dollar
+        set_ticks(range(0, num_classes, step), names, rotation=rotation, fontsize=font_size, parse_math=False, family=_FONT)
     if is_numbered:
         for row, column in np.argwhere(confusion_CC > 0).tolist():
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, f"{confusion_CC[row, column]}", ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    with writing(path, "picture", also=ValueError):
-        figure.savefig(path, dpi=150, format=os.path.splitext(path)[1][1:] or "png")  # without a format, matplotlib adds a suffix
+    with replace_atomically(path, "picture", overwrite=overwrite, also=(ValueError,)) as draft:
+        figure.savefig(draft, dpi=150, format=os.path.splitext(path)[1][1:] or "png")  # without a format, matplotlib adds a suffix
 
 
 def _shortened(name: str) -> str:
@@ -94,19 +96,9 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _NAME_CHARS else f"{name[: _NAME_CHARS // 2 - 2]}...{name[1 - _NAME_CHARS // 2 :]}"
 
 
-def _drawable(names: list[str]) -> tuple[list[str], list[str]]:
-    """The names as matplotlib can write them, and the families of fonts that it takes: its own, and what the machine has for the rest."""
+def _in_letters_of_matplotlib(names: list[str]) -> list[str]:
+    """The names with every character that the font of matplotlib lacks in ASCII."""
     from matplotlib import font_manager  # as above
 
-    families = ["DejaVu Sans"]
-    own = font_manager.get_font(font_manager.findfont(families[0]))
-    shown = {char: char for char in set("".join(names))}
-    for char in sorted(shown):
-        if own.get_char_index(ord(char)):
-            continue
-        if font := system_font(char):
-            font_manager.fontManager.addfont(font.path)
-            families.append(font_manager.FontProperties(fname=font.path).get_name())
-        else:
-            shown[char] = in_ascii(char)
-    return ["".join(shown[char] for char in name) for name in names], list(dict.fromkeys(families))
+    font = font_manager.get_font(font_manager.findfont(_FONT))
+    return ["".join(char if font.get_char_index(ord(char)) else in_ascii(char) for char in name) for name in names]

@@ -1,4 +1,4 @@
-"""PCA pictures of patch tokens: foreground by the first component, colours by the first three of the foreground.
+"""Patch tokens as colours: the first principal component finds the foreground, three more of the foreground are the colours.
 
 Dimension key: h w patch grid, N patches, D width of a token.
 
@@ -11,7 +11,6 @@ images than inside the foreground.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,19 +19,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from dino_extract.analysis.vectors.covariance import moments, principal_axes
 from dino_extract.analysis.vectors.stored import StoreSource
-from dino_extract.analysis.writing import writing
 from dino_extract.errors import ConfigError, StoreError
-from dino_extract.images.preprocess import Preprocess
-from dino_extract.names import file_stem, printable
+from dino_extract.files import check_target, replace_atomically, writing
+from dino_extract.names import printable
 from dino_extract.options import as_list
-from dino_extract.pictures.stored import choose_positions, contact_sheet, fit_within, patches_of_picture, seen_picture, side_by_side
+from dino_extract.pictures.layout import fit_within, image_grid, numbered_png, side_by_side, write_picture
+from dino_extract.pictures.source_images import choose_positions, patches_of_image, preprocessed_image, preprocessing_of
 from dino_extract.store import Store, open_store
 
 Floats = NDArray[np.float64]
 
+GRID_FILE = "grid.png"
 COMPONENTS_FILE = "components.safetensors"
 MAX_ON_GRID = 64  # images on the grid picture; more are too small to see
 _NUM_BINS = 4096
@@ -50,8 +52,8 @@ class PatchRows(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class _OfPictures:
-    """Patch tokens of images without those of padding, which is no part of any scene."""
+class _Unpadded:
+    """Patch tokens of images without those of the padding, which is not a part of any scene."""
 
     rows: PatchRows
     parts: list[tuple[slice, slice]]  # of each grid, where the image is
@@ -76,7 +78,7 @@ class PcaColours:
         low: (3,) score that is colour 0.
         high: (3,) score that is colour 255.
         explained: (4,) shares of variance: of the first component in the variation within images, then of the three in the foreground.
-        made_with: which model and dataset the tokens are of.
+        made_with: the model and the dataset of the tokens.
     """
 
     center: Floats
@@ -103,18 +105,15 @@ class PcaColours:
         rgb: NDArray[np.uint8] = np.round(unit * 255).astype(np.uint8)
         return rgb
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the directions as safetensors.
 
         Raises:
-            ConfigError: they cannot be written.
+            ConfigError: the file exists or cannot be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file  # only who saves needs it
-
         tensors = {name: np.ascontiguousarray(np.asarray(getattr(self, name), np.float64)) for name in _TENSORS}
-        with writing(path, "file", also=SafetensorError):
-            save_file(tensors, path, metadata=self.made_with)
+        with replace_atomically(path, "file", overwrite=overwrite, also=(SafetensorError,)) as draft:
+            save_file(tensors, draft, metadata=self.made_with)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PcaColours:
@@ -123,8 +122,6 @@ class PcaColours:
         Raises:
             ConfigError: no such file, or another kind of file.
         """
-        from safetensors import SafetensorError, safe_open
-
         hint = f"`dino-extract pca` writes `{COMPONENTS_FILE}`"
         if not os.path.isfile(path):
             raise ConfigError(f"there is no file `{os.fspath(path)}` of PCA components", hint=hint)
@@ -142,14 +139,14 @@ _TENSORS = ("center", "foreground_axis", "threshold", "colour_center", "colour_a
 
 @dataclass(frozen=True, eq=False)
 class PcaPictures:
-    """PCA pictures of some images of a store.
+    """Patch tokens of some images of a store as colours.
 
     Args:
-        store: the file the images are from; their photographs are looked up there when a picture is drawn.
+        store: the file; the images are read from where it says they are when a picture is drawn.
         colours: the directions.
         paths: of the images.
-        patches: for each a (h, w, 3) uint8 RGB picture with one pixel for each patch; padding is black.
-        foreground: for each the share of its patches in the foreground, padding apart.
+        patches: for each image (h, w, 3) uint8 RGB, one pixel for each patch; padding is black.
+        foreground: for each image the share of its patches in the foreground, without padding.
     """
 
     store: Store
@@ -159,36 +156,38 @@ class PcaPictures:
     foreground: list[float]
 
     def picture(self, index: int) -> Image.Image:
-        """One image: what the model saw, where it can still be read, and its patches in colour beside it."""
+        """One image as the model saw it, if it can still be read, and its patches in colour beside it."""
         patch_px = int(self.store.attrs.get("patch_size", 14))
         height, width = self.patches[index].shape[:2]
         colours = Image.fromarray(self.patches[index]).resize((width * patch_px, height * patch_px), Image.Resampling.NEAREST)
-        seen = seen_picture(self.store, self.paths[index])
-        return colours if seen is None else side_by_side([seen.resize(colours.size), colours])
+        image = preprocessed_image(self.store, self.paths[index])
+        return colours if image is None else side_by_side([image.resize(colours.size), colours])
 
     def grid(self) -> Image.Image:
         """The first 64 images on one sheet."""
         shown = range(min(len(self.paths), MAX_ON_GRID))
         tiles = [fit_within(self.picture(index), 2 * _GRID_CELL_PX) for index in shown]
-        return contact_sheet(tiles, [printable(self.paths[index]) for index in shown])
+        return image_grid(tiles, [printable(self.paths[index]) for index in shown])
 
-    def save(self, folder: str | os.PathLike[str]) -> list[str]:
-        """Write `grid.png`, one PNG for each image, and the components; gives back their paths.
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
+        """Write `grid.png`, one PNG for each image, and the components.
+
+        Returns:
+            The paths of the files, in this order.
 
         Raises:
-            ConfigError: they cannot be written.
+            ConfigError: they exist or cannot be written.
         """
         with writing(folder, "folder"):
             os.makedirs(folder, exist_ok=True)
-        digits = len(str(max(len(self.paths) - 1, 0)))
-        names = ["grid.png", *(f"{index:0{digits}}_{file_stem(path)}.png" for index, path in enumerate(self.paths)), COMPONENTS_FILE]
+        names = [GRID_FILE, *(numbered_png(index, len(self.paths), path) for index, path in enumerate(self.paths)), COMPONENTS_FILE]
         written = [os.path.join(folder, name) for name in names]
-        with writing(written[0], "picture"):
-            self.grid().save(written[0], optimize=True)
+        for path in written:
+            check_target(path, "result", overwrite=overwrite)
+        write_picture(self.grid(), written[0], "picture", overwrite=overwrite)
         for index, path in enumerate(written[1:-1]):
-            with writing(path, "picture"):
-                self.picture(index).save(path)
-        self.colours.save(written[-1])
+            write_picture(self.picture(index), path, "picture", overwrite=overwrite)
+        self.colours.save(written[-1], overwrite=overwrite)
         return written
 
 
@@ -196,44 +195,44 @@ def pca(
     store: StoreSource,
     paths: str | Sequence[str] = (),
     *,
-    limit: int | None = 16,
-    layer: int | None = None,
+    images: int | None = 16,
+    dataset: str = "patch_features",
     components: PcaColours | str | os.PathLike[str] | None = None,
-    threshold: float | None = None,
+    background: float | None = None,
     flip: bool = False,
     keep_background: bool = False,
 ) -> PcaPictures:
     """Patch tokens of several images as colours that mean the same in all of them.
 
     Args:
-        store: a file with patch tokens, or its path; register tokens are kept apart there and play no part here.
+        store: a file with patch tokens, or its path.
         paths: which images, as one or several paths or shell patterns; none means all.
-        limit: at most this many of them, evenly spread; None or 0 for no limit.
-        layer: the block whose tokens are used; None for the final output.
-        components: directions of an earlier call or the file of them, instead of fitting new ones: they settle what is foreground.
-        threshold: of the score along the first component, in standard deviations above its mean; None finds the gap by Otsu's method.
+        images: use at most this many of them, evenly spread; None or 0 for all.
+        dataset: the patch tokens, such as `layers/9/patch_features`.
+        components: directions of an earlier call, or the file of them, instead of new ones. They decide what is foreground.
+        background: patches are background up to this score along the first component, in standard deviations above its mean; None
+            finds the gap by Otsu's method.
         flip: take the other side of the first component for the foreground.
         keep_background: colour every patch.
 
     Raises:
         StoreError: no patch tokens, an unfinished file, or values that are not finite.
-        ConfigError: unknown paths, components of another model or layer, or components together with what they settle.
+        ConfigError: unknown paths, components of another model or dataset, or components together with what they decide.
     """
-    store = store if isinstance(store, Store) else open_store(store)  # stays open: its photographs are drawn later
-    store.require_complete()
-    name = "patch_features" if layer is None else f"layers/{layer}/patch_features"
-    rows, positions = store[name], choose_positions(store, [str(path) for path in as_list(paths)], limit)
-    preprocess = Preprocess.from_record(json.loads(str(store.attrs["preprocessing"])))
-    parts = [patches_of_picture(preprocess, size) for size in store.image_size.tolist()]
-    made_with = {"model": str(store.attrs.get("model", "")), "weights_sha256": str(store.attrs.get("weights_sha256", "")), "dataset": name}
-    if components is not None and (threshold is not None or flip or keep_background):
+    if components is not None and (background is not None or flip or keep_background):
         raise ConfigError(
-            "`--components` settles what is foreground: it takes no `--threshold`, `--flip` or `--keep-background`",
+            "`components` decide what is foreground, so `background`, `flip` and `keep_background` cannot be given too",
             hint="give them to the run that makes the components",
         )
+    store = store if isinstance(store, Store) else open_store(store)  # stays open, because its images are drawn later
+    store.require_complete()
+    rows, positions = store[dataset], choose_positions(store, [str(path) for path in as_list(paths)], images)
+    preprocess = preprocessing_of(store)
+    parts = [patches_of_image(preprocess, size) for size in store.image_size.tolist()]
+    made_with = {name: str(store.attrs.get(name, "")) for name in ("model", "weights_sha256")} | {"dataset": dataset}
     if components is None:
         components = fit_pca_colours(
-            _OfPictures(rows, parts), positions, threshold=threshold, flip=flip, keep_background=keep_background, made_with=made_with
+            _Unpadded(rows, parts), positions, background=background, flip=flip, keep_background=keep_background, made_with=made_with
         )
     else:
         components = components if isinstance(components, PcaColours) else PcaColours.load(components)
@@ -242,7 +241,7 @@ def pca(
     pictures, shares = [], []
     for position in positions:
         grid, part = rows[position], parts[position]
-        patches = _finite(grid[part], f"`{name}` of `{printable(all_paths[position])}`")
+        patches = _finite(grid[part], f"`{dataset}` of `{printable(all_paths[position])}`")
         picture = np.zeros((*grid.shape[:2], 3), np.uint8)
         picture[part] = components.rgb(patches)
         pictures.append(picture)
@@ -254,7 +253,7 @@ def fit_pca_colours(
     rows: PatchRows,
     positions: Sequence[int] | None = None,
     *,
-    threshold: float | None = None,
+    background: float | None = None,
     flip: bool = False,
     keep_background: bool = False,
     made_with: dict[str, str] | None = None,
@@ -264,13 +263,13 @@ def fit_pca_colours(
     Args:
         rows: (h, w, D) patch tokens of each image.
         positions: which rows; None for all.
-        threshold: as in `pca`.
+        background: as in `pca`.
         flip: as in `pca`.
         keep_background: as in `pca`.
-        made_with: noted in the result.
+        made_with: recorded in the result.
 
     Raises:
-        StoreError: values that are not finite, all patches alike, or fewer than 4 patches in the foreground.
+        StoreError: values that are not finite, patches that are all the same, or fewer than 4 patches in the foreground.
     """
     chosen = range(len(rows)) if positions is None else positions
 
@@ -287,7 +286,7 @@ def fit_pca_colours(
     direction_D = axes[0]
     sigma = float(np.sqrt(direction_D @ scatter @ direction_D / count))
     if not sigma > 1e-6 * max(1.0, float(np.linalg.norm(center_D))):
-        raise StoreError("all patch tokens are alike, so they have no principal components", hint="give more images, or other ones")
+        raise StoreError("all patch tokens are the same, so they have no principal components", hint="give more images, or other ones")
     first_share = values[0] / max(float(np.trace(within / count)), 1e-300)
     if keep_background:
         cut = -np.inf
@@ -295,7 +294,7 @@ def fit_pca_colours(
         sign, otsu = _foreground_side(images(), center_D, direction_D, sigma)
         if flip:
             sign = -sign
-        direction_D, cut = sign * direction_D, sign * otsu if threshold is None else threshold * sigma
+        direction_D, cut = sign * direction_D, sign * otsu if background is None else background * sigma
 
     def foreground() -> Iterator[NDArray[Any]]:
         return (flat[(flat - center_D) @ direction_D > cut] for flat in tokens())
@@ -310,7 +309,7 @@ def _colours(foreground: Callable[[], Iterator[NDArray[Any]]]) -> tuple[Floats, 
     num_patches, center_D, scatter = moments(foreground())
     if num_patches < 4:
         message = f"only {num_patches} patches are foreground, too few for three components"
-        raise StoreError(message, hint="`--keep-background` takes every patch")
+        raise StoreError(message, hint="`keep_background` takes every patch")
     values, colour_3D = principal_axes(scatter / num_patches, 3)
     sigma_3 = np.sqrt(values)
     counts = np.zeros((3, _NUM_BINS), np.int64)
@@ -360,9 +359,9 @@ def _edge(index: int, sigma: float) -> float:
     return float((index / _NUM_BINS * 2 - 1) * _RANGE_SIGMA * sigma)
 
 
-def _finite(patches: NDArray[Any], what: str) -> NDArray[Any]:
+def _finite(patches: NDArray[Any], name: str) -> NDArray[Any]:
     if not np.isfinite(patches).all():
-        raise StoreError(f"{what} hold values that are not finite", hint="embed again with `--store-dtype float32`, or leave the image out")
+        raise StoreError(f"{name} hold values that are not finite", hint="embed again with `--store-dtype float32`, or leave the image out")
     return patches
 
 
@@ -375,4 +374,4 @@ def _check_components(components: PcaColours, made_with: dict[str, str], width: 
     if len(components.center) != width:
         different.append(f"width {len(components.center)} instead of {width}")
     if different:
-        raise ConfigError(f"the components are of other tokens: {', '.join(different)}", hint="leave out `--components` to fit new ones")
+        raise ConfigError(f"the components are of other tokens: {', '.join(different)}", hint="leave out `components` to fit new ones")

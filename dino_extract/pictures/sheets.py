@@ -1,145 +1,196 @@
-"""Contact sheets: strips of small pictures with a title each, written to one file."""
+"""Contact sheets of results: the images that a search, a deduplication, an outlier search or a clustering has found.
+
+Each kind of result becomes strips of images (`strips`); `sheet` draws them into one file, or for clusters into a folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw
+import numpy as np
+from numpy.typing import NDArray
 
-from dino_extract.analysis.writing import writing
-from dino_extract.errors import DinoExtractError
-from dino_extract.images.containers import ImageRef
-from dino_extract.images.decode import open_upright
-from dino_extract.images.reading import read_image_bytes
+from dino_extract.analysis.dedup import DedupResult, DuplicateGroup, Leak
+from dino_extract.analysis.outliers import Outliers
+from dino_extract.analysis.search import SearchResult
+from dino_extract.analysis.vectors.kmeans import Clusters
+from dino_extract.analysis.vectors.stored import StoreSource, opened
+from dino_extract.errors import ConfigError
+from dino_extract.files import check_target, writing
 from dino_extract.names import printable
-from dino_extract.pictures.captions import draw_caption
-from dino_extract.pictures.stored import fit_within, source_picture
+from dino_extract.pictures.layout import check_picture_target
+from dino_extract.pictures.strips import COLUMNS, Strip, Tile, draw_strips, file_tile, stored_tile
 from dino_extract.store import Store
 
-TILE_PX = 128
-COLUMNS = 8
-_GAP_PX = 6
-_STRIP_GAP_PX = 24  # between strips that share a line
-_TITLE_PX = 25
-_LINE_PX = 14  # of a caption, which has two
-_CELL_W = TILE_PX + _GAP_PX
-_TEXT_PX = 2 * _LINE_PX + 2 * _GAP_PX  # below a picture, with white above and below
+SheetSource = SearchResult | Sequence[SearchResult] | DedupResult | Sequence[Leak] | Outliers | Clusters
+
+OVERVIEW = "clusters.png"
+_CLUSTER_SHEET = re.compile(r"cluster-(\d{4,})\.png")
+_MAX_STRIPS = 40  # of queries, groups or clusters on one sheet
+_MAX_GROUP = 16  # images of one group
+_MAX_OUTLIERS = 200
+_MAX_CLUSTER = 24  # most typical images of one cluster
+_MAX_COLUMNS = 11  # a query and ten images
 
 
-class Tile(NamedTuple):
-    """One small picture with two lines of text below it.
+@dataclass(frozen=True)
+class ContactSheet:
+    """A contact sheet that was drawn.
 
     Args:
-        picture: within a square of `TILE_PX`; None where the image cannot be had any more.
-        note: the first line, short.
-        name: the second line, of which the end is shown if it is too long.
-        is_framed: whether it stands out.
+        path: the file, or for clusters the folder; empty if the result has no images, so that no sheet was drawn.
+        text: what it shows.
+        lost: images that are no longer where they were embedded from. They are grey on the sheet.
     """
 
-    picture: Image.Image | None
-    note: str
-    name: str = ""
-    is_framed: bool = False
+    path: str
+    text: str
+    lost: list[str] = field(default_factory=list)
 
 
-class Strip(NamedTuple):
-    """Pictures that belong together."""
+def sheet(
+    result: SheetSource,
+    store: StoreSource,
+    path: str | os.PathLike[str],
+    *,
+    against: StoreSource | None = None,
+    images: int = 20,
+    overwrite: bool = False,
+) -> ContactSheet:
+    """Draw the images of a result as a contact sheet.
 
-    title: str
-    tiles: Sequence[Tile]
-
-
-def stored_tile(store: Store, path: str, note: str, *, is_framed: bool = False) -> Tile:
-    """The image behind a row, small; without a picture if it is no longer where it was embedded from."""
-    return _tile(lambda: source_picture(store, path, reduce_to=(TILE_PX, TILE_PX)), path, note, is_framed)
-
-
-def file_tile(path: str, note: str, *, is_framed: bool = False) -> Tile:
-    """An image file that is in no store, small; without a picture if it cannot be read."""
-    file = ImageRef(os.fsencode(path), os.fsencode(path))
-    return _tile(lambda: open_upright(read_image_bytes(file), reduce_to=(TILE_PX, TILE_PX))[0], path, note, is_framed)
-
-
-def _tile(read: Callable[[], Image.Image], path: str, note: str, is_framed: bool) -> Tile:
-    try:
-        picture = fit_within(read(), TILE_PX)
-    except DinoExtractError:  # the sheet shows what there is; the result it accompanies does not need the picture
-        picture = None
-    return Tile(picture, note, printable(path), is_framed)
-
-
-def draw_strips(strips: Iterable[Strip], path: str | os.PathLike[str], *, columns: int = COLUMNS) -> list[str]:
-    """Write strips in lines of at most `columns` pictures: a longer one takes several lines, short ones share a line.
-
-    Gives back the names of the tiles that have no picture.
+    Args:
+        result: what `search`, `dedup`, `leaks`, `outliers` or `cluster` gave back; of `cluster` one level.
+        store: the file that was searched.
+        path: the PNG or JPEG file; for clusters a folder, which gets a sheet of each cluster and one of all.
+        against: the other file of `leaks`.
+        images: how many outliers are drawn, 200 at most.
+        overwrite: replace an existing sheet.
 
     Raises:
-        ConfigError: the picture cannot be written.
+        StoreError: the store cannot be read.
+        ConfigError: a result of another kind, or the sheet exists or cannot be written.
     """
-    lines = _lines(strips, columns)
-    heights = [_row_heights(line, columns) for line in lines]
-    widths = [sum(_width(strip, columns) + _STRIP_GAP_PX for strip in line) - _STRIP_GAP_PX for line in lines]
-    size = (max(widths, default=0) + _GAP_PX, sum(_TITLE_PX + sum(rows) for rows in heights) + _GAP_PX)
-    sheet = Image.new("RGB", size, "white")
-    draw, top = ImageDraw.Draw(sheet), _GAP_PX
-    for line, rows in zip(lines, heights, strict=True):
-        left = _GAP_PX
-        for strip in line:
-            draw_caption(draw, (left, top + 3), strip.title, size_px=13, width_px=_width(strip, columns) - _GAP_PX)
-            for number, tile in enumerate(strip.tiles):
-                row, column = divmod(number, columns)
-                at = (left + column * _CELL_W, top + _TITLE_PX + sum(rows[:row]))
-                _draw_tile(sheet, draw, tile, at, rows[row] - _TEXT_PX)
-            left += _width(strip, columns) + _STRIP_GAP_PX
-        top += _TITLE_PX + sum(rows)
-    with writing(path, "contact sheet", also=ValueError):
-        sheet.save(path)
-    return [tile.name for line in lines for strip in line for tile in strip.tiles if tile.picture is None]
+    with opened(store) as found, contextlib.ExitStack() as stack:
+        if isinstance(result, Clusters):
+            return _draw_clusters(result, found, os.fspath(path), overwrite)
+        check_picture_target(path, "contact sheet", overwrite=overwrite)
+        content = _content_of(result, found, against, images, stack)
+        if not content.strips:
+            return ContactSheet("", content.text)
+        return ContactSheet(os.fspath(path), content.text, draw_strips(content.strips, path, columns=content.columns, overwrite=overwrite))
 
 
-def _lines(strips: Iterable[Strip], columns: int) -> list[list[Strip]]:
-    """Strips in their order, as many on a line as there is room for; two at least, as one picture leaves no room for a title."""
-    lines: list[list[Strip]] = []
-    room = 0
-    for strip in strips:
-        taken = max(len(strip.tiles), 2)
-        if taken > room:
-            lines.append([])
-            room = columns
-        lines[-1].append(strip)
-        room -= taken
-    return lines
+class _Content(NamedTuple):
+    strips: list[Strip]
+    text: str
+    columns: int = COLUMNS
 
 
-def _row_heights(line: Sequence[Strip], columns: int) -> list[int]:
-    """Of each row of pictures with its text: landscape photographs alone need less than the height of a tile."""
-    tallest: dict[int, int] = {}
-    for strip in line:
-        for number, tile in enumerate(strip.tiles):
-            row = number // columns
-            tallest[row] = max(tallest.get(row, 0), TILE_PX if tile.picture is None else tile.picture.height)
-    return [height + _TEXT_PX for height in tallest.values()]
+def _content_of(result: Any, store: Store, against: StoreSource | None, images: int, stack: contextlib.ExitStack) -> _Content:
+    """The strips of a result of any kind; other stores that they show are opened in `stack`."""
+    if isinstance(result, DedupResult):
+        return _duplicates(result, store)
+    if isinstance(result, Outliers):
+        return _outliers(result, store, images)
+    results: list[Any] = [result] if isinstance(result, SearchResult) else list(result)
+    if results and all(isinstance(each, SearchResult) for each in results):
+        return _queries(results, store, lambda source: stack.enter_context(opened(source)))
+    if against is not None and all(isinstance(each, Leak) for each in results):
+        return _leaks(results, store, stack.enter_context(opened(against)))
+    raise ConfigError("a contact sheet shows results of `search`, `dedup`, `leaks`, `outliers` or `cluster`")
 
 
-def _width(strip: Strip, columns: int) -> int:
-    return max(min(len(strip.tiles), columns), 2) * _CELL_W
+def in_order(group: DuplicateGroup) -> list[tuple[str, float | None]]:
+    """The images of a group: each kept one before its duplicates, which have their similarity to it."""
+    return [image for kept in group.kept for image in [(kept.path, None), *zip(kept.drop, kept.similarity, strict=True)]]
 
 
-def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, at: tuple[int, int], height_px: int) -> None:
-    """The picture in the middle of its place, whose top left corner is given, and the text below it."""
-    left, top = at
-    picture, middle = tile.picture, left + TILE_PX // 2
-    if picture is None:
-        picture = Image.new("RGB", (TILE_PX, TILE_PX), "lightgrey")
-        draw_caption(
-            ImageDraw.Draw(picture), (TILE_PX / 2, TILE_PX / 2 - 7), "image not found", size_px=11, width_px=TILE_PX, is_centred=True
-        )
-    x, y = middle - picture.width // 2, top + (height_px - picture.height) // 2
-    if tile.is_framed:
-        draw.rectangle((x - 3, y - 3, x + picture.width + 2, y + picture.height + 2), outline="black", width=2)
-    sheet.paste(picture, (x, y))
-    for number, text in enumerate((tile.note, tile.name)):
-        place = (middle, top + height_px + _GAP_PX / 2 + number * _LINE_PX)
-        draw_caption(draw, place, text, size_px=11, width_px=TILE_PX, is_centred=True)
+def by_similarity(level: Clusters, number: int) -> NDArray[np.int64]:
+    """(m,) rows of a cluster, the most typical first."""
+    rows = np.flatnonzero(level.codes == number)
+    order: NDArray[np.int64] = rows[np.argsort(-level.similarity[rows], kind="stable")]
+    return order
+
+
+def _queries(results: list[SearchResult], store: Store, open_source: Callable[[str], Store]) -> _Content:
+    shown, stores, strips = results[:_MAX_STRIPS], {store.path: store}, []
+    for result in shown:
+        if result.source and result.source not in stores:
+            stores[result.source] = open_source(result.source)
+        home = stores.get(result.source)
+        tile = file_tile(result.query, "query") if home is None else stored_tile(home, result.query, "query")
+        tiles = [tile._replace(is_framed=True), *(stored_tile(store, hit.path, f"{hit.similarity:.4f}") for hit in result.hits)]
+        strips.append(Strip(printable(result.query), tiles))
+    first = "the first " if len(shown) < len(results) else ""
+    columns = min(max(len(strip.tiles) for strip in strips), _MAX_COLUMNS)
+    return _Content(strips, f"{first}{_count(len(shown), 'query', 'queries')}", columns)
+
+
+def _duplicates(result: DedupResult, store: Store) -> _Content:
+    strips = []
+    for number, group in enumerate(result.groups[:_MAX_STRIPS], 1):
+        tiles = [
+            stored_tile(store, path, "keep" if similarity is None else f"drop {similarity:.4f}", is_framed=similarity is None)
+            for path, similarity in in_order(group)[:_MAX_GROUP]
+        ]
+        shown = f", the first {_MAX_GROUP} shown" if len(group) > _MAX_GROUP else ""
+        strips.append(Strip(f"group {number}: {len(group):,} images, {len(group.kept):,} kept{shown}", tiles))
+    return _Content(strips, _count(len(strips), "group", "groups") if strips else "there are no groups")
+
+
+def _leaks(leaks: list[Leak], store: Store, other: Store) -> _Content:
+    strips = [
+        Strip(f"in both: {leak.similarity:.4f}", [stored_tile(store, leak.path, "here"), stored_tile(other, leak.other, "there")])
+        for leak in leaks[:_MAX_STRIPS]
+    ]
+    return _Content(strips, _count(len(strips), "shared image", "shared images") if strips else "no image is shared")
+
+
+def _outliers(result: Outliers, store: Store, images: int) -> _Content:
+    tiles = [stored_tile(store, line.path, f"{line.isolation:.3f}") for line in result.first(min(images, _MAX_OUTLIERS))]
+    title = f"{len(tiles):,} of {len(result):,} images, the most isolated first"
+    return _Content([Strip(title, tiles)], title)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _draw_clusters(level: Clusters, store: Store, folder: str, overwrite: bool) -> ContactSheet:
+    """Draw a sheet for each cluster, with its most and its least typical images, and one of all clusters."""
+    check_target(os.path.join(folder, OVERVIEW), "contact sheet", overwrite=overwrite)
+    with writing(folder, "folder"):
+        os.makedirs(folder, exist_ok=True)
+    paths = store.paths
+
+    def tiles(rows: NDArray[np.int64]) -> list[Tile]:
+        return [stored_tile(store, paths[row], f"{level.similarity[row]:.3f}") for row in rows.tolist()]
+
+    overview, lost = [], list[str]()
+    for number in range(len(level.centres)):
+        rows = by_similarity(level, number)
+        middle, edge = tiles(rows[:_MAX_CLUSTER]), tiles(rows[_MAX_CLUSTER:][-COLUMNS:])
+        strips = [Strip(f"cluster {number}: {len(rows):,} images, most typical first", middle)]
+        if edge:
+            strips.append(Strip("least typical", edge))
+        lost += draw_strips(strips, os.path.join(folder, f"cluster-{number:04}.png"), overwrite=True)
+        if number < _MAX_STRIPS:
+            overview.append(Strip(f"cluster {number}: {len(rows):,} images", middle[:COLUMNS]))
+    draw_strips(overview, os.path.join(folder, OVERVIEW), overwrite=True)
+    _remove_old_sheets(folder, len(level.centres))
+    return ContactSheet(folder, f"each of {len(level.centres):,} clusters, and `{OVERVIEW}` of all", lost)
+
+
+def _remove_old_sheets(folder: str, clusters: int) -> None:
+    """Remove sheets of an earlier run with more clusters, which would be taken for sheets of this run."""
+    with writing(folder, "folder"):
+        for name in os.listdir(folder):
+            found = _CLUSTER_SHEET.fullmatch(name)
+            if found and int(found[1]) >= clusters:
+                os.unlink(os.path.join(folder, name))

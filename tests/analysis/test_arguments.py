@@ -26,7 +26,7 @@ from tests.analysis.stores import blobs, keys_of, write_store
         (lambda path: dx.search(path, path, index="faiss"), "`index` must be `auto`, `exact`, `hnsw` or `ivfpq`, got `faiss`"),
         (lambda path: dx.curate(path, 2, like=path, by="samples"), "`by` must be `sample` or `cluster`, got `samples`"),
         (lambda path: dx.curate(path, 2, by="cluster"), "`by` needs `like`"),
-        (lambda path: dx.report(path, map_method="t-sne"), "`map_method` must be `auto`, `pca`, `tsne` or `umap`, got `t-sne`"),
+        (lambda path: dx.report(path, projection="t-sne"), "`projection` must be `auto`, `pca`, `tsne` or `umap`, got `t-sne`"),
         (lambda path: dx.export(path, format="csv", dtype="float64"), "`dtype` must be `float32` or `float16`, got `float64`"),
     ],
 )

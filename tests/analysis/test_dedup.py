@@ -14,7 +14,7 @@ from dino_extract.analysis.dedup import LADDER, DisjointSet, RowGroup, calibrate
 from dino_extract.analysis.vectors import near_pairs, representatives
 from dino_extract.analysis.vectors.stored import Vectors
 from dino_extract.errors import ConfigError, StoreError
-from dino_extract.pictures.altered import ALTERATIONS
+from dino_extract.pictures.calibration import ALTERATIONS
 from dino_extract.pictures.report.geometry import neighbourhood
 from tests.analysis.stores import write_store
 
@@ -61,7 +61,7 @@ def test_equal_vectors_are_found_at_a_threshold_of_one(exact: bool, small_bucket
     groups, ladder = group_rows(np.repeat(once, 2, axis=0), 1.0, exact=exact)
     shared = leaks(one, other, threshold=1.0, exact=exact)
     unit = once.repeat(2, axis=0) / np.linalg.norm(once, axis=1).repeat(2)[:, None]
-    near = neighbourhood(unit, num_neighbours=3, threshold=1.0, num_clusters=2)
+    near = neighbourhood(unit, neighbours=3, threshold=1.0, clusters=2)
 
     assert [group.rows.tolist() for group in groups] == [[row, row + 1] for row in range(0, 600, 2)]
     assert (ladder[0].groups, ladder[0].dropped) == (300, 300)

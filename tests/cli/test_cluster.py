@@ -12,7 +12,7 @@ from PIL import Image
 
 from dino_extract.cli.cluster import cluster, curate
 from dino_extract.errors import ConfigError
-from dino_extract.pictures.sheets import TILE_PX
+from dino_extract.pictures.strips import TILE_PX
 from tests.analysis.stores import blobs, keys_of, write_store
 from tests.cli.analysis_app import run_command
 

@@ -17,7 +17,7 @@ from dino_extract.backbone import Backbone, BackboneConfig, DinoVisionTransforme
 from dino_extract.cli.attention import attention as attention_command
 from dino_extract.errors import ConfigError, ExitCode, SourceError
 from dino_extract.pictures.attention import AttentionMaps, attention_maps, cls_attention, heat
-from dino_extract.pictures.sight import SeenImage, see
+from dino_extract.pictures.model_input import InputImage, input_image
 from tests.pictures.picture_store import write_photo
 
 CONFIG = BackboneConfig(embed_dim=48, depth=3, num_heads=4, image_size=56, layer_scale_init=1.0)
@@ -78,7 +78,7 @@ def test_attention_equals_the_equation_written_naively() -> None:
 def test_maps_show_patches_only(tmp_path: Path, has_registers: bool, first_patch: int) -> None:
     """CLS and register tokens are left out of the maps, and together with their share each head sums to one."""
     model = backbone(has_registers=has_registers)
-    image = see(photo(tmp_path), model, size=56)
+    image = input_image(photo(tmp_path), model, size=56)
 
     maps = attention_maps(model, image)
 
@@ -93,7 +93,7 @@ def test_an_image_is_seen_whole_and_normalised(tmp_path: Path) -> None:
     """A 90 x 60 picture becomes 84 x 56 pixels, whose values are those of the picture less the mean over the deviation."""
     model = backbone()
 
-    image = see(photo(tmp_path), model, size=56)
+    image = input_image(photo(tmp_path), model, size=56)
 
     pixels = image.pixels(model)
     assert image.picture.size == (84, 56)
@@ -112,7 +112,7 @@ def test_heat_goes_from_dark_to_pale() -> None:
 
 def test_a_picture_has_the_image_the_mean_and_every_head(tmp_path: Path) -> None:
     """Six tiles for four heads."""
-    image = SeenImage("a.jpg", Image.new("RGB", (84, 56), (0, 255, 0)))
+    image = InputImage("a.jpg", Image.new("RGB", (84, 56), (0, 255, 0)))
     maps = AttentionMaps(image, np.full((4, 4, 6), 1 / 24, np.float32), np.zeros(4, np.float32), 2)
 
     sheet = np.asarray(maps.picture())
@@ -126,7 +126,7 @@ def test_a_block_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
     model = backbone()
 
     with pytest.raises(ConfigError, match=r"`--layer 3` is outside this model's blocks 0\.\.2"):
-        attention_maps(model, see(photo(tmp_path), model, size=56), layer=3)
+        attention_maps(model, input_image(photo(tmp_path), model, size=56), layer=3)
 
 
 def test_a_model_of_another_library_is_refused(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_model_of_another_library_is_refused(tmp_path: Path) -> None:
         intermediate_layers = forward
 
     with pytest.raises(ConfigError, match="need a DINOv2 model"):
-        attention_maps(Foreign(), SeenImage("a.jpg", Image.new("RGB", (28, 28))))
+        attention_maps(Foreign(), InputImage("a.jpg", Image.new("RGB", (28, 28))))
 
 
 def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("not an image")
 
     with pytest.raises(SourceError, match=r"a\.jpg` cannot be used: decode: not an image in a known format"):
-        see(tmp_path / "a.jpg", backbone(), size=56)
+        input_image(tmp_path / "a.jpg", backbone(), size=56)
 
 
 def test_the_command_writes_one_picture_for_each_image(tmp_path: Path) -> None:

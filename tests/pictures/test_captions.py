@@ -1,65 +1,48 @@
-"""Captions are readable, whatever the script and whatever fonts there are."""
+"""Captions are readable, whatever their script and length."""
 
 from __future__ import annotations
-
-import itertools
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from dino_extract.pictures import captions
-from dino_extract.pictures.captions import draw_caption, system_font
-
-
-@pytest.fixture(autouse=True)
-def fonts_looked_up_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What one test finds is not what the next one would."""
-    monkeypatch.setattr(captions, "_found", [])
-    system_font.cache_clear()
-    yield
-    system_font.cache_clear()
+from dino_extract.pictures.captions import draw_caption, shortened
 
 
 def drawn(text: str, width_px: int = 400) -> np.ndarray:
     """(40, width) bool, where there is ink."""
-    picture = Image.new("L", (width_px, 40), 255)
-    draw_caption(ImageDraw.Draw(picture), (0, 5), text, size_px=20, width_px=width_px)
-    return np.asarray(picture) < 128
+    sheet = Image.new("L", (width_px, 40), 255)
+    draw_caption(ImageDraw.Draw(sheet), (0, 5), text, size_px=20, width_px=width_px)
+    return np.asarray(sheet) < 128
 
 
-def test_letters_of_other_scripts_are_drawn_and_are_no_boxes() -> None:
-    """Where the machine has a font for them, different letters look different, as the box for a missing one never does."""
-    if shutil.which("fc-match") is None or system_font("\u0416") is None:
-        pytest.skip("no fontconfig, or no Cyrillic font")
-
-    pictures = [drawn(letter * 3) for letter in "\u0416\u0424\u042e"]
-
-    assert all(picture.any() for picture in pictures)
-    assert not any((one == other).all() for one, other in itertools.pairwise(pictures))
-
-
-def test_english_letters_beside_others_look_as_ever() -> None:
-    """Fonts for Chinese often lack the Latin alphabet, so each letter is of a font that has it."""
-    if shutil.which("fc-match") is None or system_font("\u0416") is None:
-        pytest.skip("no fontconfig, or no Cyrillic font")
-
-    assert (drawn("abc \u0416")[:, :28] == drawn("abc i")[:, :28]).all()
-
-
-def test_without_a_font_letters_lose_their_accents_or_become_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without fontconfig a name is the picture of its plain letters, and of the numbers of those that have none."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-
+def test_letters_that_the_font_lacks_lose_their_accents_or_become_numbers() -> None:
+    """A name in any script is drawn as its plain letters and as the numbers of the other ones."""
     assert (drawn("M\u00fcnchen \u65e5.jpg") == drawn("Munchen \\u65e5.jpg")).all()
 
 
-def test_the_end_of_a_long_text_is_shown() -> None:
-    """Of a path that is too long, its end stays, and stays within the width."""
-    picture = drawn("folder/" * 50 + "a.jpg", 300)
+def test_a_long_caption_stays_within_its_width() -> None:
+    """The end of a long path is drawn and nothing is drawn outside the width."""
+    sheet = Image.new("L", (600, 40), 255)
 
-    assert picture[:, 200:].any()
-    assert (picture == drawn("folder/" * 60 + "a.jpg", 300)).all()
+    draw_caption(ImageDraw.Draw(sheet), (0, 5), "folder/" * 50 + "photograph" * 9 + ".jpg", size_px=20, width_px=300)
+
+    ink = np.asarray(sheet) < 128
+    assert ink[:, 250:301].any()
+    assert not ink[:, 301:].any()
+
+
+@pytest.mark.parametrize(
+    ("text", "chars", "expected"),
+    [
+        ("samoyed/1.jpg", 17, "samoyed/1.jpg"),
+        ("dogs/train/samoyed/1.jpg", 17, "samoyed/1.jpg"),
+        ("train/samoyed/n02111889_12_val_00034430.JPEG", 17, "samoyed/...034430"),
+        ("old_english_sheepdog/n02105641_00009876.JPEG", 20, "old_english...009876"),
+        ("n02111889_12_val_00034430.JPEG", 17, "n021118...30.JPEG"),
+    ],
+)
+def test_a_long_path_keeps_the_folder_of_the_image(text: str, chars: int, expected: str) -> None:
+    """The class stays readable, and the middle of the name makes room for it."""
+    assert len(shortened(text, lambda line: len(line) <= chars)) <= chars
+    assert shortened(text, lambda line: len(line) <= chars) == expected

@@ -85,9 +85,10 @@ def test_drawn_matches_keep_their_distance_in_both_images() -> None:
 
 def test_lines_join_the_middles_of_the_patches() -> None:
     """A match of the top left with the bottom right patch is drawn from and to their middles."""
-    matches = Matches(np.array([[0, 0]]), np.array([[1, 1]]), np.ones(1, np.float32), (2, 2), (2, 2))
+    black = Image.new("RGB", (28, 28))
+    matches = Matches(np.array([[0, 0]]), np.array([[1, 1]]), np.ones(1, np.float32), (2, 2), (2, 2), (black, black))
 
-    sheet = np.asarray(matches.picture(Image.new("RGB", (28, 28)), Image.new("RGB", (28, 28))))
+    sheet = np.asarray(matches.picture())
 
     assert sheet.shape == (28, 28 + 24 + 28, 3)
     assert sheet[7, 7].max() == 255
@@ -112,7 +113,7 @@ def test_images_of_one_patch_have_no_foreground_but_a_match() -> None:
 
     with pytest.raises(StoreError, match="too few for three components") as caught:
         match_patches(one, other)
-    assert "`--keep-background`" in str(caught.value.hint)
+    assert "`keep_background`" in str(caught.value.hint)
     assert len(match_patches(one, other, foreground_only=False, min_similarity=-1)) == 1
 
 

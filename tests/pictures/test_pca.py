@@ -18,7 +18,7 @@ from dino_extract.errors import ConfigError, StoreError
 from dino_extract.images.preprocess import Preprocess
 from dino_extract.names import file_stem
 from dino_extract.pictures.pca import PcaColours, fit_pca_colours, pca
-from dino_extract.pictures.stored import contact_sheet
+from dino_extract.pictures.layout import image_grid
 from dino_extract.store import Store
 from tests.pictures.picture_store import disc, make_store, patch_field
 
@@ -111,9 +111,9 @@ def test_components_may_be_given_by_their_file(store: Store, tmp_path: Path) -> 
 
 def test_no_limit_is_none_or_zero(store: Store) -> None:
     """As on the command line; a limit below zero is refused."""
-    assert len(pca(store, limit=0).paths) == len(pca(store, limit=None).paths) == 5
+    assert len(pca(store, images=0).paths) == len(pca(store, images=None).paths) == 5
     with pytest.raises(ConfigError, match="`limit` must be a whole number of at least 1, got `-1`"):
-        pca(store, limit=-1)
+        pca(store, images=-1)
 
 
 def test_a_threshold_is_in_standard_deviations_above_the_mean() -> None:
@@ -157,7 +157,7 @@ def test_images_of_different_grids_are_coloured_together(tmp_path: Path) -> None
 
 def test_patterns_and_limit_choose_images_evenly(store: Store) -> None:
     """`dogs/*` with a limit of 2 takes the first and the last dog."""
-    result = pca(store, "dogs/*", limit=2)
+    result = pca(store, "dogs/*", images=2)
 
     assert result.paths == ["dogs/c.jpg", "dogs/e.jpg"]
 
@@ -209,7 +209,7 @@ def test_colours_alone_are_drawn_where_the_photograph_has_gone(tmp_path: Path) -
 
 def test_everything_is_saved_in_one_folder(store: Store, tmp_path: Path) -> None:
     """Grid, one PNG for each image and the components are written, and nothing outside the folder."""
-    written = pca(store, limit=2).save(tmp_path / "out")
+    written = pca(store, images=2).save(tmp_path / "out")
 
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["0_cats__a.jpg.png", "1_dogs__e.jpg.png", "components.safetensors", "grid.png"]
@@ -236,7 +236,7 @@ def test_a_sheet_holds_every_picture_and_its_caption() -> None:
     """Seven squares lie in rows of three, with room for captions."""
     squares = [Image.new("RGB", (30, 30), "red")] * 7
 
-    sheet = contact_sheet(squares, [f"image {number}" for number in range(7)])
+    sheet = image_grid(squares, [f"image {number}" for number in range(7)])
 
     assert np.asarray(sheet.convert("RGB")).shape == (3 * (30 + 18 + 6) - 6 + 12, 3 * 36 - 6 + 12, 3)
     assert (np.asarray(sheet) == (255, 0, 0)).all(axis=-1).sum() == 7 * 900

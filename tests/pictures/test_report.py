@@ -52,7 +52,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     with sample(folder, broken=["a/003.jpg"]) as store:
         labels = {path: "<i>first" if row < 9 else "last" for row, path in enumerate(store.paths)}
-        return Path(report(store, labels=labels, map_method="pca").path)
+        return Path(report(store, labels=labels, projection="pca").path)
 
 
 def data_of(page: Path) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def test_images_that_are_all_the_same_have_a_page(method: Any, tmp_path: Path) -
     """Without any difference there is no map of neighbours, and the page has the PCA map alone."""
     features = np.tile(np.arange(16, dtype=np.float32), (8, 1))
     with make_store(tmp_path, [f"{i}.jpg" for i in range(8)], features=features, with_photos=False) as store:
-        page = Path(report(store, map_method=method).path)
+        page = Path(report(store, projection=method).path)
 
     assert list(data_of(page)["maps"]) == ["PCA"]
 
@@ -89,7 +89,7 @@ def test_an_image_that_has_gone_has_no_thumbnail(tmp_path: Path) -> None:
     with sample(tmp_path) as store:
         (tmp_path / "photos" / "a" / "000.jpg").unlink()
 
-        result = report(store, map_method="pca")
+        result = report(store, projection="pca")
 
     assert "1 of these images can no longer be read" in Path(result.path).read_text()
 
@@ -141,7 +141,7 @@ def test_a_limit_takes_images_evenly_and_says_so(tmp_path: Path) -> None:
     with sample(tmp_path) as store:
         with pytest.raises(ConfigError, match="`--threshold` is a cosine above 0 and up to 1, got 2"):
             report(store, threshold=2)
-        result = report(store, max_images=10, map_method="pca")
+        result = report(store, images=10, projection="pca")
 
     text = Path(result.path).read_text()
     assert (result.images, result.shown) == (40, 10)
@@ -153,7 +153,7 @@ def test_labels_go_by_the_images_that_are_shown(tmp_path: Path) -> None:
     """Of ten images out of forty each has the label that was given for its path, and those without one are said to have none."""
     with sample(tmp_path) as store:
         label_of = {path: f"odd <b>{len(path) % 2}" for path in store.paths[:-1]}
-        result = report(store, labels=label_of, max_images=10, map_method="pca")
+        result = report(store, labels=label_of, images=10, projection="pca")
 
     data = data_of(Path(result.path))
     numbers = np.frombuffer(base64.b64decode(data["label"]), "<i4")

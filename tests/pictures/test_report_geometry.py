@@ -114,7 +114,7 @@ def test_duplicates_are_the_connected_groups_of_similar_images() -> None:
     angles = np.array([0, 10, 20, 90, 180, 185]) * np.pi / 180
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
-    near = neighbourhood(vectors, num_neighbours=3, threshold=0.98, num_clusters=2)
+    near = neighbourhood(vectors, neighbours=3, threshold=0.98, clusters=2)
 
     assert near.duplicates == [[0, 1, 2], [4, 5]]
 
@@ -124,6 +124,6 @@ def test_the_lonely_image_is_the_most_isolated() -> None:
     vectors = np.concatenate([unit_vectors(20) * 0.2 + 1, -np.ones((1, 16))]).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    near = neighbourhood(vectors, num_neighbours=5, threshold=0.99, num_clusters=2)
+    near = neighbourhood(vectors, neighbours=5, threshold=0.99, clusters=2)
 
     assert near.isolation.argmax() == 20

@@ -1,9 +1,12 @@
-"""One self-contained HTML page about a store: what is in it, how it was made, and the images themselves, to look at offline."""
+"""One self-contained HTML page about a store: its contents, how it was made, and its images.
+
+`survey` and `neighbourhood` (`geometry`) compute the figures, `thumbnails` draws the images, `facts` reads the attributes of the file,
+and `page` writes the HTML.
+"""
 
 from __future__ import annotations
 
 import os
-import posixpath
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from dino_extract.analysis.dedup import THRESHOLD, require_threshold
-from dino_extract.analysis.vectors.labels import LabelSource, labels_of
+from dino_extract.analysis.vectors.labels import LabelSource, folder_labels, labels_of
 from dino_extract.analysis.vectors.stored import StoreSource, opened, stored_vectors, unit
-from dino_extract.analysis.writing import replacing, require_place
 from dino_extract.errors import ConfigError
+from dino_extract.files import check_target, replace_atomically
 from dino_extract.names import printable
-from dino_extract.options import checked
+from dino_extract.options import Limits, checked
 from dino_extract.pictures.report.facts import MAX_FAILURES_SHOWN, failures, how_it_was_made, what_is_in_it
-from dino_extract.pictures.report.geometry import MapMethod, Neighbourhood, Survey, maps_of, neighbourhood, survey
+from dino_extract.pictures.report.geometry import Neighbourhood, Projection, Survey, maps_of, neighbourhood, survey
 from dino_extract.pictures.report.page import (
     base64_array,
     curve_svg,
@@ -33,7 +36,7 @@ from dino_extract.pictures.report.page import (
     section,
 )
 from dino_extract.pictures.report.thumbnails import Thumbnails, thumbnails_of
-from dino_extract.pictures.stored import choose_positions
+from dino_extract.pictures.source_images import choose_positions
 from dino_extract.store import Store
 
 __all__ = ["MAX_IMAGES", "ReportResult", "report"]
@@ -45,7 +48,7 @@ _CLUSTER_SHOWN = 14  # most typical images of each cluster
 
 @dataclass(frozen=True)
 class ReportResult:
-    """What was written and the figures on it.
+    """The page that was written and the figures on it.
 
     Args:
         path: the HTML file.
@@ -55,7 +58,7 @@ class ReportResult:
         effective_rank: see `Survey`.
         duplicate_groups: groups of near-duplicates among those shown.
         nbytes: size of the page.
-        lost: images shown that are no longer where they were embedded from, and so without a picture.
+        lost: images shown that are no longer where they were embedded from, and so have no thumbnail.
     """
 
     path: str
@@ -73,80 +76,92 @@ def report(
     output: str | os.PathLike[str] | None = None,
     *,
     labels: LabelSource = None,
+    label_depth: int = 1,
     dataset: str = "features",
-    max_images: int = MAX_IMAGES,
-    map_method: MapMethod = "auto",
-    num_clusters: int = 0,
+    images: int = MAX_IMAGES,
+    projection: Projection = "auto",
+    clusters: int = 0,
     threshold: float = THRESHOLD,
+    overwrite: bool = False,
+    log: Callable[[str], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ReportResult:
-    """Write a page that works offline: file facts, failures, figures, and a map of the images to hover and click.
+    """Write a page that works offline: facts about the file, failures, figures, and a map of the images to hover and click.
 
     Args:
         store: a finished file, or its path.
         output: the page; by default beside the store with `.html`.
         labels: a file or a list, see `labels_of`, by which the map is coloured; None for the folders alone.
-        dataset: one vector per image.
-        max_images: at most this many on the map, evenly spread over the file; figures are always of all.
-        map_method: how vectors become places; `auto` takes what is installed and fast enough.
-        num_clusters: 0 takes about the square root of half the number of images.
-        threshold: cosine from which on two images count as duplicates.
-        on_progress: called with thumbnails done and in all.
+        label_depth: which folder above an image colours the map: 1 is the folder it is in.
+        dataset: one vector for each image.
+        images: at most this many on the map, evenly spread over the file. The figures are always of all images.
+        projection: how the map is computed; `auto` takes what is installed and fast enough.
+        clusters: number of clusters; 0 takes about the square root of half the number of images.
+        threshold: cosine from which two images count as duplicates.
+        overwrite: replace an existing page.
+        log: called with a line when a stage begins.
+        on_progress: called with the number of thumbnails done and of all.
 
     Raises:
         StoreError: an unfinished or empty file, or values that are not finite.
         SourceError: the labels cannot be read.
-        ConfigError: a threshold that is no cosine above 0, a library is missing, or the page cannot be written.
+        ConfigError: a threshold that is not a cosine above 0, a missing library, or the page exists or cannot be written.
     """
-    checked("map_method", MapMethod, map_method)
+    log = log or (lambda line: None)
+    checked("projection", Projection, projection)
     require_threshold(threshold)
-    if max_images < 2:
-        raise ConfigError(f"a map needs at least 2 images, got `--max-images {max_images}`")
+    checked("images", int, images, Limits(least=2))
     with opened(store) as file:
         path = os.fspath(output) if output is not None else os.path.splitext(file.path)[0] + ".html"
-        require_place(path, "page")
+        check_target(path, "page", overwrite=overwrite)
         vectors = stored_vectors(file, dataset)
         names = None if labels is None else labels_of(file, labels)
-        figures_of_all = survey(vectors)
-        positions = choose_positions(file, limit=max_images)
+        positions = choose_positions(file, images=images)
         if len(positions) < 2:
             raise ConfigError(f"`{file.path}` holds one embedded image, a map needs at least 2")
+        log(f"figures and neighbours of {len(vectors):,} images ...")
+        figures_of_all = survey(vectors)
         unit_nD = unit(vectors[np.array(positions)]).numpy()
-        near = neighbourhood(unit_nD, num_neighbours=NUM_NEIGHBOURS, threshold=threshold, num_clusters=num_clusters)
-        maps = maps_of(unit_nD, map_method)
+        near = neighbourhood(unit_nD, neighbours=NUM_NEIGHBOURS, threshold=threshold, clusters=clusters)
+        maps = maps_of(unit_nD, projection, log)
         all_paths = file.paths
         paths = [all_paths[position] for position in positions]
+        log(f"thumbnails of {len(paths):,} images ...")
         thumbnails = thumbnails_of(file, paths, on_progress)
+        data = {
+            **_image_data(paths, near, thumbnails),
+            **_folder_data(paths, label_depth),
+            **(_label_data([names[position] for position in positions]) if names is not None else {}),
+            "maps": {name: base64_array(points, "f4") for name, points in maps.items()},
+            "norms": base64_array(figures_of_all.norms[positions], "f4"),
+        }
         page = fill_page(
             title=printable(os.path.basename(file.path)),
             summary=f"{len(file):,} images embedded with {file.attrs.get('model', 'an unknown model')}",
             notes=_notes(file, positions, thumbnails),
             sections=_sections(file, figures_of_all, near, threshold),
-            data={
-                **_image_data(paths, near, thumbnails),
-                **(_label_data([names[position] for position in positions]) if names is not None else {}),
-                "maps": {name: base64_array(points, "f4") for name, points in maps.items()},
-                "norms": base64_array(figures_of_all.norms[positions], "f4"),
-            },
+            data=data,
         )
-        with replacing(path, "page") as partial, open(partial, "w", encoding="utf-8", newline="\n") as text:
+        with replace_atomically(path, "page", overwrite=overwrite) as partial, open(partial, "w", encoding="utf-8", newline="\n") as text:
             text.write(page)
-        failed = len(file.all_paths) - len(file)
-        rank, groups = figures_of_all.effective_rank, len(near.duplicates)
-        lost = int((thumbnails.size[:, 0] == 0).sum())
-        return ReportResult(path, len(file), len(positions), failed, rank, groups, len(page.encode()), lost)
+        return ReportResult(
+            path=path,
+            images=len(file),
+            shown=len(positions),
+            failed=len(file.all_paths) - len(file),
+            effective_rank=figures_of_all.effective_rank,
+            duplicate_groups=len(near.duplicates),
+            nbytes=len(page.encode()),
+            lost=int((thumbnails.size[:, 0] == 0).sum()),
+        )
 
 
 def _image_data(paths: Sequence[str], near: Neighbourhood, thumbnails: Thumbnails) -> dict[str, Any]:
-    """What the script of the page knows of each image."""
-    names = [printable(path) for path in paths]
-    folders, in_folder = _commonest_first(_short_folders(names))
+    """The data of each image that the script of the page reads."""
     num_clusters = int(near.cluster.max()) + 1
     typical = [np.flatnonzero(near.cluster == each) for each in range(num_clusters)]
     return {
-        "names": names,
-        "folders": folders,
-        "folder": in_folder,
+        "names": [printable(path) for path in paths],
         "neighbours": base64_array(near.index, "i4"),
         "similarity": base64_array(near.similarity, "f4"),
         "isolation": base64_array(near.isolation, "f4"),
@@ -161,23 +176,21 @@ def _image_data(paths: Sequence[str], near: Neighbourhood, thumbnails: Thumbnail
     }
 
 
+def _folder_data(paths: Sequence[str], label_depth: int) -> dict[str, Any]:
+    names, numbers = _commonest_first([printable(folder) or "(top)" for folder in folder_labels(paths, label_depth)])
+    return {"folders": names, "folder": numbers}
+
+
 def _label_data(labels: Sequence[str]) -> dict[str, Any]:
     names, numbers = _commonest_first([printable(label) or "(no label)" for label in labels])
     return {"labels": names, "label": numbers}
 
 
 def _commonest_first(kinds: Sequence[str]) -> tuple[list[str], str]:
-    """The different kinds, the commonest first, and as base64 for each image the number of its kind."""
+    """The different kinds, the commonest first; and the number of the kind of each image, as base64."""
     names = [name for name, _ in Counter(kinds).most_common()]
     number_of = {name: number for number, name in enumerate(names)}
     return names, base64_array(np.array([number_of[kind] for kind in kinds]), "i4")
-
-
-def _short_folders(names: Sequence[str]) -> list[str]:
-    """The folder of each name, without the folders that all share."""
-    folders = [posixpath.dirname(name) for name in names]
-    shared = posixpath.commonpath(folders) if all(folders) and len({name.startswith("/") for name in names}) == 1 else ""
-    return [posixpath.relpath(folder, shared) if shared else folder or "(top)" for folder in folders]
 
 
 def _base64(content: bytes) -> str:
@@ -207,7 +220,7 @@ def _sections(store: Store, figures_of_all: Survey, near: Neighbourhood, thresho
         _spectrum_section(figures_of_all),
         section(
             "Outliers",
-            paragraph("The images least like any other, with their mean cosine similarity to the five most similar ones."),
+            paragraph("The most isolated images, with their mean cosine similarity to the five most similar ones."),
             gallery("outliers"),
             is_wide=True,
         ),

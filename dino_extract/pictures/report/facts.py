@@ -1,4 +1,4 @@
-"""What a store says about itself, for people: how it was made, what is in it, and what failed."""
+"""Facts about a store for people: how it was made, what is in it, and which images failed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dino_extract.store import RaggedRows, Store
 
 MAX_FAILURES_SHOWN = 1000  # more would make the page slow and help nobody
 
-# attribute -> what it is called on the page
+# attribute -> its name on the page
 _LABELS = {
     "model": "Model",
     "weights": "Weights",
@@ -26,7 +26,7 @@ _LABELS = {
 
 
 def how_it_was_made(store: Store) -> list[tuple[str, str]]:
-    """(label, value) of everything that decided the vectors."""
+    """(label, value) of every setting that the vectors depend on."""
     facts = [(label, str(store.attrs[name])) for name, label in _LABELS.items() if store.attrs.get(name) not in (None, "")]
     pixels: dict[str, Any] = json.loads(str(store.attrs.get("preprocessing", "{}")))
     if pixels:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_extract.analysis.cluster import default_clusters
 from dino_extract.analysis.dedup import DisjointSet
 from dino_extract.analysis.outliers import NEIGHBOURS, isolation_of
 from dino_extract.analysis.vectors.covariance import moments, principal_axes
@@ -23,7 +24,7 @@ from dino_extract.analysis.vectors.neighbours import nearest
 from dino_extract.analysis.vectors.stored import Vectors, as_vectors, unit
 from dino_extract.errors import ConfigError
 
-MapMethod = Literal["auto", "pca", "tsne", "umap"]
+Projection = Literal["auto", "pca", "tsne", "umap"]
 
 TSNE_IMAGES = 5000  # above this t-SNE takes minutes
 _SAME = 1e-6  # spread of vectors of length 1 that are the same but for rounding
@@ -36,8 +37,8 @@ class Survey:
     Args:
         norms: (n,) float32 lengths.
         spectrum: (D,) float64 share of the variance along each principal axis, largest first.
-        effective_rank: exp of the entropy of the singular values divided by their sum: D where all directions are used alike, 1 where
-            all vectors lie on one line. Source: Roy and Vetterli 2007; RankMe (arXiv 2210.02885), here of centred vectors.
+        effective_rank: exp of the entropy of the singular values divided by their sum: D if all directions are used equally, 1 if all
+            vectors are on one line. Source: Roy and Vetterli 2007; RankMe (arXiv 2210.02885), here of centred vectors.
         mean_cosine: similarity of two vectors drawn at random.
     """
 
@@ -67,12 +68,20 @@ def survey(vectors: Vectors) -> Survey:
     return Survey(np.concatenate(norms).astype(np.float32), values / max(values.sum(), 1e-300), float(np.exp(entropy)), mean_cosine)
 
 
-def maps_of(unit_nD: NDArray[np.float32], method: MapMethod) -> dict[str, NDArray[np.float32]]:
-    """Flat maps (n, 2) by name: PCA always, and a neighbour-preserving one where its library is installed and n is not too large.
+def maps_of(
+    unit_nD: NDArray[np.float32],
+    method: Projection,
+    log: Callable[[str], None],
+    *,
+    tsne_images: int = TSNE_IMAGES,
+) -> dict[str, NDArray[np.float32]]:
+    """Flat maps (n, 2) by name: PCA always, and one that keeps neighbours together if its library is installed.
 
     Args:
         unit_nD: (n, D) float32 vectors of length 1.
-        method: `auto` takes t-SNE up to 5,000 images and UMAP above.
+        method: `auto` takes t-SNE up to `tsne_images`, and UMAP above.
+        log: called with a line before a map that takes long.
+        tsne_images: above this many images t-SNE takes minutes.
 
     Raises:
         ConfigError: the library asked for is not installed.
@@ -84,19 +93,21 @@ def maps_of(unit_nD: NDArray[np.float32], method: MapMethod) -> dict[str, NDArra
         principal = np.pad(principal, ((0, 0), (0, 1)))
     maps = {"PCA": principal[:, :2]}
     if method == "auto":
-        method = _best_installed(len(unit_nD))
-    if len(unit_nD) < 5 or principal[:, 0].std() < _SAME:  # nothing has a neighbourhood; on a single point t-SNE ends the process
+        method = _best_installed(len(unit_nD), tsne_images)
+    if len(unit_nD) < 5 or principal[:, 0].std() < _SAME:  # too few for neighbourhoods, or one point, on which t-SNE ends the process
         return maps
     if method == "tsne":
+        log(f"t-SNE of {len(unit_nD):,} images ...")
         maps["t-SNE"] = _tsne(principal)
     elif method == "umap":
+        log(f"UMAP of {len(unit_nD):,} images ...")
         maps["UMAP"] = _umap(principal)
     return maps
 
 
-def _best_installed(num_images: int) -> MapMethod:
+def _best_installed(num_images: int, tsne_images: int) -> Projection:
     has_sklearn, has_umap = (importlib.util.find_spec(package) is not None for package in ("sklearn", "umap"))
-    if has_sklearn and num_images <= TSNE_IMAGES:
+    if has_sklearn and num_images <= tsne_images:
         return "tsne"
     return "umap" if has_umap else "pca"
 
@@ -105,7 +116,7 @@ def _tsne(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     try:
         from sklearn.manifold import TSNE  # seconds to import, and PCA is enough for many
     except ImportError as error:
-        raise ConfigError("`--map tsne` needs scikit-learn", hint="pip install 'dino-extract[analysis]'") from error
+        raise ConfigError("`projection` tsne needs scikit-learn", hint="pip install 'dino-extract[analysis]'") from error
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     points: NDArray[np.float32] = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
     return points
@@ -114,10 +125,10 @@ def _tsne(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 def _umap(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ImportWarning)  # of parts of UMAP that want TensorFlow
-            from umap import UMAP  # compiles itself for seconds when imported; a package called `umap` is another one
+            warnings.simplefilter("ignore", ImportWarning)  # parts of UMAP try to import TensorFlow
+            from umap import UMAP  # takes seconds to import; a package called `umap` is another one
     except ImportError as error:
-        raise ConfigError("`--map umap` needs umap-learn", hint="pip install umap-learn") from error
+        raise ConfigError("`projection` umap needs umap-learn", hint="pip install umap-learn") from error
     mapper = UMAP(n_neighbors=min(15, len(vectors) - 1), random_state=0, n_jobs=1)
     points: NDArray[np.float32] = mapper.fit_transform(vectors)
     return points
@@ -125,12 +136,12 @@ def _umap(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
-    """What lies near each image.
+    """The neighbours, duplicates and cluster of each image.
 
     Args:
         index: (n, k) int64 nearest other images, nearest first.
         similarity: (n, k) float32 their cosine.
-        isolation: (n,) float32, 1 less the mean cosine with the five nearest: large for an image like no other.
+        isolation: (n,) float32, 1 less the mean cosine with the five nearest: large for an unusual image.
         duplicates: groups of positions, largest first.
         cluster: (n,) int64 number of the cluster, 0 the largest.
         centrality: (n,) float32 cosine with the centre of its cluster.
@@ -144,21 +155,20 @@ class Neighbourhood:
     centrality: NDArray[np.float32]
 
 
-def neighbourhood(unit_nD: NDArray[np.float32], *, num_neighbours: int, threshold: float, num_clusters: int) -> Neighbourhood:
+def neighbourhood(unit_nD: NDArray[np.float32], *, neighbours: int, threshold: float, clusters: int) -> Neighbourhood:
     """Neighbours, outliers, duplicates and clusters of a few thousand vectors of length 1.
 
     Args:
         unit_nD: (n, D) float32.
-        num_neighbours: k; fewer where there are fewer images.
-        threshold: cosine from which on two images count as duplicates.
-        num_clusters: C; 0 takes about sqrt(n / 2), at most 30.
+        neighbours: k; fewer where there are fewer images.
+        threshold: cosine from which two images count as duplicates.
+        clusters: C; 0 takes about sqrt(n / 2), at most 30.
     """
-    similarity, index = nearest(unit_nD, unit_nD, min(num_neighbours, len(unit_nD) - 1), leave_one_out=True)
+    similarity, index = nearest(unit_nD, unit_nD, min(neighbours, len(unit_nD) - 1), leave_one_out=True)
     isolation = isolation_of(similarity[:, :NEIGHBOURS])
     linked = DisjointSet(len(unit_nD))
     for one, other, _ in near_pairs(as_vectors(unit_nD), threshold):
         linked.join(one, other)
     groups = [group.tolist() for group in linked.groups()]
-    count = num_clusters or min(30, max(2, round((len(unit_nD) / 2) ** 0.5)))
-    clusters = kmeans(unit_nD, min(count, len(unit_nD)))
-    return Neighbourhood(index, similarity, isolation, groups, clusters.codes, clusters.similarity)
+    level = kmeans(unit_nD, min(clusters or default_clusters(len(unit_nD)), len(unit_nD)))
+    return Neighbourhood(index, similarity, isolation, groups, level.codes, level.similarity)

@@ -1,4 +1,4 @@
-"""The page itself: one HTML file with everything inside, that runs nothing but its own script and loads nothing."""
+"""The page itself: one HTML file that contains everything, runs its own script alone, and loads nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 def fill_page(*, title: str, summary: str, notes: Sequence[str], sections: Sequence[str], data: dict[str, Any]) -> str:
     """The finished page.
 
-    Its content security policy names the hashes of its one script and its one style sheet, so that no name of a file can smuggle in
+    Its content security policy allows its one script and its one style sheet by their hashes, so that the name of a file cannot bring in
     another, and forbids every connection.
 
     Args:
@@ -26,7 +26,7 @@ def fill_page(*, title: str, summary: str, notes: Sequence[str], sections: Seque
         summary: plain text.
         notes: plain text, one paragraph each.
         sections: HTML from the functions below.
-        data: what the script reads, JSON.
+        data: JSON for the script.
     """
     template, style, script = (
         resources.files(__package__).joinpath(f"page.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js")
@@ -65,7 +65,7 @@ def paragraph(text: str) -> str:
 
 
 def figures(values: Sequence[tuple[str, str]]) -> str:
-    """(figure, what it is) as large numbers in a row."""
+    """(figure, label) as large numbers in a row."""
     return '<div class="figures">' + "".join(f"<div><b>{html.escape(v)}</b>{html.escape(label)}</div>" for v, label in values) + "</div>"
 
 
@@ -84,14 +84,14 @@ def failure_table(rows: Sequence[tuple[str, str, str]]) -> str:
 
 
 def gallery(name: str) -> str:
-    """A place that the script fills with thumbnails when it comes into sight."""
+    """A place that the script fills with thumbnails when it is scrolled into view."""
     return f'<div data-gallery="{html.escape(name)}"></div>'
 
 
 def histogram_svg(values: NDArray[np.float32], label: str) -> str:
-    """Bars of how many values lie where, with both ends and the middle written under them."""
+    """A histogram, with both ends of the range and the label below it."""
     low, high = float(values.min()), float(values.max())
-    # In float32 a few neighbouring numbers have no room for the edges of the bins.
+    # In float32 there may be no numbers between neighbouring values for the edges of the bins.
     counts, _ = np.histogram(values.astype(np.float64), bins=48, range=(low, high if high > low else low + 1))
     bars = "".join(
         f'<rect x="{10 + 12 * i}" y="{110 - 100 * count / counts.max():.1f}" width="10" height="{100 * count / counts.max():.1f}"/>'
@@ -101,7 +101,7 @@ def histogram_svg(values: NDArray[np.float32], label: str) -> str:
 
 
 def curve_svg(values: NDArray[np.float64], label: str) -> str:
-    """A rising curve of shares 0..1, with its ends written under it."""
+    """A rising curve of shares 0..1, with its ends below it."""
     steps = np.linspace(0, len(values) - 1, min(len(values), 200)).round().astype(int)
     points = " L".join(f"{10 + 576 * i / max(len(values) - 1, 1):.1f} {110 - 100 * values[i]:.1f}" for i in steps.tolist())
     return _chart(f'<path d="M{points}"/>', "1", label, str(len(values)))

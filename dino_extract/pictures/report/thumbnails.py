@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dino_extract.errors import DinoExtractError
-from dino_extract.pictures.stored import fit_within, source_picture
+from dino_extract.pictures.layout import fit_within
+from dino_extract.pictures.source_images import source_image
 from dino_extract.store import Store
 
 MAX_SIDE_PX = 192
 _MIN_SIDE_PX = 24
-_PIXELS = 42_000_000  # of all sheets together: about 8 MB of JPEG, and 170 MB when a browser has decoded them
+MAX_PIXELS = 42_000_000
 _SHEET_PX = 2048  # side of a sheet; every browser takes this
 _QUALITY = 78
 
 
 @dataclass(frozen=True, eq=False)
 class Thumbnails:
-    """Sheets of square cells; thumbnail i lies in the top left of cell i % per_sheet of sheet i // per_sheet.
+    """Sheets of square cells; thumbnail i is in the top left of cell i % per_sheet of sheet i // per_sheet.
 
     Args:
         sheets: JPEG files.
@@ -39,15 +40,18 @@ class Thumbnails:
     size: NDArray[np.uint8]
 
 
-def thumbnails_of(store: Store, paths: Sequence[str], on_progress: Callable[[int, int], None] | None = None) -> Thumbnails:
-    """Thumbnails as large as the whole allows; an image that can no longer be read has none.
+def thumbnails_of(
+    store: Store, paths: Sequence[str], on_progress: Callable[[int, int], None] | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Thumbnails:
+    """Thumbnails as large as the size of the page allows; an image that can no longer be read has none.
 
     Args:
-        store: where the images are looked up.
+        store: the file that says where the images are.
         paths: of the images.
         on_progress: called with the number done and of all.
+        max_pixels: of all sheets together: about 8 MB of JPEG, and 170 MB when a browser has decoded them.
     """
-    side = int(min(MAX_SIDE_PX, max(_MIN_SIDE_PX, math.sqrt(_PIXELS / max(len(paths), 1)) // 8 * 8)))
+    side = int(min(MAX_SIDE_PX, max(_MIN_SIDE_PX, math.sqrt(max_pixels / max(len(paths), 1)) // 8 * 8)))
     per_row = _SHEET_PX // side
     size = np.zeros((len(paths), 2), np.uint8)
     sheets = []
@@ -69,6 +73,6 @@ def thumbnails_of(store: Store, paths: Sequence[str], on_progress: Callable[[int
 
 def _thumbnail(store: Store, path: str, side: int) -> Image.Image | None:
     try:
-        return fit_within(source_picture(store, path, reduce_to=(side, side)), side)
-    except DinoExtractError:  # gone or changed since; the page says how many
+        return fit_within(source_image(store, path, reduce_to=(side, side)), side)
+    except DinoExtractError:  # deleted or changed since; the page says how many
         return None

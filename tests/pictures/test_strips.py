@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dino_extract.errors import ConfigError
-from dino_extract.pictures.sheets import COLUMNS, TILE_PX, Strip, Tile, draw_strips, file_tile, stored_tile
+from dino_extract.pictures.strips import COLUMNS, TILE_PX, Strip, Tile, draw_strips, file_tile, stored_tile
 from dino_extract.store import open_store
 from tests.analysis.stores import write_store
 
@@ -121,9 +121,9 @@ def test_stored_pictures_are_found_by_their_key(tmp_path: Path) -> None:
 
     tile = stored_tile(store, "a.png", "a")
 
-    assert tile.picture is not None
-    assert tile.picture.size == (TILE_PX, round(TILE_PX * 2 / 3))
-    assert tile.picture.getpixel((5, 5)) == (255, 0, 0)
+    assert tile.image is not None
+    assert tile.image.size == (TILE_PX, round(TILE_PX * 2 / 3))
+    assert tile.image.getpixel((5, 5)) == (255, 0, 0)
 
 
 def test_an_image_that_has_gone_leaves_a_grey_tile(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import dino_extract as dx
 from dino_extract.errors import StoreError
-from dino_extract.pictures.altered import ALTERATIONS, altered_vectors
+from dino_extract.pictures.calibration import ALTERATIONS, altered_vectors
 
 
 @pytest.mark.parametrize("kind", list(ALTERATIONS))
