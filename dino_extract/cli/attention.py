@@ -1,4 +1,4 @@
-"""`attention`: where the CLS token looks."""
+"""`attention`: the attention of the CLS token."""
 
 from __future__ import annotations
 
@@ -6,45 +6,65 @@ from typing import Annotated
 
 import typer
 
-from dino_extract.cli.options import AsJson, end_with_failures, print_json, say
-from dino_extract.errors import SourceError
+import dino_extract as dx
+from dino_extract.cli.options import (
+    AsJson,
+    Model,
+    Offline,
+    Overwrite,
+    Quiet,
+    RandomWeights,
+    Weights,
+    end_with_failures,
+    images_text,
+    print_json,
+    say,
+)
+
+EXAMPLES = """Examples:
+
+  dino-extract attention photo.jpg --model vits14-reg
+
+  dino-extract attention photos/*.jpg -o maps/ --layer 8 --size 560"""
 
 
 def attention(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Where the pictures go.")] = "attention",
-    model: Annotated[str | None, typer.Option(help="A name from `dino-extract weights list`.")] = None,
-    weights: Annotated[str | None, typer.Option(metavar="PATH", help="Checkpoint file in any layout, or a fine-tuning run folder.")] = None,
-    random_weights: Annotated[int | None, typer.Option(metavar="SEED", help="Untrained weights: the maps mean nothing.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never download.")] = False,
-    size: Annotated[int, typer.Option(help="Shorter side in pixels; a multiple of the patch size.")] = 448,
-    layer: Annotated[int | None, typer.Option(help="Block, 0 for the first; by default the last.")] = None,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Write the pictures to this folder.")] = "attention",
+    model: Model = None,
+    weights: Weights = None,
+    random_weights: RandomWeights = None,
+    offline: Offline = False,
+    size: Annotated[
+        str, typer.Option(help="Shorter side of the model's input in pixels, or HEIGHTxWIDTH. More pixels give finer maps.")
+    ] = "448",
+    layer: Annotated[int | None, typer.Option(help="Draw the attention of this block, 0 for the first. The default is the last.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Draw what the CLS token of each attention head attends to; register tokens are left out."""
-    from dino_extract.pictures import attention as analysis  # loads torch, which `--help` must not wait for
-    from dino_extract.pictures.sight import require_there, see
-    from dino_extract.weights.loading import load
-
-    if len(images) == 1:
-        require_there(*images)
-    backbone = load(model, weights=weights, random_seed=random_weights, offline=offline).module
-    results = []
+    """Draw the attention of the CLS token over the patches of images, for each head. Register tokens are left out."""
+    if not quiet:
+        say(f"attention in {images_text(len(images))} ...")
     failed: list[str] = []
-    for number, image in enumerate(images):
-        try:
-            seen = see(image, backbone, size=size)
-        except SourceError as error:
-            if len(images) == 1:
-                raise
-            failed.append(error.message)
-            continue
-        maps = analysis.attention_maps(backbone, seen, layer=layer)
-        results.append({"image": image, "picture": maps.save(output, number), "layer": maps.layer, "elsewhere": maps.elsewhere})
-        say(f"{image}: {1 - maps.elsewhere.mean():.0%} of the attention of block {maps.layer} goes to patches")
+    found = dx.attention(
+        images,
+        output,
+        model=model,
+        weights=weights,
+        random_weights=random_weights,
+        offline=offline,
+        size=size,
+        layer=layer,
+        overwrite=overwrite,
+        on_failure=lambda image, error: failed.append(error),
+    )
+    for maps in found:
+        if not quiet:
+            say(f"{maps.image.path}: {1 - maps.elsewhere.mean():.0%} of the attention of block {maps.layer} goes to patches")
     if as_json:
-        print_json(results)
+        print_json([{"image": each.image.path, "picture": each.path, "layer": each.layer, "elsewhere": each.elsewhere} for each in found])
     else:
-        for result in results:
-            print(result["picture"])
+        for maps in found:
+            print(maps.path)
     end_with_failures(failed)

@@ -6,28 +6,39 @@ from typing import Annotated, Literal
 
 import typer
 
+import dino_extract as dx
 from dino_extract.analysis.export.formats import FormatName
-from dino_extract.cli.options import AsJson, print_json, say
+from dino_extract.cli.options import AsJson, Overwrite, images_text, print_json, say
+
+EXAMPLES = """Examples:
+
+  dino-extract export photos.h5 --to parquet  # writes photos.parquet
+
+  dino-extract export photos.h5 -o photos.csv --dataset mean_features"""
 
 
 def export(
     file: Annotated[str, typer.Argument(metavar="FILE.h5", help="A file made by `dino-extract embed`.")],
     to: Annotated[
         FormatName | None,
-        typer.Option("--to", help="File format; by default what the suffix of --output says."),
+        typer.Option("--to", help="Write this format. The default is the format of the suffix of --output."),
     ] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="PATH", help="By default beside FILE.h5.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Which tokens, such as mean_features or layers/9/features.")] = None,
-    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the numbers written.")] = "float32",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="PATH", help="Write to this file. The default is next to FILE.h5.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Write these tokens, such as mean_features or layers/9/features.")
+    ] = None,
+    store_dtype: Annotated[
+        Literal["float32", "float16"], typer.Option("--store-dtype", help="Precision of the numbers that are written.")
+    ] = "float32",
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write embeddings as npy, Parquet, CSV, AnnData, hloc, ann-benchmarks or MIL bags; failed images are left out."""
-    from dino_extract.analysis.export import exporting as analysis  # loads torch, which `--help` must not wait for
-
-    result = analysis.export(file, output, to, dataset=dataset, dtype=dtype, overwrite=overwrite)
-    left_out = f", {result.left_out:,} failed images left out" if result.left_out else ""
-    say(f"{result.rows:,} images{left_out}")
+    """Write embeddings as npy, Parquet, CSV, AnnData, hloc, ann-benchmarks or MIL bags. Failed images are left out."""
+    result = dx.export(file, output, to, dataset=dataset, dtype=store_dtype, overwrite=overwrite)
+    left_out = f", {result.left_out:,} failed {'image' if result.left_out == 1 else 'images'} left out" if result.left_out else ""
+    say(f"{images_text(result.rows)}{left_out}")
     if as_json:
         print_json(result)
     else:

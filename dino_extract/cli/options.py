@@ -10,23 +10,44 @@ from typing import Annotated, Any
 
 import typer
 
+import dino_extract as dx
 from dino_extract.cli.help import EXPERT
 from dino_extract.config import Dtype
-from dino_extract.errors import ExitCode
+from dino_extract.errors import ConfigError, ExitCode
+from dino_extract.files import check_target, replace_atomically
 from dino_extract.results import plain
 from dino_extract.weights.registry import checkpoints
 
 Labels = Annotated[
     str | None,
-    typer.Option("--labels", metavar="CSV|H5:DATASET", help="path,label lines, or one label per row; by default the folder names."),
+    typer.Option(
+        "--labels",
+        metavar="CSV|H5:DATASET",
+        help="Read labels from a file with path,label lines, or from a dataset with one label per row. The default is the folder names.",
+    ),
 ]
-LabelDepth = Annotated[int, typer.Option("--label-depth", help="Which folder above an image names its class; 1 is the nearest.")]
-Dataset = Annotated[str, typer.Option("--dataset", help="Which vectors of the file: features, mean_features, layers/11/features, ...")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything drawn at random.")]
+TestLabels = Annotated[
+    str | None,
+    typer.Option("--test-labels", metavar="CSV|H5:DATASET", help="Read the labels of TEST.h5 from here. The default is --labels."),
+]
+LabelDepth = Annotated[
+    int, typer.Option("--label-depth", help="Take the class from this folder above an image. 1 is the folder that it is in.")
+]
+Dataset = Annotated[
+    str, typer.Option("--dataset", metavar="NAME", help="Use these vectors of the file, such as mean_features or layers/11/features.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 Sheet = Annotated[str | None, typer.Option("--sheet", metavar="FILE.png", help="Draw the images found as a contact sheet.")]
+Threshold = Annotated[float, typer.Option("--threshold", help="Cosine from which two images count as duplicates, above 0 and up to 1.")]
+PerClass = Annotated[
+    int | None, typer.Option("--per-class", metavar="N", help="Train on N images of each class, drawn at random (few-shot).")
+]
+Confusion = Annotated[str | None, typer.Option("--confusion", metavar="FILE.png", help="Draw the confusion matrix.")]
 Predictions = Annotated[
     str | None,
-    typer.Option("--predictions", metavar="FILE.csv", help="Write what each test image was taken for, the surest mistakes first."),
+    typer.Option(
+        "--predictions", metavar="FILE.csv", help="Write the predicted class of each test image, the most confident errors first."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON; see docs/json.md.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no summary.")]
@@ -112,49 +133,92 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def is_store(name: str) -> bool:
-    """Whether an argument names an embedded file, by its suffix or what it begins with, and not images."""
-    from dino_extract.store import begins_as_hdf5  # loads h5py, which `--help` must not wait for
+def announce(work: str, *files: str, quiet: bool = False) -> None:
+    """Print what a command begins to do, and with how many images, before the libraries for it are loaded.
 
-    return name.endswith((".h5", ".hdf5")) or begins_as_hdf5(name)
+    Args:
+        work: text with `{}` for the number of images.
+        files: of the images.
+        quiet: print nothing.
+    """
+    if quiet:
+        return
+    count = 0
+    for file in files:
+        with dx.open(file) as store:
+            count += len(store)
+    say(f"{work.format(images_text(count))} ...")
 
 
-def note_lost(names: Sequence[str]) -> None:
-    """Say that images could not be drawn; nothing where all were."""
-    if names:
-        say(f"note: {len(names):,} images are no longer where they were embedded from, such as `{names[0]}`; their places are grey")
+def images_text(count: int) -> str:
+    """A number of images, such as `1 image` or `5,015 images`."""
+    return f"{count:,} {'image' if count == 1 else 'images'}"
+
+
+def check_targets(targets: Mapping[str, str | None], *, overwrite: bool) -> None:
+    """Check before the work that its results can be written.
+
+    Args:
+        targets: for each kind of result its file, or None where it is not wanted.
+        overwrite: whether existing files are replaced.
+
+    Raises:
+        ConfigError: a file exists, or cannot be written.
+    """
+    for name, path in targets.items():
+        check_target(path, name, overwrite=overwrite)
 
 
 def end_with_failures(failed: Sequence[str]) -> None:
-    """Name the images that could not be embedded, and end with the exit code that says so; nothing where there are none."""
+    """Name the images that could not be embedded, and end with the exit code for failures; nothing where there are none."""
     if failed:
         for line in failed:
             say(f"left out: {line}")
         raise typer.Exit(ExitCode.FAILURES)
 
 
-def write_list(list_path: str, paths: Sequence[str]) -> None:
+def draw_sheet(result: Any, file: str, path: str | None, *, overwrite: bool, **options: Any) -> None:
+    """Draw the contact sheet of a result, if one is wanted, and say where it is. The options are those of `dx.sheet`."""
+    if path is None:
+        return
+    drawn = dx.sheet(result, file, path, overwrite=overwrite, **options)
+    say(f"contact sheet of {drawn.text}: {drawn.path}" if drawn.path else f"no contact sheet: {drawn.text}")
+    if drawn.lost:
+        say(f"note: {images_text(len(drawn.lost))} moved or deleted since embedding, such as `{drawn.lost[0]}`; shown as grey tiles")
+
+
+def write_list(path: str, images: Sequence[str], *, overwrite: bool) -> None:
     """Write paths one a line, in their own bytes."""
-    from dino_extract.analysis.writing import writing  # loads h5py, which `--help` must not wait for
-
-    with writing(list_path, "list"), open(list_path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.writelines(f"{path}\n" for path in paths)
-    say(f"{len(paths):,} paths: {list_path}")
-    warn_of_line_breaks(paths)
-
-
-def write_images(output: str, paths: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> None:
-    """Write a table with a line for each image."""
-    from dino_extract.analysis.tables import write_table  # loads h5py, which `--help` must not wait for
-
-    write_table(output, paths, columns, overwrite=True)
-    say(f"{len(paths):,} images: {output}")
+    with (
+        replace_atomically(path, "list", overwrite=overwrite) as draft,
+        open(draft, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
+    ):
+        file.writelines(f"{image}\n" for image in images)
+    say(f"{len(images):,} paths: {path}")
+    warn_of_line_breaks(images)
 
 
 def warn_of_line_breaks(paths: Sequence[str]) -> None:
-    """Say so where a list with a path in each line names files that are none of its paths."""
+    """Warn if a list with one path a line would name other files, because a path has a line break."""
     if broken := sum("\n" in path for path in paths):
         say(f"warning: {broken:,} of the paths have a line break in them and take several lines: do not delete by this list")
+
+
+def numbers(text: str | None, option: str, example: str) -> list[int]:
+    """Whole numbers with commas between them; none where there is no text.
+
+    Raises:
+        ConfigError: the text is something else.
+    """
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ConfigError(f"`{option}` takes numbers, got `{text}`", hint=f"for example `{option} {example}`") from None
+
+
+def words(text: str | None) -> list[str]:
+    """Words with commas between them; none where there is no text."""
+    return [part.strip() for part in text.split(",")] if text else []
 
 
 def print_json(value: Any) -> None:

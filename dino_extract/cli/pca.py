@@ -2,50 +2,67 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
-from dino_extract.cli.options import AsJson, print_json, say
+import dino_extract as dx
+from dino_extract.cli.options import AsJson, Overwrite, Quiet, announce, check_targets, images_text, print_json, say
+
+EXAMPLES = """Examples:
+
+  dino-extract pca photos.h5  # a file made with `embed --tokens cls,patch`
+
+  dino-extract pca photos.h5 --path 'cats/*' --images 8 -o cats/
+
+  dino-extract pca new.h5 --components cats/components.safetensors"""
 
 
 def pca(
     file: Annotated[str, typer.Argument(metavar="FILE.h5", help="A file made with `--tokens cls,patch`.")],
-    paths: Annotated[list[str] | None, typer.Option("--path", help="Image, or quoted pattern such as 'cats/*' (repeatable).")] = None,
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Where the pictures go.")] = "pca",
-    limit: Annotated[int, typer.Option(min=0, help="At most this many images, evenly spread; 0 for all.")] = 16,
-    layer: Annotated[int | None, typer.Option(help="Block whose tokens are used; by default the final output.")] = None,
-    components: Annotated[str | None, typer.Option(metavar="FILE", help="Colours of an earlier run: its components.safetensors.")] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Of the foreground, in standard deviations of the first component; found by itself.")
+    paths: Annotated[
+        list[str] | None, typer.Option("--path", metavar="KEY", help="Draw this image, or a quoted pattern such as 'cats/*' (repeatable).")
     ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Take the other side for the foreground.")] = False,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Write the pictures to this folder.")] = "pca",
+    images: Annotated[int, typer.Option(min=0, help="Draw at most this many images, evenly spread; 0 draws all.")] = 16,
+    dataset: Annotated[
+        str, typer.Option(metavar="NAME", help="Use these patch tokens of the file, such as layers/9/patch_features.")
+    ] = "patch_features",
+    components: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Use the colours of an earlier run, from its components.safetensors.")
+    ] = None,
+    background: Annotated[
+        float | None,
+        typer.Option(help="Take patches up to this score for background, in standard deviations. The default is found in the file."),
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Exchange foreground and background.")] = False,
     keep_background: Annotated[bool, typer.Option("--keep-background", help="Colour every patch.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw patch tokens of several images as colours: the same part of an object has the same colour in all of them."""
-    from dino_extract.pictures import pca as analysis  # loads h5py, which `--help` must not wait for
-    from dino_extract.store import open_store
-
-    with open_store(file) as store:
-        pictures = analysis.pca(
-            store,
-            paths or (),
-            limit=limit,
-            layer=layer,
-            components=components,
-            threshold=threshold,
-            flip=flip,
-            keep_background=keep_background,
-        )
-        written = pictures.save(output)
-    explained = pictures.colours.explained
-    say(
-        f"{len(pictures.paths):,} images, {sum(pictures.foreground) / len(pictures.foreground):.0%} foreground, "
-        f"three colours show {explained[1:].sum():.0%} of its variance"
+    check_targets({"picture": os.path.join(output, "grid.png") if os.path.isdir(output) else None}, overwrite=overwrite)
+    announce("PCA of patch tokens, from {}", file, quiet=quiet)
+    pictures = dx.pca(
+        file,
+        paths or (),
+        images=images,
+        dataset=dataset,
+        components=components,
+        background=background,
+        flip=flip,
+        keep_background=keep_background,
     )
+    grid, *written, saved = pictures.save(output, overwrite=overwrite)
+    explained = pictures.colours.explained
+    if not quiet:
+        share = sum(pictures.foreground) / len(pictures.foreground)
+        count = images_text(len(pictures.paths))
+        say(f"{count}, {share:.0%} foreground, three colours show {explained[1:].sum():.0%} of its variance")
     if as_json:
-        files = {"grid": written[0], "pictures": written[1:-1], "components": written[-1]}
+        files = {"grid": grid, "pictures": written, "components": saved}
         print_json({**files, "paths": pictures.paths, "foreground": pictures.foreground, "explained": explained})
     else:
-        print(written[0])
+        print(grid)

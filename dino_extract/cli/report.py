@@ -1,4 +1,4 @@
-"""`report`: a page to look at."""
+"""`report`: one page about a file."""
 
 from __future__ import annotations
 
@@ -7,47 +7,69 @@ from typing import Annotated, Literal
 
 import typer
 
-from dino_extract.cli.options import AsJson, Dataset, print_json, say
+import dino_extract as dx
+from dino_extract.cli.options import (
+    AsJson,
+    Dataset,
+    LabelDepth,
+    Labels,
+    Overwrite,
+    Quiet,
+    Threshold,
+    announce,
+    images_text,
+    print_json,
+    say,
+)
 from dino_extract.cli.progress import choose_progress
+
+EXAMPLES = """Examples:
+
+  dino-extract report photos.h5  # writes photos.html
+
+  dino-extract report photos.h5 --labels labels.csv --images 2000 -o page.html"""
 
 
 def report(
     file: Annotated[str, typer.Argument(metavar="FILE.h5", help="A file made by `dino-extract embed`.")],
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE.html", help="By default beside FILE.h5.")] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option("--labels", metavar="CSV|H5:DATASET", help="Colour the map by these: path,label lines, or one label per row."),
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE.html", help="Write the page to this file. The default is FILE.html.")
     ] = None,
+    labels: Labels = None,
+    label_depth: LabelDepth = 1,
     dataset: Dataset = "features",
-    max_images: Annotated[int, typer.Option(help="At most this many on the map, evenly spread.")] = 10_000,
-    map_method: Annotated[Literal["auto", "pca", "tsne", "umap"], typer.Option("--map", help="How vectors become places.")] = "auto",
+    images: Annotated[int, typer.Option(min=2, help="Show at most this many images on the map, evenly spread.")] = 10_000,
+    projection: Annotated[Literal["auto", "pca", "tsne", "umap"], typer.Option(help="Compute the map with this method.")] = "auto",
     clusters: Annotated[int, typer.Option(min=0, help="Number of clusters; 0 chooses.")] = 0,
-    threshold: Annotated[float, typer.Option(help="Cosine from which on two images are duplicates.")] = 0.95,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the page's path.")] = False,
+    threshold: Threshold = 0.95,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Write one HTML page that works offline: how the file was made, failures, outliers, duplicates, clusters, and a map of the images."""
-    from dino_extract.pictures import report as analysis  # loads h5py and torch, which `--help` must not wait for
-
+    announce("page about {}", file, quiet=quiet)
     progress = choose_progress(quiet=quiet)
     try:
-        result = analysis.report(
+        result = dx.report(
             file,
             output,
             labels=labels,
+            label_depth=label_depth,
             dataset=dataset,
-            max_images=max_images,
-            map_method=map_method,
-            num_clusters=clusters,
+            images=images,
+            projection=projection,
+            clusters=clusters,
             threshold=threshold,
+            overwrite=overwrite,
+            log=None if quiet else say,
             on_progress=lambda done, total: progress(done, total, 0),
         )
     finally:
         progress.close()
     if not quiet:
-        say(f"{result.shown:,} of {result.images:,} images on the map, page of {result.nbytes / 1e6:.1f} MB")
+        say(f"{result.shown:,} of {images_text(result.images)} on the map, page of {result.nbytes / 1e6:.1f} MB")
         if result.lost:
-            say(f"note: {result.lost:,} images are no longer where they were embedded from and have no picture on the page")
+            say(f"note: {images_text(result.lost)} moved or deleted since embedding; the page shows no picture of them")
     if as_json:
         print_json(asdict(result))
     else:
