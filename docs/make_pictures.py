@@ -26,12 +26,12 @@ import numpy as np
 from PIL import Image
 
 import dino_extract as dx
-from dino_extract.pictures.altered import ALTERATIONS
 from dino_extract.pictures.attention import attention_maps
+from dino_extract.pictures.calibration import ALTERATIONS
 from dino_extract.pictures.match import match_patches
+from dino_extract.pictures.model_input import input_image
 from dino_extract.pictures.pca import pca
 from dino_extract.pictures.report import report
-from dino_extract.pictures.sight import see
 from dino_extract.weights.loading import load
 
 MODEL = "tiny"
@@ -180,9 +180,10 @@ def show_patches(paths: list[Path], folder: Path) -> None:
     with dx.open(folder / "photos.h5") as store:
         save(pca(store).grid(), "pca.jpg")
         left, right = (store.paths.index(f"motorcycle_{side}.png") for side in ("left", "right"))
-        found = match_patches(store.patch_features[left], store.patch_features[right]).first(40, spacing=2)
-    save(found.picture(*(see(path, backbone, size=SIZE).picture for path in paths[-2:])), "match.jpg")
-    save(attention_maps(backbone, see(paths[0], backbone, size=SIZE)).picture(), "attention.jpg")
+        images = tuple(input_image(path, backbone, size=SIZE).picture for path in paths[-2:])
+        found = match_patches(store.patch_features[left], store.patch_features[right], images=images).first(40, spacing=2)
+    save(found.picture(), "match.jpg")
+    save(attention_maps(backbone, input_image(paths[0], backbone, size=SIZE)).picture(), "attention.jpg")
 
 
 def make(photos: Path, work: Path) -> None:

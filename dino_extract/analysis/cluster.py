@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.analysis.vectors.kmeans import Clusters, kmeans, largest_first
-from dino_extract.analysis.vectors.stored import StoreSource, Vectors, VectorSource, as_vectors, open_vectors
+from dino_extract.analysis.vectors.labels import LabelSource, encode, folder_labels, labels_of
+from dino_extract.analysis.vectors.stored import StoreSource, Vectors, VectorSource, as_vectors, open_vectors, opened
 from dino_extract.errors import ConfigError
 from dino_extract.options import as_list
 from dino_extract.results import Result
@@ -163,3 +164,25 @@ def agreement(clusters: NDArray[np.int64], codes: NDArray[np.int64]) -> Agreemen
 def _entropy(shares: NDArray[np.float64]) -> float:
     some = shares[shares > 0]
     return float(-(some * np.log(some)).sum())
+
+
+def agreements(clustering: Clustering, store: StoreSource, *, labels: LabelSource = None, label_depth: int = 1) -> list[Agreement | None]:
+    """How well each level of clusters agrees with labels, or None where the folders of the images do not differ.
+
+    Args:
+        clustering: clusters of the images of the store.
+        store: store, or path of one.
+        labels: as for `knn`; None for the names of the folders.
+        label_depth: with the names of the folders, how many folders above the image: 1 is the folder it is in.
+
+    Raises:
+        SourceError: the labels cannot be read.
+        ConfigError: no image has a label.
+    """
+    with opened(store) as found:
+        names = folder_labels(found.paths, label_depth) if labels is None else labels_of(found, labels, label_depth)
+    classes = sorted(set(names) - {""})
+    if len(classes) < 2:
+        return [None] * len(clustering)
+    codes = encode(names, classes)
+    return [agreement(level.codes, codes) for level in clustering]

@@ -76,6 +76,10 @@ class DuplicateGroup(Result):
         """Paths of the images to drop, sorted."""
         return sorted(path for each in self.kept for path in each.drop)
 
+    def in_order(self) -> list[tuple[str, float | None]]:
+        """Path and similarity of all images: each kept one, without a similarity, before the images to drop that resemble it."""
+        return [image for each in self.kept for image in [(each.path, None), *zip(each.drop, each.similarity, strict=True)]]
+
     def __len__(self) -> int:
         """Number of images, kept and dropped."""
         return sum(1 + len(each.drop) for each in self.kept)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dino_extract.analysis.tables import table_path
 from dino_extract.analysis.vectors.compatible import require_other_file
 from dino_extract.analysis.vectors.neighbours import nearest, nearest_blocks
 from dino_extract.analysis.vectors.stored import StoreSource, Vectors, open_vectors
@@ -70,6 +71,11 @@ class Outliers(Result):
     def summary(self) -> str:
         """Number of images, of rare ones, and the most isolated image."""
         return f"{len(self):,} images, {self.num_rare:,} rare, most isolated {shown(self.paths[0])}"
+
+    def columns(self) -> dict[str, list[Any]]:
+        """A column of values of all images for each field but the path."""
+        values = {name: getattr(self, name).tolist() for name in ("isolation", "unusual", "similarity")}
+        return {**values, "nearest": [table_path(path) for path in self.nearest]}
 
     def table(self) -> list[dict[str, Any]]:
         """A row for each image."""

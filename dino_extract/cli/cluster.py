@@ -19,11 +19,13 @@ from dino_extract.cli.options import (
     announce,
     check_targets,
     draw_sheet,
+    file_in,
     images_text,
     numbers,
     print_json,
     say,
     warn_of_line_breaks,
+    write_images,
     write_list,
 )
 
@@ -45,7 +47,7 @@ SHOWN_CLUSTERS = 30
 def cluster(
     file: Annotated[str, typer.Argument(metavar="FILE.h5", help="The images to divide.")],
     clusters: Annotated[
-        int | None, typer.Argument(metavar="[K]", min=1, help="Number of clusters. The default depends on the number of images, 2 to 30.")
+        int | None, typer.Argument(metavar="K", min=1, help="Number of clusters. The default depends on the number of images, 2 to 30.")
     ] = None,
     coarser: Annotated[
         str | None, typer.Option(metavar="K2,K3,...", help="Divide the clusters again into K2 clusters, those into K3, and so on.")
@@ -69,14 +71,14 @@ def cluster(
     Where labels are given or folders differ, purity and normalised mutual information say how well clusters agree with them.
     """
     coarser_sizes = numbers(coarser, "--coarser", "100,10")
-    check_targets({"table": output, "contact sheet": sheet and f"{sheet}/clusters.png"}, overwrite=overwrite)
+    check_targets({"table": output, "contact sheet": file_in(sheet, "clusters.png")}, overwrite=overwrite)
     announce("k-means of {}", file, quiet=quiet)
     with dx.open(file) as store:
         found = dx.cluster(store, clusters, coarser=coarser_sizes, dataset=dataset, seed=seed)
         agreements = dx.agreements(found, store, labels=labels, label_depth=label_depth)
         draw_sheet(found, file, sheet, overwrite=overwrite)
     if output:
-        dx.write_table(found, output, overwrite=overwrite, log=say)
+        write_images(output, found.paths, found.columns(), overwrite=overwrite)
     if as_json:
         levels = zip(found.levels, agreements, strict=True)
         print_json([{"clusters": len(level.centres), "paths": found.paths, **level.to_dict(), "agreement": each} for level, each in levels])
@@ -87,7 +89,7 @@ def cluster(
     print("cluster  images  mean similarity  most typical")
     finest = found.levels[0]
     for number in range(min(len(finest.centres), SHOWN_CLUSTERS)):
-        rows = finest.rows_of(number)
+        rows = finest.rows(number)
         if len(rows):
             print(f"{number:7}  {len(rows):6,}  {finest.similarity[rows].mean():15.3f}  {found.paths[rows[0]]}")
     if len(finest.centres) > SHOWN_CLUSTERS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -155,18 +156,27 @@ def images_text(count: int) -> str:
     return f"{count:,} {'image' if count == 1 else 'images'}"
 
 
-def check_targets(targets: Mapping[str, str | None], *, overwrite: bool) -> None:
+def check_targets(targets: Mapping[str, str | None], *, overwrite: bool, confusion: str | None = None) -> None:
     """Check before the work that its results can be written.
 
     Args:
         targets: for each kind of result its file, or None where it is not wanted.
         overwrite: whether existing files are replaced.
+        confusion: the file of the confusion matrix, or None.
 
     Raises:
         ConfigError: a file exists, or cannot be written.
     """
     for name, path in targets.items():
-        check_target(path, name, overwrite=overwrite)
+        check = dx.check_picture_target if name in ("picture", "contact sheet") else check_target
+        check(path, name, overwrite=overwrite)
+    if confusion is not None:
+        dx.check_confusion_target(confusion, overwrite=overwrite)
+
+
+def file_in(folder: str | None, name: str) -> str | None:
+    """The path of a file in a folder that exists; None if the folder is not wanted, or is made later."""
+    return os.path.join(folder, name) if folder and os.path.isdir(folder) else None
 
 
 def end_with_failures(failed: Sequence[str]) -> None:
@@ -185,6 +195,24 @@ def draw_sheet(result: Any, file: str, path: str | None, *, overwrite: bool, **o
     say(f"contact sheet of {drawn.text}: {drawn.path}" if drawn.path else f"no contact sheet: {drawn.text}")
     if drawn.lost:
         say(f"note: {images_text(len(drawn.lost))} moved or deleted since embedding, such as `{drawn.lost[0]}`; shown as grey tiles")
+
+
+def write_images(path: str, images: Sequence[str], columns: Mapping[str, Sequence[Any]], *, overwrite: bool) -> None:
+    """Write a table with a line for each image."""
+    rounded = {name: [round(value, 4) if isinstance(value, float) else value for value in values] for name, values in columns.items()}
+    dx.write_table(path, images, rounded, overwrite=overwrite)
+    say(f"{images_text(len(images))}: {path}")
+
+
+def write_predictions(result: Any, test: str, confusion: str | None, predictions: str | None, *, overwrite: bool) -> None:
+    """Draw the confusion matrix and write the predictions of a classification, where they are wanted."""
+    if confusion:
+        dx.draw_confusion(result.confusion, result.classes, confusion, overwrite=overwrite)
+        say(f"confusion matrix: {confusion}")
+    if predictions:
+        with dx.open(test) as store:
+            dx.write_answers(result.answers, store.paths, result.classes, predictions, overwrite=overwrite)
+        say(f"predictions, the most confident errors first: {predictions}")
 
 
 def write_list(path: str, images: Sequence[str], *, overwrite: bool) -> None:

@@ -55,8 +55,7 @@ def outliers(
     announce("comparing {}", file, quiet=quiet)
     found = dx.outliers(file, against, neighbours=neighbours, dataset=dataset, seed=seed)
     if output:
-        columns = {name: [round(value, 4) for value in getattr(found, name).tolist()] for name in ("isolation", "unusual", "similarity")}
-        write_images(output, found.paths, {**columns, "nearest": found.nearest}, overwrite=overwrite)
+        write_images(output, found.paths, found.columns(), overwrite=overwrite)
     draw_sheet(found, file, sheet, images=top, overwrite=overwrite)
     if as_json:
         print_json(found.to_dict(top))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
 import dino_extract as dx
-from dino_extract.cli.options import AsJson, Overwrite, Quiet, announce, check_targets, images_text, print_json, say
+from dino_extract.cli.options import AsJson, Overwrite, Quiet, announce, check_targets, file_in, images_text, print_json, say
 
 EXAMPLES = """Examples:
 
@@ -43,7 +42,7 @@ def pca(
     as_json: AsJson = False,
 ) -> None:
     """Draw patch tokens of several images as colours: the same part of an object has the same colour in all of them."""
-    check_targets({"picture": os.path.join(output, "grid.png") if os.path.isdir(output) else None}, overwrite=overwrite)
+    check_targets({"picture": file_in(output, "grid.png")}, overwrite=overwrite)
     announce("PCA of patch tokens, from {}", file, quiet=quiet)
     pictures = dx.pca(
         file,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Literal
 
 import typer
@@ -71,6 +70,6 @@ def report(
         if result.lost:
             say(f"note: {images_text(result.lost)} moved or deleted since embedding; the page shows no picture of them")
     if as_json:
-        print_json(asdict(result))
+        print_json(result)
     else:
         print(result.path)

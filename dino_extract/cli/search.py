@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,6 +21,9 @@ from dino_extract.cli.options import (
     print_json,
 )
 from dino_extract.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dino_extract.analysis.search import RetrievalScore
 
 EXAMPLES = """Examples:
 
@@ -84,9 +86,9 @@ def search(
     end_with_failures(failed)
 
 
-def _print_score(score: dx.RetrievalScore, as_json: bool) -> None:
+def _print_score(score: RetrievalScore, as_json: bool) -> None:
     if as_json:
-        print_json(asdict(score))
+        print_json(score)
         return
     accuracy = f"mAP {score.mean_average_precision:.4f}   first hit right {score.top1:.2%}"
     print(f"{accuracy}   {score.queries:,} queries   chance {score.chance:.4f}")

@@ -50,12 +50,14 @@ def option_of(parameter: Any) -> str:
 
 
 def with_options(text: str, parameters: Mapping[str, str]) -> str:
-    """The text with each parameter in backticks replaced by its option; a value that somebody typed (`got ...`) stays as it is.
+    """The text with each parameter in backticks replaced by its option, with or without `=True`.
+
+    A value that somebody typed (`got ...`) stays as it is.
 
     >>> with_options("`top` must be at least 1, got `top`", {"top": "--top"})
     '`--top` must be at least 1, got `top`'
     """
-    return re.sub(r"(?<!got )`(\w+)`", lambda found: f"`{parameters.get(found[1], found[1])}`", text)
+    return re.sub(r"(?<!got )`(\w+)(?:=True)?`", lambda found: f"`{parameters.get(found[1], found[1])}`", text)
 
 
 def parameters_of(command: Any) -> dict[str, str]:

@@ -25,14 +25,12 @@ _FONT = "DejaVu Sans"  # comes with matplotlib
 _CHAR_INCHES = 0.09  # about the width of a letter of matplotlib's font at 10 points
 
 
-def require_confusion_place(path: str | os.PathLike[str] | None, *, overwrite: bool = False) -> None:
-    """Check before the work that `draw_confusion` can write there. None asks for nothing.
+def check_confusion_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Check before the work that `draw_confusion` can write there.
 
     Raises:
         ConfigError: as `draw_confusion`.
     """
-    if path is None:
-        return
     check_target(path, "picture", overwrite=overwrite)
     known, suffix = _figure_class()().canvas.get_supported_filetypes(), os.path.splitext(path)[1][1:]
     if suffix and suffix.lower() not in known:
@@ -58,8 +56,8 @@ def draw_confusion(
     Raises:
         ConfigError: matplotlib is not installed, or the picture exists or cannot be written.
     """
+    check_confusion_target(path, overwrite=overwrite)
     figure_of_size = _figure_class()
-    check_target(path, "picture", overwrite=overwrite)
     images, all_classes = confusion_CC.sum(axis=1), len(classes)
     if all_classes > MAX_CLASSES:
         drawn = np.sort(np.argsort(-images, kind="stable")[:MAX_CLASSES])

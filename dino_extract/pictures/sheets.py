@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.dedup import DedupResult, DuplicateGroup, Leak
+from dino_extract.analysis.cluster import Clustering
+from dino_extract.analysis.dedup import DedupResult, Leak
 from dino_extract.analysis.outliers import Outliers
 from dino_extract.analysis.search import SearchResult
 from dino_extract.analysis.vectors.kmeans import Clusters
@@ -27,7 +28,7 @@ from dino_extract.pictures.layout import check_picture_target
 from dino_extract.pictures.strips import COLUMNS, Strip, Tile, draw_strips, file_tile, stored_tile
 from dino_extract.store import Store
 
-SheetSource = SearchResult | Sequence[SearchResult] | DedupResult | Sequence[Leak] | Outliers | Clusters
+SheetSource = SearchResult | Sequence[SearchResult] | DedupResult | Sequence[Leak] | Outliers | Clustering | Clusters
 
 OVERVIEW = "clusters.png"
 _CLUSTER_SHEET = re.compile(r"cluster-(\d{4,})\.png")
@@ -65,7 +66,7 @@ def sheet(
     """Draw the images of a result as a contact sheet.
 
     Args:
-        result: what `search`, `dedup`, `leaks`, `outliers` or `cluster` gave back; of `cluster` one level.
+        result: what `search`, `dedup`, `leaks`, `outliers` or `cluster` gave back; of `cluster` the finest level is drawn.
         store: the file that was searched.
         path: the PNG or JPEG file; for clusters a folder, which gets a sheet of each cluster and one of all.
         against: the other file of `leaks`.
@@ -77,6 +78,7 @@ def sheet(
         ConfigError: a result of another kind, or the sheet exists or cannot be written.
     """
     with opened(store) as found, contextlib.ExitStack() as stack:
+        result = result.levels[0] if isinstance(result, Clustering) else result
         if isinstance(result, Clusters):
             return _draw_clusters(result, found, os.fspath(path), overwrite)
         check_picture_target(path, "contact sheet", overwrite=overwrite)
@@ -106,18 +108,6 @@ def _content_of(result: Any, store: Store, against: StoreSource | None, images: 
     raise ConfigError("a contact sheet shows results of `search`, `dedup`, `leaks`, `outliers` or `cluster`")
 
 
-def in_order(group: DuplicateGroup) -> list[tuple[str, float | None]]:
-    """The images of a group: each kept one before its duplicates, which have their similarity to it."""
-    return [image for kept in group.kept for image in [(kept.path, None), *zip(kept.drop, kept.similarity, strict=True)]]
-
-
-def by_similarity(level: Clusters, number: int) -> NDArray[np.int64]:
-    """(m,) rows of a cluster, the most typical first."""
-    rows = np.flatnonzero(level.codes == number)
-    order: NDArray[np.int64] = rows[np.argsort(-level.similarity[rows], kind="stable")]
-    return order
-
-
 def _queries(results: list[SearchResult], store: Store, open_source: Callable[[str], Store]) -> _Content:
     shown, stores, strips = results[:_MAX_STRIPS], {store.path: store}, []
     for result in shown:
@@ -137,7 +127,7 @@ def _duplicates(result: DedupResult, store: Store) -> _Content:
     for number, group in enumerate(result.groups[:_MAX_STRIPS], 1):
         tiles = [
             stored_tile(store, path, "keep" if similarity is None else f"drop {similarity:.4f}", is_framed=similarity is None)
-            for path, similarity in in_order(group)[:_MAX_GROUP]
+            for path, similarity in group.in_order()[:_MAX_GROUP]
         ]
         shown = f", the first {_MAX_GROUP} shown" if len(group) > _MAX_GROUP else ""
         strips.append(Strip(f"group {number}: {len(group):,} images, {len(group.kept):,} kept{shown}", tiles))
@@ -164,9 +154,9 @@ def _count(number: int, one: str, many: str) -> str:
 
 def _draw_clusters(level: Clusters, store: Store, folder: str, overwrite: bool) -> ContactSheet:
     """Draw a sheet for each cluster, with its most and its least typical images, and one of all clusters."""
-    check_target(os.path.join(folder, OVERVIEW), "contact sheet", overwrite=overwrite)
     with writing(folder, "folder"):
         os.makedirs(folder, exist_ok=True)
+    check_target(os.path.join(folder, OVERVIEW), "contact sheet", overwrite=overwrite)
     paths = store.paths
 
     def tiles(rows: NDArray[np.int64]) -> list[Tile]:
@@ -174,7 +164,7 @@ def _draw_clusters(level: Clusters, store: Store, folder: str, overwrite: bool) 
 
     overview, lost = [], list[str]()
     for number in range(len(level.centres)):
-        rows = by_similarity(level, number)
+        rows = level.rows(number)
         middle, edge = tiles(rows[:_MAX_CLUSTER]), tiles(rows[_MAX_CLUSTER:][-COLUMNS:])
         strips = [Strip(f"cluster {number}: {len(rows):,} images, most typical first", middle)]
         if edge:

@@ -67,13 +67,13 @@ def test_json_says_which_image_is_in_which_cluster(tmp_path: Path) -> None:
 
 def test_a_sheet_is_drawn_for_each_cluster_and_one_for_all(path: str, tmp_path: Path) -> None:
     """The folder has a picture of each cluster, and one with a line of eight images of each."""
-    _, err = run_command(cluster, path, "3", "--sheets", str(tmp_path / "sheets"))
+    _, err = run_command(cluster, path, "3", "--sheet", str(tmp_path / "sheets"))
 
     assert sorted(each.name for each in (tmp_path / "sheets").iterdir()) == [
         *(f"cluster-{number:04}.png" for number in range(3)),
         "clusters.png",
     ]
-    assert "3 contact sheets, and `clusters.png`" in err
+    assert "contact sheet of each of 3 clusters, and `clusters.png` of all" in err
     with Image.open(tmp_path / "sheets" / "clusters.png") as sheet:
         [grey] = [count for count, colour in sheet.getcolors(1 << 20) if colour == (211, 211, 211)]  # the images themselves are not there
         assert 0.8 < grey / (3 * 8 * TILE_PX**2) < 1
@@ -81,10 +81,10 @@ def test_a_sheet_is_drawn_for_each_cluster_and_one_for_all(path: str, tmp_path: 
 
 def test_sheets_of_an_earlier_run_with_more_clusters_are_removed(path: str, tmp_path: Path) -> None:
     """After a run with two clusters, the folder has no sheet of the third one that the run before made, and what is not ours stays."""
-    run_command(cluster, path, "3", "--sheets", str(tmp_path / "sheets"))
+    run_command(cluster, path, "3", "--sheet", str(tmp_path / "sheets"))
     (tmp_path / "sheets" / "cluster-notes.png").touch()
 
-    run_command(cluster, path, "2", "--sheets", str(tmp_path / "sheets"))
+    run_command(cluster, path, "2", "--sheet", str(tmp_path / "sheets"), "--overwrite")
 
     names = sorted(each.name for each in (tmp_path / "sheets").iterdir())
     assert names == ["cluster-0000.png", "cluster-0001.png", "cluster-notes.png", "clusters.png"]
@@ -92,9 +92,9 @@ def test_sheets_of_an_earlier_run_with_more_clusters_are_removed(path: str, tmp_
 
 def test_curated_paths_are_printed_or_written(path: str, tmp_path: Path) -> None:
     """The same paths go to stdout or into the file."""
-    out, _ = run_command(curate, path, "--budget", "9")
+    out, _ = run_command(curate, path, "--images", "9")
 
-    run_command(curate, path, "--budget", "9", "-o", str(tmp_path / "list.txt"))
+    run_command(curate, path, "--images", "9", "-o", str(tmp_path / "list.txt"))
 
     assert (tmp_path / "list.txt").read_text() == out
     assert len(out.splitlines()) == 9

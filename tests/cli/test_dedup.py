@@ -26,7 +26,7 @@ def test_groups_are_listed_with_what_to_keep(path: str) -> None:
     """The group, the kept image and the ladder of thresholds are on stdout."""
     out, _ = run_command(dedup, path)
 
-    assert out.startswith("3 images: 1 groups, 1 images to drop (cosine >= 0.95)")
+    assert out.startswith("3 images: 1 group, 1 image to drop (cosine >= 0.95)")
     assert "keep          a.png\ndrop  1.0000  b.png" in out
 
 
@@ -107,5 +107,5 @@ def test_a_sheet_is_drawn_even_if_the_images_have_gone(path: str, tmp_path: Path
     _, err = run_command(dedup, path, "--sheet", str(tmp_path / "sheet.png"))
 
     assert (tmp_path / "sheet.png").stat().st_size > 500
-    assert "contact sheet of 1 groups" in err
-    assert "images are no longer where they were embedded from, such as" in err
+    assert "contact sheet of 1 group:" in err
+    assert "note: 2 images moved or deleted since embedding, such as `a.png`; shown as grey tiles" in err

@@ -63,7 +63,7 @@ def test_predictions_are_those_of_the_saved_probe_on_the_test_file(path: str, tm
 
 def test_json_is_complete(path: str) -> None:
     """Machines get candidates, choice and accuracies."""
-    out, _ = run_command(linear, path, "--json", "--inputs", "cls+mean")
+    out, _ = run_command(linear, path, "--json", "--dataset", "cls+mean")
 
     result = json.loads(out)
     assert (result["chosen"]["input"], result["top1"]) == ("cls+mean", 1.0)
@@ -72,7 +72,7 @@ def test_json_is_complete(path: str) -> None:
 def test_images_need_a_probe_on_cls_tokens(path: str, tmp_path: Path) -> None:
     """A probe on several tokens says how to classify images with it."""
     probe = str(tmp_path / "probe.safetensors")
-    run_command(linear, path, "--save", probe, "--inputs", "cls+mean")
+    run_command(linear, path, "--save", probe, "--dataset", "cls+mean")
 
-    with pytest.raises(ConfigError, match="the probe takes features, mean_features: images cannot be embedded"):
+    with pytest.raises(ConfigError, match="the probe takes features, mean_features, which are not computed for single images"):
         run_command(classify, probe, "new.jpg")

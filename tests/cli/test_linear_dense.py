@@ -19,7 +19,7 @@ def test_metrics_are_printed_and_left_out_images_noted(tmp_path: Path) -> None:
 
     assert out.startswith("miou 0.")
     assert [line.split()[:2] for line in out.splitlines()[2:]] == [["class", "0"], ["class", "1"], ["class", "2"]]
-    assert "note: 1 images without a target picture are left out" in err
+    assert "note: 1 image without a target left out" in err
 
 
 def test_json_is_complete(tmp_path: Path) -> None:

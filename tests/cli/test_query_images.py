@@ -31,7 +31,7 @@ def photos(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_query_image_finds_itself_first(cli: Cli, photos: Path) -> None:
     """An image file, embedded like the file, is its own nearest neighbour with cosine 1; the contact sheet is drawn."""
-    (result,) = json.loads(cli("search", "photos.h5", "photos/red/2.png", "-k", "3", "--sheet", "sheet.png", "--json").out)
+    (result,) = json.loads(cli("search", "photos.h5", "photos/red/2.png", "--top", "3", "--sheet", "sheet.png", "--json").out)
 
     assert result["hits"][0]["path"] == "red/2.png"
     assert result["hits"][0]["similarity"] == pytest.approx(1, abs=1e-3)

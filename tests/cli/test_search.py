@@ -85,10 +85,10 @@ def test_queries_of_another_file_are_pictures_too(path: str, tmp_path: Path) -> 
 
 
 def test_map_is_measured_by_folder(tmp_path: Path) -> None:
-    """With `--map` and no query, retrieval of each folder is measured."""
+    """With `--score` and no query, retrieval of each folder is measured."""
     vectors, labels = blobs(3, 10, 16, spread=0.05)
     path = write_store(tmp_path / "x.h5", keys_of(labels), {"features": vectors})
 
-    out, _ = run_command(search, path, "--map")
+    out, _ = run_command(search, path, "--score")
 
     assert out.startswith("mAP 1.0000   first hit right 100.00%   30 queries   chance 0.31")

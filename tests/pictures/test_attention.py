@@ -125,12 +125,12 @@ def test_a_block_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
     """The error names the blocks there are."""
     model = backbone()
 
-    with pytest.raises(ConfigError, match=r"`--layer 3` is outside this model's blocks 0\.\.2"):
+    with pytest.raises(ConfigError, match=r"`layer` must be from 0 to 2 for this model, got 3"):
         attention_maps(model, input_image(photo(tmp_path), model, size=56), layer=3)
 
 
 def test_a_model_of_another_library_is_refused(tmp_path: Path) -> None:
-    """Only our own network shows its projections."""
+    """Attention needs the projections of a DINOv2 model, which other networks do not give."""
 
     class Foreign(Backbone):
         def forward(self, images):
@@ -158,10 +158,10 @@ def test_the_command_writes_one_picture_for_each_image(tmp_path: Path) -> None:
     arguments = [str(path), "-o", str(tmp_path / "out"), "--model", "vits14-reg", "--random-weights", "0", "--size", "56"]
 
     plain = CliRunner().invoke(app, arguments)
-    as_json = CliRunner().invoke(app, [*arguments, "--json"])
+    as_json = CliRunner().invoke(app, [*arguments, "--json", "--overwrite"])
 
-    assert plain.stdout == f"{tmp_path / 'out' / '0_a.jpg.png'}\n"
-    assert (tmp_path / "out" / "0_a.jpg.png").exists()
+    assert plain.stdout == f"{tmp_path / 'out' / '000_a.png'}\n"
+    assert (tmp_path / "out" / "000_a.png").exists()
     assert len(json.loads(as_json.stdout)[0]["elsewhere"]) == 6
 
 
@@ -177,5 +177,5 @@ def test_an_image_that_cannot_be_read_costs_its_own_picture(tmp_path: Path) -> N
     )
 
     assert ran.exit_code == ExitCode.FAILURES
-    assert ran.stdout == f"{tmp_path / 'out' / '1_a.jpg.png'}\n"
+    assert ran.stdout == f"{tmp_path / 'out' / '001_a.png'}\n"
     assert f"left out: `{tmp_path / 'bad.jpg'}` cannot be used: decode" in ran.stderr

@@ -21,7 +21,7 @@ from tests.pictures.picture_store import disc, make_store, patch_field, write_ph
 
 
 def random_field(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Tokens of which no two are alike."""
+    """Tokens that are all different."""
     return np.random.default_rng(seed).normal(size=(height, width, 16)).astype(np.float32)
 
 
@@ -161,8 +161,8 @@ def test_padding_matches_nothing(tmp_path: Path) -> None:
         assert sheet.size == (56 + 24 + 56, 112)
 
 
-def test_the_path_of_a_stored_image_is_no_pattern(tmp_path: Path) -> None:
-    """An image whose name has brackets is matched itself, and not the one that they would stand for."""
+def test_the_exact_path_of_a_stored_image_is_not_a_pattern(tmp_path: Path) -> None:
+    """An image whose name has brackets is found by its name."""
     fields = [random_field(8, 8, seed) for seed in (0, 1, 1)]
     with make_store(tmp_path, ("a/a1.jpg", "a/a[1].jpg", "b/c.jpg"), patches=fields) as store:
         path = store.path

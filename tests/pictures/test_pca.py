@@ -17,8 +17,8 @@ from dino_extract.cli.pca import pca as pca_command
 from dino_extract.errors import ConfigError, StoreError
 from dino_extract.images.preprocess import Preprocess
 from dino_extract.names import file_stem
-from dino_extract.pictures.pca import PcaColours, fit_pca_colours, pca
 from dino_extract.pictures.layout import image_grid
+from dino_extract.pictures.pca import PcaColours, fit_pca_colours, pca
 from dino_extract.store import Store
 from tests.pictures.picture_store import disc, make_store, patch_field
 
@@ -103,25 +103,25 @@ def test_saved_components_give_new_images_the_same_colours(tmp_path: Path) -> No
 
 
 def test_components_may_be_given_by_their_file(store: Store, tmp_path: Path) -> None:
-    """As any other file, by its path."""
+    """The file of an earlier run gives the same colours as that run."""
     written = pca(store).save(tmp_path / "out")
 
     np.testing.assert_array_equal(pca(store, components=Path(written[-1])).patches, pca(store).patches)
 
 
-def test_no_limit_is_none_or_zero(store: Store) -> None:
-    """As on the command line; a limit below zero is refused."""
+def test_none_and_zero_take_all_images(store: Store) -> None:
+    """None and 0 take all images, and a number below zero is refused."""
     assert len(pca(store, images=0).paths) == len(pca(store, images=None).paths) == 5
-    with pytest.raises(ConfigError, match="`limit` must be a whole number of at least 1, got `-1`"):
+    with pytest.raises(ConfigError, match="`images` must be a whole number of at least 1, got `-1`"):
         pca(store, images=-1)
 
 
-def test_a_threshold_is_in_standard_deviations_above_the_mean() -> None:
-    """Threshold 0 keeps the patches above the mean of the first component, as the paper does."""
+def test_the_background_ends_in_standard_deviations_above_the_mean() -> None:
+    """Background 0 keeps the patches above the mean of the first component, as the paper does."""
     field = patch_field(16, 16, 0)
     flat = field.reshape(-1, field.shape[-1])
 
-    colours = fit_pca_colours([field], threshold=0.0)
+    colours = fit_pca_colours([field], background=0.0)
 
     scores = (flat - flat.mean(axis=0)) @ colours.foreground_axis
     np.testing.assert_array_equal(colours.foreground(field).ravel(), scores > 0)
@@ -155,14 +155,14 @@ def test_images_of_different_grids_are_coloured_together(tmp_path: Path) -> None
     np.testing.assert_allclose(result.foreground, [disc(*grid).mean() for grid in grids])
 
 
-def test_patterns_and_limit_choose_images_evenly(store: Store) -> None:
-    """`dogs/*` with a limit of 2 takes the first and the last dog."""
+def test_patterns_and_a_number_choose_images_evenly(store: Store) -> None:
+    """`dogs/*` and 2 images take the first and the last dog."""
     result = pca(store, "dogs/*", images=2)
 
     assert result.paths == ["dogs/c.jpg", "dogs/e.jpg"]
 
 
-def test_padding_is_no_part_of_the_picture(tmp_path: Path) -> None:
+def test_padding_is_not_coloured(tmp_path: Path) -> None:
     """Images padded above and below have the colours that their own patches alone would have, and black beside them."""
     fields = [patch_field(8, 8, seed) for seed in range(3)]
     padded = [field.copy() for field in fields]
@@ -181,8 +181,8 @@ def test_padding_is_no_part_of_the_picture(tmp_path: Path) -> None:
         assert picture[[0, 1, 6, 7]].max() == 0
 
 
-def test_the_path_of_an_image_is_no_pattern(tmp_path: Path) -> None:
-    """An image whose name has brackets is itself, and not the one that they would stand for."""
+def test_an_exact_path_is_not_a_pattern(tmp_path: Path) -> None:
+    """An image whose name has brackets is found by its name."""
     with make_store(tmp_path, ("a/a1.jpg", "a/a[1].jpg", "b/c.jpg")) as store:
         assert pca(store, Path("a/a[1].jpg")).paths == ["a/a[1].jpg"]
         assert pca(store, "a/a[1-2].jpg").paths == ["a/a1.jpg"]
@@ -199,7 +199,7 @@ def test_a_picture_has_the_photograph_beside_the_colours(store: Store) -> None:
     np.testing.assert_array_equal(picture[7::14, 118 + 7 :: 14], result.patches[0])
 
 
-def test_colours_alone_are_drawn_where_the_photograph_has_gone(tmp_path: Path) -> None:
+def test_colours_alone_are_drawn_if_the_photograph_was_deleted(tmp_path: Path) -> None:
     """Without the photograph the picture is the patches."""
     with make_store(tmp_path, with_photos=False) as store:
         picture = pca(store).picture(0)
@@ -212,7 +212,7 @@ def test_everything_is_saved_in_one_folder(store: Store, tmp_path: Path) -> None
     written = pca(store, images=2).save(tmp_path / "out")
 
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["0_cats__a.jpg.png", "1_dogs__e.jpg.png", "components.safetensors", "grid.png"]
+    assert names == ["000_cats__a.png", "001_dogs__e.png", "components.safetensors", "grid.png"]
     assert sorted(Path(path).name for path in written) == names
     with Image.open(tmp_path / "out" / "grid.png") as grid:
         assert grid.width > 400
@@ -233,7 +233,7 @@ def test_no_path_becomes_a_name_that_leaves_the_folder(path: str) -> None:
 
 
 def test_a_sheet_holds_every_picture_and_its_caption() -> None:
-    """Seven squares lie in rows of three, with room for captions."""
+    """Seven squares are in rows of three, with room for captions."""
     squares = [Image.new("RGB", (30, 30), "red")] * 7
 
     sheet = image_grid(squares, [f"image {number}" for number in range(7)])
@@ -265,16 +265,16 @@ def test_values_that_are_not_finite_are_refused() -> None:
         fit_pca_colours(fields)
 
 
-def test_tokens_all_alike_are_refused() -> None:
+def test_tokens_that_are_all_the_same_are_refused() -> None:
     """Blank images have no components."""
-    with pytest.raises(StoreError, match="all patch tokens are alike"):
+    with pytest.raises(StoreError, match="all patch tokens are the same"):
         fit_pca_colours([np.ones((4, 4, 8), np.float32)])
 
 
-def test_a_threshold_above_everything_is_refused() -> None:
-    """Too little foreground says which options change that."""
+def test_a_background_above_everything_is_refused() -> None:
+    """An error says how many patches are foreground."""
     with pytest.raises(StoreError, match="only 0 patches are foreground"):
-        fit_pca_colours([patch_field(8, 8, 0)], threshold=50.0)
+        fit_pca_colours([patch_field(8, 8, 0)], background=50.0)
 
 
 def test_components_of_another_model_are_refused(store: Store) -> None:
@@ -285,12 +285,12 @@ def test_components_of_another_model_are_refused(store: Store) -> None:
         pca(store, components=colours)
 
 
-@pytest.mark.parametrize("option", [{"threshold": 0.5}, {"flip": True}, {"keep_background": True}])
-def test_what_components_settle_is_not_ignored(store: Store, option: dict[str, Any]) -> None:
-    """An option that would change nothing beside given components is refused."""
+@pytest.mark.parametrize("option", [{"background": 0.5}, {"flip": True}, {"keep_background": True}])
+def test_options_that_components_decide_are_refused(store: Store, option: dict[str, Any]) -> None:
+    """An option that would change nothing because components are given is refused."""
     colours = pca(store).colours
 
-    with pytest.raises(ConfigError, match="`--components` settles what is foreground"):
+    with pytest.raises(ConfigError, match="`components` decide what is foreground"):
         pca(store, components=colours, **option)
 
 

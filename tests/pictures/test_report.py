@@ -73,11 +73,10 @@ def test_images_that_are_all_the_same_have_a_page(method: Any, tmp_path: Path) -
     assert list(data_of(page)["maps"]) == ["PCA"]
 
 
-def test_many_images_get_smaller_thumbnails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_get_smaller_thumbnails(tmp_path: Path) -> None:
     """The side of a thumbnail shrinks so that all sheets together stay within their pixels."""
-    monkeypatch.setattr("dino_extract.pictures.report.thumbnails._PIXELS", 40 * 48 * 48)
     with sample(tmp_path) as store:
-        thumbnails = thumbnails_of(store, store.paths)
+        thumbnails = thumbnails_of(store, store.paths, max_pixels=40 * 48 * 48)
 
     assert thumbnails.side_px == 48
     assert len(thumbnails.sheets) == 1
@@ -139,7 +138,7 @@ def test_the_same_file_gives_the_same_page(tmp_path: Path) -> None:
 def test_a_limit_takes_images_evenly_and_says_so(tmp_path: Path) -> None:
     """With 10 of 40 images on the map, figures are still of all."""
     with sample(tmp_path) as store:
-        with pytest.raises(ConfigError, match="`--threshold` is a cosine above 0 and up to 1, got 2"):
+        with pytest.raises(ConfigError, match="`threshold` must be a cosine above 0 and at most 1, got 2"):
             report(store, threshold=2)
         result = report(store, images=10, projection="pca")
 
@@ -188,7 +187,7 @@ def test_the_command_prints_the_path_of_the_page(tmp_path: Path) -> None:
     app = Typer()
     app.command()(report_command)
 
-    result = CliRunner().invoke(app, [path, "--map", "pca"])
+    result = CliRunner().invoke(app, [path, "--projection", "pca"])
 
     assert result.stdout == f"{tmp_path / 'photos.html'}\n"
     assert "40 of 40 images on the map" in result.stderr

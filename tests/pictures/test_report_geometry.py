@@ -90,22 +90,23 @@ def test_umap_keeps_neighbours_and_repeats() -> None:
 
 
 @needs_umap
-def test_auto_takes_umap_where_tsne_would_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above the limit of t-SNE the second map is by UMAP, and up to it by t-SNE."""
+def test_auto_takes_umap_where_tsne_would_be_slow() -> None:
+    """Above the limit of t-SNE the second map is by UMAP, and up to it by t-SNE; the log names each before it is computed."""
     pytest.importorskip("sklearn")
-    monkeypatch.setattr("dino_extract.pictures.report.geometry.TSNE_IMAGES", 20)
+    lines: list[str] = []
 
-    assert list(maps_of(unit_vectors(20), "auto")) == ["PCA", "t-SNE"]
-    assert list(maps_of(unit_vectors(21), "auto")) == ["PCA", "UMAP"]
+    assert list(maps_of(unit_vectors(20), "auto", lines.append, tsne_images=20)) == ["PCA", "t-SNE"]
+    assert list(maps_of(unit_vectors(21), "auto", lines.append, tsne_images=20)) == ["PCA", "UMAP"]
+    assert lines == ["t-SNE of 20 images ...", "UMAP of 21 images ..."]
 
 
 @pytest.mark.parametrize(("method", "package"), [("tsne", "scikit-learn"), ("umap", "umap-learn")])
 def test_a_map_whose_library_is_missing_is_refused(method: Any, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was asked for by name is not replaced by something else."""
+    """A map that is asked for by name is not replaced by another one."""
     for module in ("sklearn.manifold", "umap"):
         monkeypatch.setitem(sys.modules, module, None)
 
-    with pytest.raises(ConfigError, match=f"`--map {method}` needs {package}"):
+    with pytest.raises(ConfigError, match=f"`projection` {method} needs {package}"):
         maps_of(unit_vectors(20), method)
 
 

@@ -71,7 +71,7 @@ def survey(vectors: Vectors) -> Survey:
 def maps_of(
     unit_nD: NDArray[np.float32],
     method: Projection,
-    log: Callable[[str], None],
+    log: Callable[[str], None] | None = None,
     *,
     tsne_images: int = TSNE_IMAGES,
 ) -> dict[str, NDArray[np.float32]]:
@@ -86,6 +86,7 @@ def maps_of(
     Raises:
         ConfigError: the library asked for is not installed.
     """
+    log = log or (lambda line: None)
     count, mean_D, scatter_DD = moments([unit_nD])
     _, axes = principal_axes(scatter_DD / count, 50)
     principal = ((unit_nD - mean_D) @ axes.T).astype(np.float32)
