@@ -14,9 +14,9 @@ from .analysis.probes.linear_dense import linear_dense as linear_dense
 from .analysis.probes.scores import table_text as table_text
 from .analysis.probes.scores import write_answers as write_answers
 from .analysis.search import retrieval_score as retrieval_score
+from .analysis.tables import write_table as write_table
 from .embedding.benchmark import benchmark as benchmark
 from .embedding.doctor import doctor as doctor
-from .analysis.tables import write_table as write_table
 from .embedding.encoder import Encoder as Encoder
 from .embedding.pipeline import embed as embed
 from .embedding.pipeline import embed_like as embed_like
@@ -37,8 +37,8 @@ from .pictures.pca import pca as pca
 from .pictures.queries import classify as classify
 from .pictures.queries import search as search
 from .pictures.report import report as report
-from .store import info as info
 from .pictures.sheets import sheet as sheet
+from .store import info as info
 from .store import join as join
 from .store import open as open
 from .weights import load_backbone as load_backbone
