@@ -43,14 +43,13 @@ def test_the_csv_has_every_image_at_every_level(path: str, tmp_path: Path) -> No
     assert all(len({line["cluster3"] for line in lines if line["path"].startswith(f"class00{code}")}) == 1 for code in range(3))
 
 
-def test_a_path_that_would_be_a_formula_is_marked_and_said(tmp_path: Path) -> None:
+def test_a_path_that_would_be_a_formula_is_marked(tmp_path: Path) -> None:
     """It gets `./` in front, which names the same file, and numbers stay numbers."""
     path = write_store(tmp_path / "x.h5", ["=1.jpg", "a.jpg"], {"features": np.eye(2, 4, dtype=np.float32)})
 
-    _, err = run_command(cluster, path, "1", "-o", str(tmp_path / "c.csv"))
+    run_command(cluster, path, "1", "-o", str(tmp_path / "c.csv"))
 
     assert (tmp_path / "c.csv").read_text() == '"path","cluster1","similarity"\n"./=1.jpg",0,0.7071\n"a.jpg",0,0.7071\n'
-    assert "note: 1 paths that a spreadsheet would run as formulas have `./` in front" in err
 
 
 def test_json_says_which_image_is_in_which_cluster(tmp_path: Path) -> None:
@@ -104,3 +103,23 @@ def test_levels_must_be_numbers(path: str) -> None:
     """A word for a level is an error that shows how to write it."""
     with pytest.raises(ConfigError, match="`--coarser` takes numbers, got `few`"):
         run_command(cluster, path, "3", "--coarser", "few")
+
+
+def test_no_result_is_replaced_without_overwrite(path: str, tmp_path: Path) -> None:
+    """An existing file, such as a report, is refused before the work and stays as it is; with `--overwrite` it is replaced."""
+    page = tmp_path / "report.html"
+    page.write_text("a page")
+
+    with pytest.raises(ConfigError, match="is already there"):
+        run_command(cluster, path, "3", "-o", str(page))
+
+    assert page.read_text() == "a page"
+    run_command(cluster, path, "3", "-o", str(page), "--overwrite")
+    assert page.read_text().startswith('"path"')
+
+
+def test_the_number_of_clusters_may_be_left_out(path: str) -> None:
+    """30 images are divided into four clusters, about the root of half their number."""
+    out, _ = run_command(cluster, path)
+
+    assert out.startswith("4 clusters of 30 images")

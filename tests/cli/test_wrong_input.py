@@ -63,7 +63,7 @@ TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
             ["match", "a.jpg", "b.jpg", "--file", "good.h5", "--model", "tiny"],
             "a file of embeddings has patch tokens already, so no model is used",
         ),
-        (["export", "good.h5", "-o", "good.xlsx"], "`.xlsx` is no format this writes\n\nhint: `--to` takes npy, parquet,"),
+        (["export", "good.h5", "-o", "good.xlsx"], "cannot export to `.xlsx`\n\nhint: the formats are npy, parquet,"),
         (["cluster", "good.h5", "50"], "30 images of `good.h5` cannot make 50 clusters\n\nhint: ask for 30 or fewer\n"),
         (["curate", "good.h5", "--images", "500"], "got 500\n\nhint: for example 15\n"),
         (
