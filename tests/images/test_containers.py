@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import io
 import os
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dino_extract.images import reading
+from dino_extract.images import containers, manifest, reading
 from dino_extract.images.containers import Entry, FileFilter, ImageError, ImageRef, opened, read_range, start_of_keys
 from dino_extract.images.decoder.wire import pack_request, read_request
 from dino_extract.images.finding import find_images
@@ -52,21 +53,21 @@ def lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("sources", [["a.lines"], ["b.jpg", "a.lines"], ["*"]])
 def test_images_of_a_new_kind_are_found_and_read(sources: list[str]) -> None:
     """As the only source, among others and through a pattern, its images are listed, read, and found again by their keys."""
-    manifest = find_images(sources)
+    found = find_images(sources)
 
-    refs = [manifest[row] for row in range(len(manifest))]
+    refs = [found[row] for row in range(len(found))]
     assert [read_image_bytes(ref) for ref in refs if ref.kind == "lines"] == [b"one", b"two", b"three"]
-    assert [resolve(manifest.root, ref.key) for ref in refs] == refs
-    assert [manifest_of(manifest.root, refs)[row] for row in range(len(refs))] == refs
+    assert [resolve(found.root, ref.key) for ref in refs] == refs
+    assert [manifest_of(found.root, refs)[row] for row in range(len(refs))] == refs
 
 
 def test_a_replaced_container_of_a_new_kind_has_vanished(tmp_path: Path) -> None:
     """The check that a container is unchanged holds for every kind that opens a file."""
-    manifest = find_images(["a.lines"])
+    found = find_images(["a.lines"])
     (tmp_path / "a.lines").write_bytes(b"other")
 
     with pytest.raises(ImageError, match="was replaced") as caught:
-        read_image_bytes(manifest[0])
+        read_image_bytes(found[0])
 
     assert caught.value.status == Status.VANISHED
 
@@ -85,3 +86,9 @@ def test_a_request_carries_every_field(ref: ImageRef) -> None:
     requests = io.BytesIO(pack_request(ref, is_size_only=True) + pack_request(ref, is_size_only=False))
 
     assert [read_request(requests) for _ in range(3)] == [(ref, True), (ref, False), None]
+
+
+def test_examples_in_docstrings_hold() -> None:
+    """The examples about keys and paths are true."""
+    assert [doctest.testmod(module).failed for module in (containers, manifest)] == [0, 0]
+    assert [doctest.testmod(module).attempted > 0 for module in (containers, manifest)] == [True, True]
