@@ -83,19 +83,23 @@ class Result:
 
 def plain(value: Any) -> Any:
     """A value in the types of JSON: arrays become lists, results and other dataclasses dictionaries, NaN and infinity None."""
-    if isinstance(value, Result):
-        return value.to_dict()
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(getattr(value, name)) for name in _names(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return plain(value._asdict())
+    value = _as_builtin(value)
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())  # arrays and numbers of numpy, tensors of torch
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _as_builtin(value: Any) -> Any:
+    """A dictionary for an object with named values, a list or number for an array; anything else unchanged."""
+    if isinstance(value, Result):
+        return value.to_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: getattr(value, name) for name in _names(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return value._asdict()
+    return value.tolist() if hasattr(value, "tolist") else value  # arrays and numbers of numpy, tensors of torch
 
 
 def shown(name: str, most: int = 60) -> str:

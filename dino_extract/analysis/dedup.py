@@ -21,6 +21,7 @@ from dino_extract.analysis.vectors.neighbours import nearest
 from dino_extract.analysis.vectors.representatives import representatives
 from dino_extract.analysis.vectors.stored import (
     StoreSource,
+    Vectors,
     VectorSource,
     as_vectors,
     least_cosine,
@@ -254,14 +255,7 @@ def group_rows(
     require_threshold(threshold)
     vectors = as_vectors(vectors)
     steps = [threshold, *(step for step in LADDER if step > threshold)]
-    sets = [DisjointSet(len(vectors)) for _ in steps]
-    for one, other, cosine in near_pairs(vectors, threshold, exact=exact, seed=seed):
-        for step, disjoint in zip(reversed(steps), reversed(sets), strict=True):
-            # Rows that are joined at a threshold are joined at every lower one. Where thousands of images are the same, this skips most.
-            is_news = disjoint.roots(one) != disjoint.roots(other)
-            one, other, cosine = one[is_news], other[is_news], cosine[is_news]
-            is_same = cosine >= least_cosine(step)
-            disjoint.join(one[is_same], other[is_same])
+    sets = _joined(vectors, steps, exact, seed)
     components = [_best_first(rows, worth) for rows in sets[0].groups()]
     if not components:
         return [], [Step(step, 0, 0) for step in steps]
@@ -278,6 +272,19 @@ def group_rows(
     groups = [RowGroup(*each) for each in zip(*parts, strict=True)]
     # Cosines of single pairs differ in the last digits from those of buckets, so a pair may lose its link.
     return [group for group in groups if (group.rows != group.keep).any()], ladder
+
+
+def _joined(vectors: Vectors, steps: Sequence[float], exact: bool | None, seed: int) -> list[DisjointSet]:
+    """For each threshold, ascending, the sets of rows that pairs within it join."""
+    sets = [DisjointSet(len(vectors)) for _ in steps]
+    for one, other, cosine in near_pairs(vectors, steps[0], exact=exact, seed=seed):
+        for step, disjoint in zip(reversed(steps), reversed(sets), strict=True):
+            # Rows that are joined at a threshold are joined at every lower one. Where thousands of images are the same, this skips most.
+            is_news = disjoint.roots(one) != disjoint.roots(other)
+            one, other, cosine = one[is_news], other[is_news], cosine[is_news]
+            is_same = cosine >= least_cosine(step)
+            disjoint.join(one[is_same], other[is_same])
+    return sets
 
 
 def _best_first(rows: NDArray[np.int64], worth: NDArray[np.int64] | None) -> NDArray[np.int64]:

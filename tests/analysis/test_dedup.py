@@ -41,8 +41,8 @@ def rows_of(groups: list[RowGroup]) -> set[tuple[int, ...]]:
 def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets of about 50 vectors, and blocks that cut through them."""
     monkeypatch.setattr(near_pairs, "BUCKET_ROWS", 50)
-    monkeypatch.setattr(near_pairs, "_QUERY_ROWS", 37)
-    monkeypatch.setattr(near_pairs, "_BANK_ROWS", 29)
+    monkeypatch.setattr(near_pairs, "QUERY_ROWS", 37)
+    monkeypatch.setattr(near_pairs, "BANK_ROWS", 29)
 
 
 def test_images_hang_together_through_others() -> None:
@@ -177,7 +177,7 @@ def test_a_bank_too_large_for_memory_goes_through_a_file(monkeypatch: pytest.Mon
     """Sorted into a temporary file, the vectors give the same groups."""
     vectors = with_copies(300, 100, noise=0.2)
     in_memory, _ = group_rows(vectors, 0.9, exact=False)
-    monkeypatch.setattr(near_pairs, "_IN_MEMORY_NBYTES", 0)
+    monkeypatch.setattr(near_pairs, "IN_MEMORY_NBYTES", 0)
 
     in_file, _ = group_rows(vectors, 0.9, exact=False)
 

@@ -1,1 +1,1 @@
-"""What every analysis needs: stored vectors, labels, neighbours, pairs and clusters of vectors."""
+"""The tools of every analysis: stored vectors, labels, neighbours, pairs and clusters of vectors."""

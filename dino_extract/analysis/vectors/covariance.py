@@ -1,4 +1,4 @@
-"""Mean and scatter of more vectors than fit in memory, and their principal axes."""
+"""Mean and covariance of more vectors than fit in memory, and their principal axes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 
 
 def moments(blocks: Iterable[NDArray[np.floating]]) -> tuple[int, Floats, Floats]:
-    """Number, mean (D,) and scatter matrix (D, D) of all vectors of blocks (n, D), merged block by block in float64.
+    """Number, mean (D,) and scatter matrix (D, D) of all vectors in blocks (n, D), in float64.
 
     The covariance is the scatter divided by the number. Without a vector, D is 0.
 

@@ -1,4 +1,4 @@
-"""An approximate index of a store's vectors, built once with faiss, kept beside the file, and checked against it."""
+"""An approximate faiss index of the vectors of a store. It is built once, kept next to the file, and checked against it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dino_extract.store import Store
 IndexKind = Literal["hnsw", "ivfpq"]
 
 HNSW_LINKS = 32  # per vector, 256 bytes
-HNSW_BUILD = 100  # candidates looked at while a vector is inserted
-HNSW_SEARCH = 128  # candidates looked at by a query
+HNSW_BUILD = 100  # candidates for each inserted vector
+HNSW_SEARCH = 128  # candidates for each query
 IVF_TRAIN_PER_LIST = 40  # faiss warns below 39
-IVF_PROBE = 32  # lists looked at by a query
+IVF_PROBE = 32  # lists that are searched for each query
 PQ_DIMS_PER_BYTE = 8  # 48 bytes for a ViT-S vector
-RERANK = 10  # PQ similarities are coarse: this many candidates per wanted hit are compared exactly
-_MIN_PQ_ROWS = 10_000
+RERANK = 10  # candidates per hit that are compared exactly, because PQ similarities are coarse
+MIN_PQ_ROWS = 10_000
 
 
 class Built(NamedTuple):
@@ -33,8 +33,8 @@ class Built(NamedTuple):
 
     Args:
         index: faiss index over inner products of unit vectors.
-        path: where it is kept.
-        seconds: time it took to build; 0 where a kept one was used.
+        path: the file of the index.
+        seconds: time to build it, or 0 for an index that was read from its file.
     """
 
     index: Any
@@ -43,10 +43,10 @@ class Built(NamedTuple):
 
 
 def open_index(store: Store, vectors: Vectors, dataset: str, kind: IndexKind) -> Built:
-    """The index kept beside the store, or a new one where there is none or the store has changed since.
+    """Read the index of a store, or build it where there is none or the store has changed.
 
     Raises:
-        ConfigError: faiss is not installed, or there are too few vectors for the kind.
+        ConfigError: faiss is not installed, or there are too few vectors for this kind.
         StoreError: the index cannot be written.
     """
     faiss = _import_faiss()
@@ -62,13 +62,13 @@ def open_index(store: Store, vectors: Vectors, dataset: str, kind: IndexKind) ->
 
 
 def search_index(built: Built, vectors: Vectors, queries: NDArray[np.float32], top: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """As `nearest`: similarity and position of the best hits that the index finds, similarities exact.
+    """As `nearest`: exact similarity and position of the best hits that the index finds.
 
     Args:
         built: the index.
-        vectors: what it was built from.
+        vectors: the vectors of the index.
         queries: (Q, D) float32 of length 1.
-        top: hits per query.
+        top: number of hits per query.
     """
     wanted = min(top * RERANK, len(vectors))
     if hasattr(built.index, "hnsw"):
@@ -80,7 +80,7 @@ def search_index(built: Built, vectors: Vectors, queries: NDArray[np.float32], t
     similarity = np.full((len(queries), top), -np.inf, np.float32)
     position = np.full((len(queries), top), -1, np.int64)
     for row, found in enumerate(candidates):
-        found = np.sort(found[found >= 0])  # in bank order, so that a stable sort keeps ties so
+        found = np.sort(found[found >= 0])  # in the order of the bank, which a stable sort keeps for ties
         block = vectors[found]
         exact = as_cosine(block @ queries[row] / np.maximum(np.linalg.norm(block, axis=1), 1e-12))
         order = np.argsort(-exact, kind="stable")[:top]
@@ -90,7 +90,7 @@ def search_index(built: Built, vectors: Vectors, queries: NDArray[np.float32], t
 
 def _import_faiss() -> Any:
     try:
-        import faiss  # an extra, and only approximate search needs it
+        import faiss  # an optional package
     except ImportError as error:
         raise ConfigError("an approximate index needs faiss", hint="pip install 'dino-extract[faiss]', or use `--index exact`") from error
     return faiss
@@ -99,21 +99,21 @@ def _import_faiss() -> Any:
 def _build(faiss: Any, vectors: Vectors, kind: IndexKind) -> Any:
     dim = vectors.dim
     if kind == "hnsw":
-        # Vectors are kept in float16, as stores mostly have them: half the memory and the file of float32, and the same recall.
+        # float16 needs half the memory of float32 and has the same recall.
         index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_fp16, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.train(vectors[:1].copy())  # there is nothing to learn
+        index.train(vectors[:1].copy())  # float16 learns nothing, but faiss asks for the call
         index.hnsw.efConstruction = HNSW_BUILD
     else:
-        if len(vectors) < _MIN_PQ_ROWS:
+        if len(vectors) < MIN_PQ_ROWS:
             raise ConfigError(
-                f"`--index ivfpq` needs at least {_MIN_PQ_ROWS:,} images, {vectors.name} has {len(vectors):,}", hint="`--index exact`"
+                f"`index` `ivfpq` needs at least {MIN_PQ_ROWS:,} images, {vectors.name} has {len(vectors):,}", hint="`--index exact`"
             )
         num_lists = min(int(4 * len(vectors) ** 0.5), len(vectors) // IVF_TRAIN_PER_LIST)
         codes = next(count for count in range(max(dim // PQ_DIMS_PER_BYTE, 1), 0, -1) if dim % count == 0)
-        # Without OPQ: its rotation took minutes to learn, and exact re-ranking makes up for it.
+        # Without OPQ: its rotation takes minutes to learn, and the exact comparison of candidates replaces it.
         index = faiss.index_factory(dim, f"IVF{num_lists},PQ{codes}", faiss.METRIC_INNER_PRODUCT)
         rng = np.random.default_rng(0)
-        sample = np.sort(rng.choice(len(vectors), min(len(vectors), max(num_lists * IVF_TRAIN_PER_LIST, _MIN_PQ_ROWS)), replace=False))
+        sample = np.sort(rng.choice(len(vectors), min(len(vectors), max(num_lists * IVF_TRAIN_PER_LIST, MIN_PQ_ROWS)), replace=False))
         index.train(vectors.take(sample).all_unit().numpy())
     for _, block in vectors.unit_blocks():
         index.add(block.numpy())
@@ -121,7 +121,7 @@ def _build(faiss: Any, vectors: Vectors, kind: IndexKind) -> Any:
 
 
 def _passport(store: Store, vectors: Vectors, dataset: str, kind: IndexKind) -> dict[str, Any]:
-    """What must be the same for a kept index to belong to the store; a store's rows never change without its time of change."""
+    """The facts that must be equal for an index to belong to a store. The rows of a store never change without its modification time."""
     info = os.stat(store.path)
     return {
         "store_nbytes": info.st_size,
@@ -140,11 +140,11 @@ def _is_current(path: str, passport: dict[str, Any]) -> bool:
             kept = json.load(file)
         return bool(kept == {**passport, "index_nbytes": os.stat(path).st_size})
     except (OSError, ValueError):
-        return False  # none, or not whole: it is made anew
+        return False  # missing or damaged: the index is built again
 
 
 def _keep(faiss: Any, index: Any, path: str, passport: dict[str, Any]) -> None:
-    """Write the index first and its passport last, so that a passport never vouches for half an index."""
+    """Write the index first and its passport last, so that a passport never describes half an index."""
 
     def replacing(path: str) -> AbstractContextManager[str]:  # faiss reports a full disk as RuntimeError
         return replace_atomically(

@@ -1,4 +1,4 @@
-"""k-means on the unit sphere: seeded, streamed in blocks, every cluster kept alive.
+"""k-means on the unit sphere: with a seed, in blocks, and without empty clusters.
 
 Dimension key: `B` vectors in a block, `D` width, `K` clusters, `T` draws.
 """
@@ -18,7 +18,7 @@ from dino_extract.analysis.vectors.stored import Vectors, VectorSource, as_vecto
 from dino_extract.errors import ConfigError
 from dino_extract.results import Result
 
-SAMPLE_PER_CLUSTER = 256  # more vectors per cluster hardly move its centre (faiss uses as many)
+SAMPLE_PER_CLUSTER = 256  # more vectors per cluster hardly move its centre (as in faiss)
 ITERATIONS = 20
 _SIMILARITIES = 16 << 20  # computed at a time: 64 MB
 _SEEDING_SAMPLE = 16  # candidates per cluster that the first centres are chosen from
@@ -61,61 +61,61 @@ class Clusters(Result):
         return [{"cluster": number, "images": size, "mean_similarity": value} for number, (size, value) in enumerate(columns)]
 
 
-def kmeans(vectors: VectorSource, num_clusters: int, *, seed: int = 0, iterations: int = ITERATIONS) -> Clusters:
-    """Divide vectors into clusters of similar direction; clusters are numbered by size, the largest first.
+def kmeans(vectors: VectorSource, clusters: int, *, seed: int = 0, iterations: int = ITERATIONS) -> Clusters:
+    """Divide vectors into clusters of similar direction, numbered by size, the largest first.
 
-    Centres are learned on at most 256 vectors per cluster, then every vector goes to the nearest centre.
+    The centres are learned on at most 256 vectors per cluster. Then each vector belongs to the nearest centre.
 
     Args:
         vectors: (n, D).
-        num_clusters: K.
-        seed: of the sample and of the first centres.
-        iterations: at most; it ends earlier when nothing moves.
+        clusters: K.
+        seed: seed of the sample and of the first centres.
+        iterations: the most iterations. It ends earlier when no vector changes its cluster.
 
     Raises:
-        ConfigError: fewer vectors than clusters.
+        ConfigError: there are fewer vectors than clusters.
     """
     vectors = as_vectors(vectors)
-    centres_KD = learn_centres(vectors, num_clusters, seed=seed, iterations=iterations)
+    centres_KD = learn_centres(vectors, clusters, seed=seed, iterations=iterations)
     codes, similarity = assign(vectors, centres_KD)
-    order, codes = largest_first(codes, num_clusters)
+    order, codes = largest_first(codes, clusters)
     return Clusters(centres_KD.numpy()[order], codes, similarity)
 
 
-def largest_first(codes: NDArray[np.int64], num_clusters: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(K,) numbers of the clusters by size, and (n,) the place of each code among them.
+def largest_first(codes: NDArray[np.int64], clusters: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(K,) numbers of the clusters by size, and (n,) codes with the new numbers.
 
     `largest_first([0, 1, 1, 2], 3)` is `[1, 0, 2], [1, 0, 0, 2]`.
     """
-    order = np.argsort(-np.bincount(codes, minlength=num_clusters), kind="stable")
+    order = np.argsort(-np.bincount(codes, minlength=clusters), kind="stable")
     return order, np.argsort(order)[codes]
 
 
 def learn_centres(
-    vectors: Vectors, num_clusters: int, *, seed: int = 0, iterations: int = ITERATIONS, sample_per_cluster: int = SAMPLE_PER_CLUSTER
+    vectors: Vectors, clusters: int, *, seed: int = 0, iterations: int = ITERATIONS, sample_per_cluster: int = SAMPLE_PER_CLUSTER
 ) -> Tensor:
-    """(K, D) float32 centres of length 1, learned on a sample that is held in memory.
+    """(K, D) float32 centres of length 1, learned on a sample in memory.
 
     Raises:
-        ConfigError: fewer vectors than clusters.
+        ConfigError: there are fewer vectors than clusters.
     """
-    if not 1 <= num_clusters <= len(vectors):
+    if not 1 <= clusters <= len(vectors):
         raise ConfigError(
-            f"{len(vectors):,} images of {vectors.name} cannot make {num_clusters:,} clusters",
+            f"{len(vectors):,} images of {vectors.name} cannot make {clusters:,} clusters",
             hint=f"ask for {len(vectors):,} or fewer",
         )
     rng = np.random.default_rng(seed)
-    size = min(len(vectors), num_clusters * sample_per_cluster)
+    size = min(len(vectors), clusters * sample_per_cluster)
     rows = np.sort(rng.choice(len(vectors), size, replace=False)) if size < len(vectors) else np.arange(size)
     sample_BD = vectors.take(rows).all_unit()
-    centres_KD = _spread_out(sample_BD, num_clusters, rng)
+    centres_KD = _spread_out(sample_BD, clusters, rng)
     before: Tensor | None = None
     for _ in range(iterations):
         codes, similarity = _assign_block(sample_BD, centres_KD)
         if before is not None and torch.equal(codes, before):
             break
         before = codes
-        centres_KD = _means(sample_BD, codes, similarity, num_clusters)
+        centres_KD = _means(sample_BD, codes, similarity, clusters)
     return centres_KD
 
 
@@ -134,21 +134,21 @@ def _assign_block(block_BD: Tensor, centres_KD: Tensor) -> tuple[Tensor, Tensor]
     return torch.cat([each.indices for each in best]), torch.cat([each.values for each in best])
 
 
-def _spread_out(sample_BD: Tensor, num_clusters: int, rng: np.random.Generator) -> Tensor:
+def _spread_out(sample_BD: Tensor, clusters: int, rng: np.random.Generator) -> Tensor:
     """First centres by greedy k-means++ among some random vectors.
 
-    For each a few are drawn with a chance that grows with the distance to those before, and the one that leaves the others nearest to a
-    centre is taken: a single draw often puts two centres into one group, which no iteration mends.
+    For each centre a few vectors are drawn, with a probability that grows with the distance to the centres so far. The best of them is
+    used. A single draw often puts two centres into one group, which no iteration corrects.
 
     Source: Arthur and Vassilvitskii 2007, "k-means++", Sec. 5; as many draws as scikit-learn.
     """
-    candidates = rng.permutation(len(sample_BD))[: num_clusters * _SEEDING_SAMPLE]
+    candidates = rng.permutation(len(sample_BD))[: clusters * _SEEDING_SAMPLE]
     pool_BD = sample_BD[torch.from_numpy(candidates)]
-    draws = 2 + int(math.log(num_clusters))
+    draws = 2 + int(math.log(clusters))
     chosen = [int(rng.integers(len(pool_BD)))]
     distance_B = (1 - pool_BD @ pool_BD[chosen[0]]).clamp(min=0)
     is_free = np.ones(len(pool_BD), bool)
-    for _ in range(num_clusters - 1):
+    for _ in range(clusters - 1):
         is_free[chosen[-1]] = False
         weight = np.where(is_free, distance_B.numpy().astype(np.float64), 0.0)
         if weight.sum() <= 1e-9:  # only copies of the centres are left
@@ -161,10 +161,10 @@ def _spread_out(sample_BD: Tensor, num_clusters: int, rng: np.random.Generator) 
     return pool_BD[chosen].clone()
 
 
-def _means(sample_BD: Tensor, codes: Tensor, similarity: Tensor, num_clusters: int) -> Tensor:
-    """New centres; a cluster that has lost all its vectors starts again at one of those that fit worst."""
-    sums_KD = torch.zeros(num_clusters, sample_BD.shape[1]).index_add_(0, codes, sample_BD)
-    empty = torch.bincount(codes, minlength=num_clusters) == 0
+def _means(sample_BD: Tensor, codes: Tensor, similarity: Tensor, clusters: int) -> Tensor:
+    """New centres. A cluster without vectors starts again at one of the vectors that are farthest from their centre."""
+    sums_KD = torch.zeros(clusters, sample_BD.shape[1]).index_add_(0, codes, sample_BD)
+    empty = torch.bincount(codes, minlength=clusters) == 0
     if empty.any():
         sums_KD[empty] = sample_BD[similarity.argsort()[: int(empty.sum())]]
     return torch.nn.functional.normalize(sums_KD, dim=1)

@@ -1,4 +1,4 @@
-"""Labels of embedded images: from the folders they lie in, from a CSV file, or from a dataset in an HDF5 file."""
+"""Labels of embedded images: from their folders, from a CSV file, or from a dataset in an HDF5 file."""
 
 from __future__ import annotations
 
@@ -31,45 +31,55 @@ def labels_of(store: Store, source: LabelSource = None, depth: int = 1) -> list[
 
     Args:
         store: the embedded images.
-        source: None for folder names; a CSV file with a path and a label per line; `FILE.h5:DATASET`, one label per row of the store;
-            a list or array of such labels, None or NaN for an image without one; or labels by path, as a dictionary or
-            as a column of pandas with an index of paths.
-        depth: with folder names, how many folders above the image: 1 is the folder it lies in.
+        source: one of
+            None for the names of the folders,
+            a CSV file with a path and a label in each line,
+            `FILE.h5:DATASET` with one label for each row of the store,
+            a list or array of such labels, where None and NaN are images without a label,
+            a dictionary, or a column of pandas with paths as its index.
+        depth: with the names of the folders, how many folders above the image: 1 is the folder it is in.
 
     Raises:
-        StoreError: the store is unfinished, or holds no embedded image.
-        ConfigError: no image has a label, or there is another number of labels than of rows.
+        StoreError: the store is unfinished, or has no embedded image.
+        ConfigError: no image has a label, or the numbers of labels and rows differ.
         SourceError: the file cannot be read.
     """
     require_images(store)
-    source = _by_index(source)
+    labels = _labels(store, _by_index(source), depth)
+    if not any(labels):
+        raise _no_labels(store, source, depth)
+    return labels
+
+
+def _labels(store: Store, source: Any, depth: int) -> list[str]:
     text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     if source is None:
-        labels = folder_labels(store.paths, depth)
-    elif isinstance(source, Mapping):
-        labels = _labels_by_path(store, {str(path): _label(value) for path, value in source.items()}, "the labels")
-    elif text is None:
-        several_kinds = np.array([*as_list(source), None], object)[:-1]  # None keeps it one-dimensional
-        labels = _row_labels(store, several_kinds if getattr(source, "ndim", 1) == 1 else np.asarray(source), "the labels")
-    elif ".h5:" in text or ".hdf5:" in text:
+        return folder_labels(store.paths, depth)
+    if isinstance(source, Mapping):
+        return _labels_by_path(store, {str(path): _label(value) for path, value in source.items()}, "the labels")
+    if text is None:
+        of_any_type = np.array([*as_list(source), None], object)[:-1]  # None keeps it one-dimensional
+        return _row_labels(store, of_any_type if getattr(source, "ndim", 1) == 1 else np.asarray(source), "the labels")
+    if ".h5:" in text or ".hdf5:" in text:
         path, _, dataset = text.rpartition(":")
-        labels = dataset_labels(store, path, dataset)
-    else:
-        labels = csv_labels(store, text)
-    if any(labels):
-        return labels
-    images = f"the {len(labels):,} images of `{store.path}`"
+        return dataset_labels(store, path, dataset)
+    return csv_labels(store, text)
+
+
+def _no_labels(store: Store, source: Any, depth: int) -> ConfigError:
+    images = f"the {len(store):,} images of `{store.path}`"
     if source is None and depth == 1:
-        raise ConfigError(
-            f"no labels: {images} lie directly in the source, not in a folder for each class",
+        return ConfigError(
+            f"no labels: {images} are directly in the source, not in a folder for each class",
             hint="`--labels FILE.csv` with `path,label` lines, or embed the folder above",
         )
-    what = f"no folder {depth} above them" if source is None else f"no label in `{text or 'labels'}`"
-    raise ConfigError(f"no labels: {images} have {what}", hint=_HINT)
+    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "labels"
+    missing = f"no folder {depth} above them" if source is None else f"no label in `{name}`"
+    return ConfigError(f"no labels: {images} have {missing}", hint=_HINT)
 
 
 def _by_index(source: Any) -> Any:
-    """Labels by path where a column of pandas has an index of paths, in whatever order; anything else as it is."""
+    """A dictionary of labels by path from a column of pandas with paths as its index; any other source unchanged."""
     is_column = hasattr(source, "to_dict") and source.ndim == 1
     return source.to_dict() if is_column and isinstance(next(iter(source.index), None), str) else source
 
@@ -80,10 +90,10 @@ def folder_labels(paths: Sequence[str], depth: int = 1) -> list[str]:
     `folder_labels(["train/cat/1.jpg"])` is `["cat"]`; with `depth=2` it is `["train"]`.
 
     Raises:
-        ConfigError: a depth below 1.
+        ConfigError: the depth is below 1.
     """
     if depth < 1:
-        raise ConfigError(f"`--label-depth` counts folders above the image from 1, got {depth}")
+        raise ConfigError(f"`label_depth` counts folders above the image from 1, got {depth}")
     folders = (path.split("/")[:-1] for path in paths)
     return [parts[-depth] if len(parts) >= depth else "" for parts in folders]
 
@@ -91,23 +101,14 @@ def folder_labels(paths: Sequence[str], depth: int = 1) -> list[str]:
 def csv_labels(store: Store, csv_path: str) -> list[str]:
     """(n,) the label that a CSV file gives each embedded image, "" where it gives none.
 
-    The file has a header with the columns `path` and `label`, or no header and the path and label first. They are separated by commas,
-    semicolons or tabs, whichever make a header or a path of the first line. Paths are as in the store, or with `./`, or with
-    the folder that was embedded in front: its name, or its absolute path.
+    The file has a header with the columns `path` and `label`, or no header and the path and label first. The separator is the comma,
+    semicolon or tab that gives a header or a path in the first line. Paths are as in the store, or have `./` or the embedded folder in
+    front: its name, or its absolute path.
 
     Raises:
-        SourceError: it cannot be read, has no two columns, gives a path two labels, or names none of the paths.
+        SourceError: the file cannot be read, has fewer than two columns, gives a path two labels, or has none of the paths.
     """
-    try:
-        with open(csv_path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            separator = _separator(file.readline(), store.paths)
-            file.seek(0)
-            lines = [line for line in csv.reader(file, delimiter=separator) if line]
-    except (OSError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise SourceError(f"labels `{csv_path}` cannot be read: {reason}") from error
-    if any("\0" in cell for line in lines for cell in line):
-        raise SourceError(f"labels `{csv_path}` are not text", hint="give a CSV file, or a dataset of an HDF5 file as `FILE.h5:DATASET`")
+    separator, lines = _read_csv(csv_path, store.paths)
     columns = (0, 1)
     if lines and (names := _names(lines[0])).keys() >= _HEADER:
         columns = names["path"], names["label"]
@@ -125,8 +126,23 @@ def csv_labels(store: Store, csv_path: str) -> list[str]:
     return _labels_by_path(store, label_of, f"labels `{csv_path}`")
 
 
+def _read_csv(csv_path: str, paths: Sequence[str]) -> tuple[str, list[list[str]]]:
+    """The separator of a CSV file, and the cells of its lines."""
+    try:
+        with open(csv_path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            separator = _separator(file.readline(), paths)
+            file.seek(0)
+            lines = [line for line in csv.reader(file, delimiter=separator) if line]
+    except (OSError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SourceError(f"labels `{csv_path}` cannot be read: {reason}") from error
+    if any("\0" in cell for line in lines for cell in line):
+        raise SourceError(f"labels `{csv_path}` are not text", hint="give a CSV file, or a dataset of an HDF5 file as `FILE.h5:DATASET`")
+    return separator, lines
+
+
 def _separator(first_line: str, paths: Sequence[str]) -> str:
-    """What divides the cells: spreadsheets write semicolons where the comma is for decimals."""
+    """The separator of the cells: spreadsheets write semicolons in countries with a decimal comma."""
     rows = {separator: next(csv.reader([first_line], delimiter=separator), []) for separator in _SEPARATORS}
     names = set(map(os.path.basename, paths))
 
@@ -151,12 +167,12 @@ def _labels_by_path(store: Store, label_of: Mapping[str, str], name: str) -> lis
     if label_of and not any(of_rows):
         raise SourceError(
             f"{name} name none of the embedded images: they have `{next(iter(label_of))}`, the file has `{store.paths[0]}`",
-            hint="write paths as they stand in the dataset `/paths`, relative to the source, in the first column or in one called `path`",
+            hint="write paths as in the dataset `/paths`, relative to the source, in the first column or in a column `path`",
         )
     num_unlabelled = named.count("")
     if num_unlabelled and (unknown := label_of.keys() - set(of_rows)):
         warnings.warn(
-            f"{name} have {len(unknown):,} paths that are no images of `{store.path}`, such as `{min(unknown)}`; "
+            f"{name} have {len(unknown):,} paths that are not images of `{store.path}`, such as `{min(unknown)}`; "
             f"{num_unlabelled:,} images of it, such as `{store.paths[named.index('')]}`, have no label",
             DinoExtractWarning,
             stacklevel=4,
@@ -165,8 +181,8 @@ def _labels_by_path(store: Store, label_of: Mapping[str, str], name: str) -> lis
 
 
 def _paths_in(label_of: Mapping[str, str], paths: Sequence[str], folder: str) -> list[str]:
-    """(n,) what each path is called where labels have this folder in front of it, "" where it is not there."""
-    # With `./` some paths stand in our own tables (`table_path`).
+    """(n,) the name of each path in the labels, where they have this folder in front, or "" if it is missing."""
+    # Our own tables have `./` in front of some paths (`table_path`).
     return [next((name for name in (folder + path, f"./{folder}{path}") if name in label_of), "") for path in paths]
 
 
@@ -175,26 +191,26 @@ def dataset_labels(store: Store, path: str, dataset: str) -> list[str]:
 
     Raises:
         SourceError: the file or the dataset cannot be read.
-        ConfigError: another number of rows.
+        ConfigError: the numbers of labels and rows differ.
     """
     try:
         values = read_dataset(path, dataset)
     except StoreError as error:
-        hint = error.hint if os.path.exists(path) else None  # else it is about folders to write to
+        hint = error.hint if os.path.exists(path) else None  # otherwise the hint is about folders to write to
         raise SourceError(f"labels `{path}:{dataset}` cannot be read: {error.message}", hint=hint) from error
     return _row_labels(store, values, f"labels `{path}:{dataset}`")
 
 
 def _row_labels(store: Store, values: NDArray[Any], name: str) -> list[str]:
-    """(n,) the labels of the embedded images, from those of all rows or of these alone."""
+    """(n,) the labels of the embedded images, from the labels of all rows or of the embedded images only."""
     if values.shape == (len(store.all_paths),):
         values = values[store_rows(store)]
     elif values.shape != (len(store),):
         raise ConfigError(
             f"{name} have shape {values.shape}, `{store.path}` has {len(store.all_paths):,} rows",
-            hint="of a table of pandas one column, with the paths as its index: `table.set_index('path')['label']`"
+            hint="give one column of a pandas table, with the paths as its index: `table.set_index('path')['label']`"
             if values.ndim == 2
-            else "one label for each row of `/paths`, in its order",
+            else "give one label for each row of `/paths`, in its order",
         )
     return [_label(value) for value in values.tolist()]
 
@@ -202,7 +218,7 @@ def _row_labels(store: Store, values: NDArray[Any], name: str) -> list[str]:
 def _label(value: Any) -> str:
     try:
         is_missing = value is None or bool(value != value)
-    except TypeError:  # pandas' NA, which is neither equal to itself nor not
+    except TypeError:  # the NA of pandas, which cannot be compared with itself
         is_missing = True
     if is_missing:
         return ""
@@ -210,12 +226,12 @@ def _label(value: Any) -> str:
 
 
 def store_rows(store: Store) -> NDArray[np.int64]:
-    """(n,) int64 rows of the file that hold an embedded image."""
+    """(n,) int64 rows of the file with an embedded image."""
     return np.flatnonzero(store.all_status == Status.OK).astype(np.int64)
 
 
 def encode(labels: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
-    """(n,) int64 position of each label in `classes`, -1 for "" and for labels that are not among them."""
+    """(n,) int64 position of each label in `classes`, -1 for "" and for labels that are not in it."""
     code_of = {name: code for code, name in enumerate(classes)}
     return np.array([code_of.get(label, -1) for label in labels], np.int64)
 
@@ -224,7 +240,7 @@ def classes_of(labels: Sequence[str]) -> tuple[str, ...]:
     """The different labels, sorted.
 
     Raises:
-        ConfigError: fewer than two.
+        ConfigError: there are fewer than two.
     """
     classes = tuple(sorted(set(labels) - {""}))
     if len(classes) < 2:
@@ -235,10 +251,10 @@ def classes_of(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def require_known(labels: Sequence[str], classes: Sequence[str]) -> None:
-    """Check that a test set asks for nothing that training did not show.
+    """Check that every test label is also a training label.
 
     Raises:
-        ConfigError: test labels that no training image has.
+        ConfigError: no training image has a test label.
     """
     unknown = sorted(set(labels) - {""} - set(classes))
     if unknown:

@@ -16,7 +16,7 @@ from dino_extract.analysis.vectors.stored import VectorSource, as_cosine, as_vec
 from dino_extract.errors import ConfigError
 
 QUERY_ROWS = 2048  # with a bank block of 8192: 64 MB of similarities at a time
-_HELD_NBYTES = 512 << 20  # a bank up to this size is normalised once for all blocks of queries, a larger one is read again for each
+HELD_NBYTES = 512 << 20  # a bank up to this size stays in memory for all blocks of queries, a larger one is read again for each
 
 
 def nearest(
@@ -27,14 +27,14 @@ def nearest(
     Args:
         queries: (q, D).
         bank: (n, D).
-        k: neighbours of each query; fewer where the bank has fewer.
-        leave_one_out: queries and bank are the same vectors, and none is its own neighbour.
+        k: number of neighbours of each query, fewer where the bank has fewer.
+        leave_one_out: queries and bank are the same vectors, and no vector is its own neighbour.
 
     Returns:
         similarity (q, k) float32 cosine -1..1, and position in the bank (q, k) int64.
 
     Raises:
-        ConfigError: different widths, or a bank without a possible neighbour.
+        ConfigError: the widths differ, or the bank has no possible neighbour.
     """
     found = list(nearest_blocks(queries, bank, k, leave_one_out=leave_one_out))
     if not found:
@@ -45,13 +45,13 @@ def nearest(
 def nearest_blocks(
     queries: VectorSource, bank: VectorSource, k: int, *, leave_one_out: bool = False, query_rows: int = QUERY_ROWS
 ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.int64]]]:
-    """As `nearest`, a block of queries at a time: (number of the first query, similarity, position)."""
+    """As `nearest`, a block of queries at a time, as (number of the first query, similarity, position)."""
     queries, bank = as_vectors(queries, "the queries"), as_vectors(bank, "the bank")
     require_same_dim(queries, bank)
     k = min(k, len(bank) - leave_one_out)
     if k < 1:
-        raise ConfigError(f"{bank.name} has {len(bank)} images: too few for one to have a neighbour")
-    is_held = len(queries) > query_rows and len(bank) * bank.dim * 4 <= _HELD_NBYTES
+        raise ConfigError(f"{bank.name} has {len(bank)} images, which is too few for a neighbour")
+    is_held = len(queries) > query_rows and len(bank) * bank.dim * 4 <= HELD_NBYTES
     held = list(bank.unit_blocks()) if is_held else None
     for first, query_QD in queries.unit_blocks(query_rows):
         best = torch.empty(len(query_QD), 0), torch.empty(len(query_QD), 0, dtype=torch.int64)
@@ -60,7 +60,7 @@ def nearest_blocks(
             if leave_one_out:
                 _forget_self(similarity_QB, first - start)
             similarity_Qk, index_Qk = top_stable(similarity_QB, k)
-            # The best so far stand before the block and come from lower positions, so a stable order keeps ties in bank order.
+            # The best so far are in front and have lower positions, so a stable sort keeps ties in the order of the bank.
             similarity = torch.cat([best[0], similarity_Qk], dim=1)
             index = torch.cat([best[1], index_Qk + start], dim=1)
             similarity, order = similarity.sort(dim=1, descending=True, stable=True)
@@ -69,7 +69,7 @@ def nearest_blocks(
 
 
 def _forget_self(similarity_QB: Tensor, offset: int) -> None:
-    """Set to -inf where query i meets bank vector i; `offset` is the number of the first query less that of the first bank vector."""
+    """Set the cosine of each query to itself to -inf; `offset` is the number of the first query minus that of the first bank vector."""
     if -len(similarity_QB) < offset < similarity_QB.shape[1]:
         similarity_QB.diagonal(offset).fill_(-torch.inf)
 
@@ -77,13 +77,13 @@ def _forget_self(similarity_QB: Tensor, offset: int) -> None:
 def top_stable(values_QB: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest values of each row and their columns, largest first, equal ones by column.
 
-    `torch.topk` alone leaves open which of several equal values it takes.
+    `torch.topk` alone does not say which of several equal values it returns.
     """
     width = values_QB.shape[1]
     if width <= k:
         return values_QB.sort(dim=1, descending=True, stable=True)
     values, columns = values_QB.topk(k + 1, dim=1)
-    is_tied = values[:, k] == values[:, k - 1]  # the cut goes through equal values
+    is_tied = values[:, k] == values[:, k - 1]  # the last value that is returned equals the first that is not
     columns = columns[:, :k].sort(dim=1).values
     values, order = values_QB.gather(1, columns).sort(dim=1, descending=True, stable=True)
     columns = columns.gather(1, order)

@@ -149,7 +149,7 @@ def test_paths_of_no_image_are_told_where_images_lack_labels(tmp_path: Path) -> 
     store = store_of(tmp_path)
 
     with pytest.warns(
-        DinoExtractWarning, match=r"the labels have 2 paths that are no .*, such as `a`; 1 images of it, such as `train/cat/2\.jpg`"
+        DinoExtractWarning, match=r"the labels have 2 paths that are not .*, such as `a`; 1 images of it, such as `train/cat/2\.jpg`"
     ):
         assert labels_of(store, {"train/cat/1.jpg": "x", "train/dog/3.jpg": "y", "b": "z", "a": "z"}) == ["x", "", "y"]
     assert labels_of(store, {**dict.fromkeys(store.paths, "x"), "elsewhere.jpg": "y"}) == ["x", "x", "x"]
@@ -239,7 +239,7 @@ def test_a_dataset_of_another_length_is_refused(tmp_path: Path) -> None:
 
 def test_images_without_a_folder_have_no_labels(tmp_path: Path) -> None:
     """Images that lie in no folder are said to, with what can be done; another depth does not help them."""
-    with pytest.raises(ConfigError, match=r"no labels: the 2 images of .* lie directly in the source, not in a folder") as caught:
+    with pytest.raises(ConfigError, match=r"no labels: the 2 images of .* are directly in the source, not in a folder") as caught:
         labels_of(store_of(tmp_path, ["a.jpg", "b.jpg"]))
 
     assert caught.value.hint == "`--labels FILE.csv` with `path,label` lines, or embed the folder above"

@@ -79,7 +79,7 @@ def test_a_large_bank_is_read_again_instead_of_held(monkeypatch: pytest.MonkeyPa
     queries, bank = random_vectors(40), random_vectors(100, seed=1)
     held = nearest(queries, bank, 7)
     small_blocks(monkeypatch)
-    monkeypatch.setattr(neighbours, "_HELD_NBYTES", 0)
+    monkeypatch.setattr(neighbours, "HELD_NBYTES", 0)
 
     streamed = nearest(queries, bank, 7)
 
@@ -127,5 +127,5 @@ def test_different_widths_are_refused() -> None:
 
 def test_a_single_vector_has_no_neighbour() -> None:
     """Leaving one out of one vector leaves nothing."""
-    with pytest.raises(ConfigError, match="has 1 images: too few"):
+    with pytest.raises(ConfigError, match="has 1 images, which is too few"):
         nearest(random_vectors(1), random_vectors(1), 5, leave_one_out=True)
