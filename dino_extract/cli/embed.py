@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,8 +31,8 @@ from dino_extract.cli.options import (
     say,
 )
 from dino_extract.cli.progress import BYTES, choose_progress
-from dino_extract.config import AlphaPolicy, Compile, Decode, EmbedConfig, Resize, SizePolicy, StoreDtype
-from dino_extract.errors import ExitCode
+from dino_extract.config import AlphaPolicy, Compile, Decode, EmbedConfig, Resize, SizePolicy, StoreDtype, most_failures
+from dino_extract.errors import ExitCode, StoreError
 from dino_extract.images.sources import check_sources
 from dino_extract.names import quoted
 from dino_extract.weights import ensure_available
@@ -150,7 +151,10 @@ def embed(
     Every option can be set in the environment too: DINO_EXTRACT_EMBED_MODEL=vitb14 is --model vitb14.
     """
     options = given_options(context, EmbedConfig)
-    EmbedConfig(**options)  # wrong options, wrong sources and missing weights are reported before torch is loaded, which takes seconds
+    # Wrong options, sources and places, and missing weights, are reported before torch is loaded, which takes seconds.
+    EmbedConfig(**options)
+    most_failures(max_failures)
+    _require_folder(output)
     listed = ["-0" if null and source == "-" else source for source in sources]
     check_sources(listed, suffix or ())
     with choose_progress(quiet=quiet, unit=BYTES, title=model or "") as download:
@@ -172,6 +176,13 @@ def embed(
     print_json(asdict(result)) if as_json else print(result.path)
     if result.failed:
         raise typer.Exit(ExitCode.FAILURES)
+
+
+def _require_folder(output: str | None) -> None:
+    folder = os.path.dirname(output or "")
+    if folder and not os.path.isdir(folder):
+        message = f"`{output}` cannot be written: there is no folder `{folder}`"
+        raise StoreError(message, hint="make the folder first, or choose another file with `-o`")
 
 
 def _next_step(result: EmbedResult, shard: str | None) -> str:

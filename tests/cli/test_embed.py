@@ -341,3 +341,36 @@ def test_a_run_loads_no_library_that_it_can_do_without(photos: Path) -> None:
     )
 
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["list.csv"], "`list.csv` is a table, not an image"),
+        (["s3://bucket/images"], "`s3://bucket/images` is an address"),
+        (["photos", "-o", "none/x.h5"], "`none/x.h5` cannot be written: there is no folder `none`"),
+        (["photos", "--max-failures", "some"], "takes a count or a percentage, got `some`"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_weights_are_looked_for(cli: Cli, photos: Path, words: list[str], says: str) -> None:
+    """A wrong source, place or option is the first error, though the weights of the model are missing too."""
+    (photos.parent / "list.csv").write_text("path,label\n")
+
+    ran = cli("embed", *words, "--offline")
+
+    assert (ran.code, ran.out) == (1, "")
+    assert says in ran.err.splitlines()[0]
+
+
+def test_the_summary_names_the_first_failure(cli: Cli, photos: Path) -> None:
+    """One broken image: the summary gives its path and the reason."""
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff not more")
+
+    assert "1 failed (the first: `broken.jpg`, decode: " in cli("embed", "photos", *FAST).err
+
+
+def test_every_stage_is_announced(cli: Cli, photos: Path) -> None:
+    """The first line comes before torch is loaded, and the second says how many images there are."""
+    lines = cli("embed", "photos", *FAST).err.splitlines()
+
+    assert lines[:2] == ["finding the images and loading the model", "6 images"]
