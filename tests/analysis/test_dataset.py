@@ -72,7 +72,7 @@ def test_a_copy_through_pickle_reads_the_same(store_path: str) -> None:
     assert torch.equal(copy[5][0], data[5][0])
 
 
-def test_what_is_missing_is_reported_at_once(store_path: str, tmp_path: Path) -> None:
+def test_a_missing_file_or_dataset_is_reported_at_once(store_path: str, tmp_path: Path) -> None:
     """A missing dataset, and labels that no image has, are errors when the data set is made."""
     flat = tmp_path / "flat.h5"
     write_store(flat, ["a.jpg", "b.jpg"], {"features": np.ones((2, 4), np.float32)})

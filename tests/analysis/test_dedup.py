@@ -107,7 +107,7 @@ def naive_keep(cosine: np.ndarray, worth: np.ndarray, threshold: float) -> list[
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(2, 80), threshold=st.floats(0.5, 0.999), block=st.integers(1, 90))
-def test_what_goes_is_like_something_that_stays(seed: int, count: int, threshold: float, block: int) -> None:
+def test_every_dropped_image_resembles_a_kept_one(seed: int, count: int, threshold: float, block: int) -> None:
     """In blocks of any size as in a loop over single pairs: what goes is within the threshold of a kept row, no two kept ones are."""
     rng = np.random.default_rng(seed)
     vectors, worth = rng.standard_normal((count, 3)).astype(np.float32), rng.integers(0, 5, count)
@@ -131,7 +131,7 @@ def test_what_goes_is_like_something_that_stays(seed: int, count: int, threshold
 
 
 @pytest.mark.usefixtures("small_buckets")
-def test_with_buckets_too_what_goes_is_like_something_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_buckets_every_dropped_image_resembles_a_kept_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where buckets miss pairs, every dropped row is still within the threshold of a kept one of its group, and kept ones apart."""
     monkeypatch.setattr(near_pairs, "BUCKET_ROWS", 20)
     vectors = np.random.default_rng(0).standard_normal((600, 4)).astype(np.float32)
@@ -185,7 +185,7 @@ def test_a_bank_too_large_for_memory_goes_through_a_file(monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("small_buckets")
-def test_buckets_between_two_sets_find_what_is_shared() -> None:
+def test_buckets_between_two_sets_find_the_shared_images() -> None:
     """Copies of 100 of 1,000 vectors are found again among them."""
     vectors = with_copies(1000, 100, noise=0.2)
 
@@ -209,7 +209,7 @@ def test_the_largest_image_is_kept(tmp_path: Path) -> None:
     assert result.drop == ["a.jpg", "c.jpg"]
 
 
-def test_the_ladder_shows_what_stricter_thresholds_do() -> None:
+def test_the_ladder_counts_the_effect_of_stricter_thresholds() -> None:
     """At 4 degrees apart two images are the same at 0.99 and not at 0.999."""
     _, ladder = group_rows(angles([0, 4, 90]), 0.95)
 
@@ -262,7 +262,7 @@ def test_calibration_does_not_take_an_image_for_another_one() -> None:
 
 
 def test_a_single_image_cannot_calibrate() -> None:
-    """There is nothing to mistake it for."""
+    """A single image cannot be compared with other images."""
     with pytest.raises(ConfigError, match="compares images with other images"):
         calibrate(angles([0]), np.array([0]), {})
 

@@ -230,7 +230,7 @@ def test_bags_name_their_images_in_an_index(store: Store, tmp_path: Path) -> Non
 
 
 def test_bags_of_an_earlier_export_do_not_stay_among_new_ones(store: Store, tmp_path: Path) -> None:
-    """`--overwrite` leaves the bags of the new index, and what it did not write itself."""
+    """`overwrite` deletes the bags of an earlier export, and keeps other files."""
     export(store, tmp_path / "bags", "bags")
     (tmp_path / "bags" / "mine.h5").write_bytes(b"")
     (tmp_path / "other").mkdir()
@@ -354,7 +354,7 @@ def test_numbers_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_refused(store: Store, tmp_path: Path) -> None:
-    """Without `--to` the suffix must say what is wanted; `.h5` could be either of two formats."""
+    """Without a format the suffix chooses one, and `.h5` could be either of two."""
     with pytest.raises(ConfigError, match=r"cannot export to `\.xyz`") as caught:
         export(store, tmp_path / "x.xyz")
     assert "the formats are npy, parquet, csv, h5ad, hloc, ann-benchmarks, bags" in str(caught.value.hint)
@@ -364,7 +364,7 @@ def test_an_unknown_format_is_refused(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("format_", "name"), [("npy", "x.parquet"), ("csv", "x.npy"), ("bags", "x.h5ad")])
 def test_a_suffix_of_another_format_is_refused(store: Store, tmp_path: Path, format_: str, name: str) -> None:
-    """`--to npy -o x.parquet` asks for two things, and nothing is written."""
+    """`npy` with `x.parquet` is a contradiction, and nothing is written."""
     with pytest.raises(ConfigError, match=rf"`.*{name}` has the suffix of `{name[2:]}`, but `format` is `{format_}`"):
         export(store, tmp_path / name, format_)
 

@@ -47,7 +47,7 @@ def test_isolation_is_that_of_all_pairs(tmp_path: Path, k: int) -> None:
     assert [line.path for line in found.first(3)] == found.paths[:3]
 
 
-def test_another_file_says_what_is_usual(tmp_path: Path) -> None:
+def test_another_file_can_be_the_reference(tmp_path: Path) -> None:
     """With `against`, neighbours are of the other file, and the share is of its images among themselves."""
     vectors, _ = blobs(8, 10, 16, spread=0.5)
     known, new = vectors[:60], vectors[50:]  # one kind that is known, two that are not
@@ -100,7 +100,7 @@ def test_copies_are_each_other_s_neighbours(tmp_path: Path) -> None:
     assert all(path != near for path, near in zip(found.paths, found.nearest, strict=True))
 
 
-def test_what_cannot_be_compared_is_an_error(tmp_path: Path) -> None:
+def test_images_that_cannot_be_compared_are_an_error(tmp_path: Path) -> None:
     """A single image, no neighbours, and a file made by another model are refused."""
     one = write_store(tmp_path / "one.h5", keys(1), {"features": np.ones((1, 2), np.float32)})
     two = write_store(tmp_path / "two.h5", keys(2), {"features": np.eye(2, dtype=np.float32)})

@@ -78,7 +78,7 @@ def test_a_similarity_is_a_cosine(tmp_path: Path, index: Any) -> None:
     assert min(hits) >= -1
 
 
-def test_names_of_images_are_no_queries(path: str) -> None:
+def test_names_of_images_are_not_queries(path: str) -> None:
     """A list of files is one sentence that says how images become vectors."""
     with pytest.raises(ConfigError, match=r"the queries must be vectors, or a file of embeddings, got `x\.jpg`") as caught:
         search(path, ["x.jpg"])  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ def test_an_index_is_built_once(many: tuple[str, np.ndarray]) -> None:
     assert os.stat(f"{path}.features.hnsw.faiss").st_mtime_ns == built
 
 
-def test_an_index_lies_beside_a_file_of_any_name(tmp_path: Path) -> None:
+def test_an_index_is_written_next_to_a_file_of_any_name(tmp_path: Path) -> None:
     """A name that is not UTF-8 keeps faiss neither from writing nor from reading it."""
     pytest.importorskip("faiss")
     keys = [f"{row:02}.jpg" for row in range(50)]

@@ -112,7 +112,7 @@ def test_a_warning_is_one_line_for_people(cli: Cli) -> None:
     ran = cli("knn", "good.h5", "--labels", "some.csv")
 
     assert ran.code == 0
-    assert ("warning: labels `some.csv` have 1 paths that are no images of `good.h5`, such as `typo.jpg`; 20 images") in ran.err
+    assert ("warning: labels `some.csv` have 1 paths that are not images of `good.h5`, such as `typo.jpg`; 20 images") in ran.err
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""Multinomial logistic regression by L-BFGS, streamed in blocks, to the optimum that scikit-learn finds.
+"""Multinomial logistic regression by L-BFGS in blocks, with the optimum of scikit-learn.
 
 Dimension key: `B` vectors in a block, `D` width, `C` classes. The strength C of the literature is spelled `strength`: the loss is
-    |W|^2 / 2 + strength * sum over images of -log softmax(W x + b)[class],  the bias b not penalised.
-Source: official dinov2/eval/log_regression.py (45 strengths from 1e-6 to 1e5, chosen on 10 % of the training images, then all of them).
+    |W|^2 / 2 + strength * sum over images of -log softmax(W x + b)[class],  without a penalty on the bias b.
+Source: official dinov2/eval/log_regression.py (45 strengths from 1e-6 to 1e5, chosen on 10 % of the training images, then trained on
+all of them).
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from dino_extract.analysis.vectors.stored import Vectors, VectorSource, as_vecto
 from dino_extract.errors import ConfigError
 
 OFFICIAL_STRENGTHS = tuple((10.0 ** np.linspace(-6, 5, 45)).tolist())
-PATIENCE = 10  # strengths in a row without improvement on the held-out images, after which stronger ones are not tried
-_ENOUGH_HELD_OUT = 500  # images: of fewer, the accuracy wobbles by more than it gains, and all strengths are tried in seconds
-HELD_OUT = 0.1  # share of the training images that chooses the strength
+PATIENCE = 10  # the search ends after this number of strengths in a row without improvement on the held-out images
+ENOUGH_HELD_OUT = 500  # with fewer images the accuracy is too noisy for PATIENCE, and all strengths take only seconds
+HELD_OUT = 0.1  # share of the training images that is held out to choose the strength
 MAX_ITER = 1000
 _TOLERANCE = 1e-7  # the largest gradient entry of the mean loss at the optimum
-_ROUGH_TOLERANCE = 1e-4  # enough to tell strengths apart by accuracy, with a third to a sixth of the steps
-_LEAST_CURVATURE = 1e-9  # of the mean variance: smaller is noise of float64, and the Cholesky factor might not exist
-_HELD_NBYTES = 1 << 30  # in float64; larger training sets are read again in every iteration
+_ROUGH_TOLERANCE = 1e-4  # enough to compare strengths by accuracy, with a third to a sixth of the steps
+_LEAST_CURVATURE = 1e-9  # relative to the mean variance: a smaller value is noise of float64, and the Cholesky factor might not exist
+HELD_NBYTES = 1 << 30  # in float64. Larger training sets are read again in every iteration
 
 
-class _Problem:
-    """Mean loss and gradient over all vectors, centred: the same optimum, found in fewer steps."""
+class Problem:
+    """Mean loss and gradient over all vectors. They are centred, which gives the same optimum in fewer steps."""
 
     def __init__(self, vectors: Vectors, codes: NDArray[np.int64], num_classes: int) -> None:
         self.vectors, self.codes, self.num_classes = vectors, torch.from_numpy(codes), num_classes
         count, mean_D, scatter_DD = moments(block for _, block in vectors.blocks())
         self.mean_D, self.covariance_DD = torch.from_numpy(mean_D), torch.from_numpy(scatter_DD / count)
-        is_held = len(vectors) * vectors.dim * 8 <= _HELD_NBYTES
+        is_held = len(vectors) * vectors.dim * 8 <= HELD_NBYTES
         self._held = list(self._read()) if is_held else None
 
     def _read(self) -> Iterator[tuple[int, Tensor]]:
@@ -62,10 +63,10 @@ class _Problem:
         return loss, gradient_CD, gradient_C
 
     def solve(self, strength: float, start: Tensor | None, max_iter: int, tolerance: float) -> Tensor:
-        """(C, D + 1) float64 optimum, the bias last, for centred vectors; `start` is one of a neighbouring strength.
+        """(C, D + 1) float64 optimum for centred vectors, with the bias last; `start` is the optimum of a neighbouring strength.
 
-        L-BFGS works on weight @ factor, where factor @ factor.T is about the curvature of the loss: in these units it curves alike in all
-        directions, while in those of the vectors, a few of which vary much more than the rest, a weak penalty takes a thousand steps.
+        L-BFGS works on weight @ factor, where factor @ factor.T is close to the curvature of the loss, so that the curvature is similar in
+        all directions. Without it a weak penalty needs a thousand steps, because a few directions vary much more than the rest.
         """
         penalty = 1.0 / (strength * len(self.vectors))
         floor = max(penalty, _LEAST_CURVATURE * float(self.covariance_DD.diagonal().mean()))
@@ -106,37 +107,37 @@ def fit_logistic(
         vectors: (n, D).
         codes: (n,) int64 class of each.
         num_classes: C.
-        strength: inverse of the regularisation, scikit-learn's C.
-        max_iter: of L-BFGS.
+        strength: inverse of the regularisation, the C of scikit-learn.
+        max_iter: the most iterations of L-BFGS.
     """
-    problem = _Problem(as_vectors(vectors), codes, num_classes)
+    problem = Problem(as_vectors(vectors), codes, num_classes)
     return problem.uncentred(problem.solve(strength, None, max_iter, _TOLERANCE))
 
 
 def choose_strength(vectors: VectorSource, codes: NDArray[np.int64], num_classes: int, *, seed: int = 0) -> tuple[float, float]:
-    """The strength that does best on held-out training images, and its accuracy there; the weakest of equally good ones.
+    """The strength with the best accuracy on held-out training images, and that accuracy; of equally good strengths the weakest.
 
-    Where classes differ in size, the weakest strengths fit the bias alone and answer the commonest class, all with the same accuracy:
-    patience counts from the first strength that does better than the weakest one.
+    Where classes differ in size, the weakest strengths fit the bias alone and always predict the most common class. They have the same
+    accuracy, so patience counts from the first strength that is better than the weakest one.
 
     Args:
         vectors: (n, D).
         codes: (n,) int64.
         num_classes: C.
-        seed: of the choice of held-out images.
+        seed: seed of the choice of held-out images.
     """
     vectors = as_vectors(vectors)
     fit, held = split_held_out(codes, HELD_OUT, seed)
     if len(held) == 0:
-        return 1.0, float("nan")  # one image per class leaves nothing to choose by
-    problem = _Problem(vectors.take(fit), codes[fit], num_classes)
+        return 1.0, float("nan")  # with one image per class, no image can be held out
+    problem = Problem(vectors.take(fit), codes[fit], num_classes)
     best, best_accuracy, since, solution = 1.0, -1.0, 0, None
     for strength in OFFICIAL_STRENGTHS:
         solution = problem.solve(strength, solution, MAX_ITER, _ROUGH_TOLERANCE)
         score = accuracy(vectors.take(held), codes[held], *problem.uncentred(solution))
         if score > best_accuracy:
             best, best_accuracy, since = strength, score, 0
-        elif best > OFFICIAL_STRENGTHS[0] and len(held) >= _ENOUGH_HELD_OUT:
+        elif best > OFFICIAL_STRENGTHS[0] and len(held) >= ENOUGH_HELD_OUT:
             since += 1
         if since >= PATIENCE or best_accuracy == 1.0:
             break
@@ -144,7 +145,7 @@ def choose_strength(vectors: VectorSource, codes: NDArray[np.int64], num_classes
 
 
 def split_held_out(codes: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions to fit on and positions to hold out, ascending: of every class the same share, and one at least to fit on."""
+    """Positions to fit on and positions to hold out, ascending: the same share of every class, and at least one to fit on."""
     rng = np.random.default_rng(seed)
     held = []
     for code in np.unique(codes).tolist():
@@ -165,21 +166,21 @@ def accuracy(vectors: Vectors, codes: NDArray[np.int64], weight: NDArray[np.floa
 class LogisticProbe:
     """Logistic regression on embeddings with the interface of a scikit-learn classifier.
 
-    With two classes scikit-learn's own, which has one row of weights then, finds the same at twice the C.
+    With two classes, scikit-learn has one row of weights and finds the same solution at twice the C.
 
     Args:
-        C: inverse of the regularisation; None chooses it on 10 % of the training images, over the official 45 values.
-        max_iter: of L-BFGS.
-        seed: of the choice of the held-out images.
+        C: inverse of the regularisation. None chooses one of the official 45 values on 10 % of the training images.
+        max_iter: the most iterations of L-BFGS.
+        seed: seed of the choice of the held-out images.
 
     Attributes:
         classes_: labels, sorted.
-        coef_: (C, D) float64; one row per class, with two classes too.
+        coef_: (C, D) float64, one row per class, also with two classes.
         intercept_: (C,) float64.
         C_: the strength used.
     """
 
-    _estimator_type = "classifier"  # what `__sklearn_tags__` says, for scikit-learn before 1.6
+    _estimator_type = "classifier"  # as `__sklearn_tags__`, for scikit-learn before 1.6
 
     def __init__(self, C: float | None = None, *, max_iter: int = MAX_ITER, seed: int = 0) -> None:
         self.C, self.max_iter, self.seed = C, max_iter, seed
@@ -188,7 +189,7 @@ class LogisticProbe:
         """Learn from (n, D) vectors and (n,) labels.
 
         Raises:
-            ConfigError: a single class, another number of labels than of vectors, or a C that is not above 0.
+            ConfigError: there is a single class, the numbers of labels and vectors differ, or C is not above 0.
         """
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
         if len(self.classes_) < 2:
@@ -203,7 +204,7 @@ class LogisticProbe:
         return self
 
     def decision_function(self, X: VectorSource) -> NDArray[np.float64]:
-        """(n, C) scores; with two classes (n,), of the second less the first, as scikit-learn's tools expect them."""
+        """(n, C) scores; with two classes (n,), the second minus the first, as the tools of scikit-learn expect."""
         scores = self._scores(X)
         return scores if len(self.classes_) > 2 else scores[:, 1] - scores[:, 0]
 
@@ -226,12 +227,12 @@ class LogisticProbe:
         return float((self.predict(X) == np.asarray(y)).mean())
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments it was made with, as scikit-learn's tools ask for them."""
+        """The arguments of the constructor, for the tools of scikit-learn."""
         return {"C": self.C, "max_iter": self.max_iter, "seed": self.seed}
 
     def __sklearn_tags__(self) -> Any:
-        """What scikit-learn's tools ask before they take it for a classifier."""
-        from sklearn.utils import ClassifierTags, Tags, TargetTags  # who asks has it; others need not
+        """The tags that the tools of scikit-learn read to recognise a classifier."""
+        from sklearn.utils import ClassifierTags, Tags, TargetTags  # only scikit-learn itself calls this
 
         return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags())
 

@@ -2,8 +2,8 @@
 
 Dimension key: `L` learning rates, `B` batch, `D` width, `C` classes.
 Source: official dinov2/eval/linear.py: SGD with momentum 0.9, no weight decay, cosine schedule to 0, 12,500 iterations of batch 128,
-learning rates scaled by batch / 256. Officially the best head is picked on the validation set that it is reported on; our caller picks
-it on held-out training images.
+learning rates scaled by batch / 256. The official code picks the best head on the validation set that it reports. Our caller picks it on
+held-out training images.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e
 ITERATIONS = 12_500
 BATCH = 128
 MOMENTUM = 0.9
-_HELD_NBYTES = 2 << 30  # in float32; larger sets are shuffled within blocks of rows that lie together in the file
-_BLOCK_ROWS = 65_536
+HELD_NBYTES = 2 << 30  # in float32. Larger sets are shuffled within blocks of neighbouring rows of the file
+BLOCK_ROWS = 65_536
 
 
 def fit_heads(
@@ -43,9 +43,9 @@ def fit_heads(
         codes: (n,) int64 class of each.
         num_classes: C.
         learning_rates: before scaling by batch / 256.
-        iterations: steps of every head.
-        batch: images per step; all of them if there are fewer.
-        seed: of the first weights and of the order of the images.
+        iterations: number of steps of every head.
+        batch: number of images per step, all of them if there are fewer.
+        seed: seed of the first weights and of the order of the images.
     """
     vectors = as_vectors(vectors)
     generator = torch.Generator().manual_seed(seed)
@@ -68,9 +68,9 @@ def fit_heads(
 
 
 def _batches(vectors: Vectors, codes: Tensor, batch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches without end; what is left of an epoch or block is dropped."""
-    is_held = len(vectors) * vectors.dim * 4 <= _HELD_NBYTES
-    rows = len(vectors) if is_held else max(_BLOCK_ROWS, batch)
+    """Shuffled batches without end. The last images of an epoch or block that do not fill a batch are dropped."""
+    is_held = len(vectors) * vectors.dim * 4 <= HELD_NBYTES
+    rows = len(vectors) if is_held else max(BLOCK_ROWS, batch)
     held = torch.from_numpy(vectors[:]) if is_held else None
     starts = list(range(0, len(vectors) - batch + 1, rows))
     while True:

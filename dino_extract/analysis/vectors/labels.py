@@ -175,7 +175,7 @@ def _labels_by_path(store: Store, label_of: Mapping[str, str], name: str) -> lis
             f"{name} have {len(unknown):,} paths that are not images of `{store.path}`, such as `{min(unknown)}`; "
             f"{num_unlabelled:,} images of it, such as `{store.paths[named.index('')]}`, have no label",
             DinoExtractWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return [label_of[path] if path else "" for path in named]
 

@@ -131,7 +131,7 @@ def test_a_draw_has_the_asked_number_of_each_class() -> None:
 
 
 def test_few_shot_that_leaves_no_test_image_is_refused() -> None:
-    """Taking every image for training leaves nothing to measure."""
+    """If every image is drawn for training, there is no test image."""
     vectors, labels = blobs(2, 5, 4)
 
     with pytest.raises(ConfigError, match="`per_class` 5 takes every image"):

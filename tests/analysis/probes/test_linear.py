@@ -28,7 +28,7 @@ def stores(tmp_path: Path, *, spread: float = 0.8, model: str = "vits14") -> tup
     return paths[0], paths[1]
 
 
-def test_official_inputs_are_made_of_what_is_stored(tmp_path: Path) -> None:
+def test_official_inputs_are_made_from_the_stored_datasets(tmp_path: Path) -> None:
     """CLS, mean and four layers give the four inputs of the official evaluation."""
     with open_store(stores(tmp_path)[0]) as store:
         inputs = inputs_in(store)
@@ -66,7 +66,7 @@ def test_the_useful_input_is_chosen_and_tested(tmp_path: Path, method: str) -> N
     assert np.trace(result.confusion) == round(result.top1 * 100)
 
 
-def test_the_test_labels_do_not_change_what_is_chosen(tmp_path: Path) -> None:
+def test_the_test_labels_do_not_change_the_choice(tmp_path: Path) -> None:
     """With wrong test labels the same input, setting and weights come out: nothing is chosen on the test set."""
     train, test = stores(tmp_path, spread=2.0)
     with open_store(test) as store:

@@ -46,7 +46,7 @@ def scene(tmp_path: Path, *, count: int = 12, kind: str = "mask", model: str = "
     return path, folder
 
 
-def test_classes_that_patches_tell_are_learned(tmp_path: Path) -> None:
+def test_classes_that_patches_encode_are_learned(tmp_path: Path) -> None:
     """Where patch tokens say what they show, the intersection over union is high for every class; only patch borders are uncertain."""
     path, folder = scene(tmp_path)
 
@@ -58,7 +58,7 @@ def test_classes_that_patches_tell_are_learned(tmp_path: Path) -> None:
     assert (result.num_train, result.num_test) == (10, 2)
 
 
-def test_depths_that_patches_tell_are_learned(tmp_path: Path) -> None:
+def test_depths_that_patches_encode_are_learned(tmp_path: Path) -> None:
     """Depths of 1, 3 and 5 are measured far better than by their mean, whose error is 1.6."""
     path, folder = scene(tmp_path, kind="depth")
 
@@ -184,7 +184,7 @@ def test_depths_are_not_taken_for_masks(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_other_masks_is_refused(tmp_path: Path) -> None:
-    """Where no key has a mask, the error says how they are looked for."""
+    """If no image has a mask, the error says which names are expected."""
     path, _ = scene(tmp_path)
     (tmp_path / "empty").mkdir()
 

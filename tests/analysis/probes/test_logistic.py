@@ -38,7 +38,7 @@ def test_blocks_from_a_file_give_the_same_optimum(monkeypatch: pytest.MonkeyPatc
     """A training set above the memory limit is read in blocks, with the same result."""
     vectors, codes = problem()
     held = fit_logistic(vectors, codes, 5, 1.0)
-    monkeypatch.setattr(logistic, "_HELD_NBYTES", 0)
+    monkeypatch.setattr(logistic, "HELD_NBYTES", 0)
     monkeypatch.setattr(Vectors.blocks, "__defaults__", (77,))
 
     streamed = fit_logistic(vectors, codes, 5, 1.0)
@@ -68,9 +68,9 @@ def imbalanced(spread: float = 0.4) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("enough_held_out", [0, 500])
-def test_a_common_class_is_not_the_answer_to_everything(enough_held_out: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_most_common_class_is_not_predicted_for_all_images(enough_held_out: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the weakest strengths fit the bias alone, stronger ones are tried until classes are told apart, patience or not."""
-    monkeypatch.setattr(logistic, "_ENOUGH_HELD_OUT", enough_held_out)
+    monkeypatch.setattr(logistic, "ENOUGH_HELD_OUT", enough_held_out)
     vectors, codes = imbalanced()
     weakest = LogisticProbe(C=1e-4).fit(vectors, codes)
     assert (weakest.predict(vectors) == 0).all()  # 9 strengths above the first
@@ -81,17 +81,17 @@ def test_a_common_class_is_not_the_answer_to_everything(enough_held_out: int, mo
     assert min(recalls) > 0.5, recalls
 
 
-def test_strengths_that_no_longer_gain_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_ends_after_ten_strengths_without_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Held out by the thousand, ten strengths without gain end the search, and so does an accuracy that none can beat."""
-    monkeypatch.setattr(logistic, "_ENOUGH_HELD_OUT", 0)
+    monkeypatch.setattr(logistic, "ENOUGH_HELD_OUT", 0)
     tried: list[float] = []
-    solve = logistic._Problem.solve
+    solve = logistic.Problem.solve
 
-    def counted(self: logistic._Problem, strength: float, *others: Any) -> torch.Tensor:
+    def counted(self: logistic.Problem, strength: float, *others: Any) -> torch.Tensor:
         tried.append(strength)
         return solve(self, strength, *others)
 
-    monkeypatch.setattr(logistic._Problem, "solve", counted)
+    monkeypatch.setattr(logistic.Problem, "solve", counted)
 
     best, _ = choose_strength(*imbalanced(), 3)
     searched = len(tried)
@@ -131,7 +131,7 @@ def test_the_estimator_works_in_scikit_learn_tools() -> None:
 
 
 @pytest.mark.parametrize("num_classes", [2, 5])
-def test_scikit_learn_tools_find_what_they_find_with_their_own(num_classes: int) -> None:
+def test_scikit_learn_tools_give_the_same_result_as_with_their_own_classifier(num_classes: int) -> None:
     """Cross-validation, grid search, pipelines and calibration give the figures of scikit-learn's logistic regression."""
     pytest.importorskip("sklearn")
     from sklearn.calibration import CalibratedClassifierCV

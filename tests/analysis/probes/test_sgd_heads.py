@@ -45,8 +45,8 @@ def test_a_set_too_large_for_memory_is_learned_in_blocks(monkeypatch: pytest.Mon
     """Shuffled within blocks, the heads still learn to tell the classes apart."""
     vectors, codes = problem()
     order = np.random.default_rng(0).permutation(120)
-    monkeypatch.setattr(sgd_heads, "_HELD_NBYTES", 0)
-    monkeypatch.setattr(sgd_heads, "_BLOCK_ROWS", 50)
+    monkeypatch.setattr(sgd_heads, "HELD_NBYTES", 0)
+    monkeypatch.setattr(sgd_heads, "BLOCK_ROWS", 50)
 
     weights, biases = fit_heads(vectors[order], codes[order], 3, learning_rates=(0.1,), iterations=200, batch=16)
 

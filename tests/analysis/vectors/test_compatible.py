@@ -40,7 +40,7 @@ def made(path: str, *, model: str = "vits14", weights: str = "ab" * 32, compute_
         ({"std": (0.5, 0.5, 0.5)}, r"std \[0.229, 0.224, 0.225\] and \[0.5, 0.5, 0.5\]"),
     ],
 )
-def test_what_moves_vectors_is_refused_by_name(change: dict[str, Any], said: str) -> None:
+def test_a_setting_that_changes_vectors_is_refused_by_name(change: dict[str, Any], said: str) -> None:
     """Another network, size, policy, alpha or normalisation is one error that says which, with both values and nothing else."""
     with pytest.raises(StoreError, match=rf"^`a.h5` and `b.h5` are not compatible \({said}\): their vectors cannot be compared$"):
         require_compatible(made("a.h5"), made("b.h5", **change))
@@ -55,7 +55,7 @@ def test_every_difference_is_named_at_once() -> None:
 @pytest.mark.parametrize(
     "change", [{"compute_dtype": "bfloat16"}, {"fast_decode": True}, {"decode": "device"}, {"max_pixels": 1000}, {"max_bytes": 1000}]
 )
-def test_what_only_rounds_or_refuses_images_is_allowed(change: dict[str, Any]) -> None:
+def test_a_setting_that_only_rounds_or_refuses_images_may_differ(change: dict[str, Any]) -> None:
     """The type of the products, fast decoding and limits leave vectors comparable."""
     require_compatible(made("a.h5"), made("b.h5", **change))
 

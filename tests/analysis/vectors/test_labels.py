@@ -144,8 +144,8 @@ def test_one_folder_is_in_front_of_all_paths(tmp_path: Path) -> None:
     assert labels_of(store, {"photos/a.jpg": "inner"}) == ["", "inner"]
 
 
-def test_paths_of_no_image_are_told_where_images_lack_labels(tmp_path: Path) -> None:
-    """Misspelt paths are not passed over in silence; those of a larger collection are, if every image has a label."""
+def test_unknown_paths_are_reported_where_images_lack_labels(tmp_path: Path) -> None:
+    """Unknown paths raise a warning if an image has no label, and none if every image has one."""
     store = store_of(tmp_path)
 
     with pytest.warns(

@@ -126,6 +126,6 @@ def test_different_widths_are_refused() -> None:
 
 
 def test_a_single_vector_has_no_neighbour() -> None:
-    """Leaving one out of one vector leaves nothing."""
+    """A single vector left out leaves no neighbour."""
     with pytest.raises(ConfigError, match="has 1 images, which is too few"):
         nearest(random_vectors(1), random_vectors(1), 5, leave_one_out=True)
