@@ -1,6 +1,6 @@
 """The command line: each command reads its arguments, makes one call and prints.
 
-What is imported here, before `main` understands signals, is the standard library alone.
+Only the standard library is imported here, because `main` handles signals from its first line on.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 from dino_extract.errors import DinoExtractError, DinoExtractWarning, ExitCode
 from dino_extract.names import quoted
 
-# The machine's limits, which may be hit anywhere; every other OSError is either explained where it occurs or a mistake of ours.
+# Limits of the machine, which may be reached anywhere. Every other OSError is either explained where it occurs or a bug of ours.
 MACHINE_IS_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last two are sent by schedulers before time is up
 CONTINUE = "make room (`ulimit -n`, disk, memory); what was finished is kept, and the same command continues"
 
 
 class Signalled(BaseException):
-    """SIGINT, SIGTERM or SIGUSR1 arrived; a BaseException, so that no handler for errors takes it for one."""
+    """SIGINT, SIGTERM or SIGUSR1 arrived; a BaseException, so that no handler of errors catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -39,7 +39,7 @@ def main() -> None:
         signal.signal(number, _stop_in_order)
     _open_closed_streams()
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a name that is not UTF-8 goes out in its own bytes
+        sys.stdout.reconfigure(errors="surrogateescape")  # a name that is not UTF-8 is printed in its own bytes
     try:
         _run()
     except DinoExtractError as error:
@@ -58,7 +58,7 @@ def _run() -> None:
     usual_hook = sys.unraisablehook
 
     def raise_again(lost: sys.UnraisableHookArgs) -> None:
-        """Send a signal once more that came inside a finalizer, where Python drops every exception."""
+        """Repeat a signal that arrived inside a finalizer, where Python drops every exception."""
         if isinstance(lost.exc_value, Signalled):
             signal.signal(lost.exc_value.number, _unwind)
             threading.Timer(0.01, os.kill, (os.getpid(), lost.exc_value.number)).start()
@@ -71,7 +71,7 @@ def _run() -> None:
     def show_warning(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None
     ) -> None:
-        """Our own warnings are for people, without the line of code that they come from."""
+        """Print our own warnings without the line of code that they come from."""
         if issubclass(category, DinoExtractWarning):
             _tell("warning", str(message), None)
         else:
@@ -84,12 +84,12 @@ def _run() -> None:
         app(prog_name="dino-extract")
     finally:
         sys.unraisablehook, warnings.showwarning = usual_hook, usual_warning
-        for number in STOPPING:  # what is left is to say how it went: nothing to put in order
+        for number in STOPPING:  # only printing is left, so a signal may end the process at once
             signal.signal(number, signal.SIG_DFL)
 
 
 def _open_closed_streams() -> None:
-    """Lead standard streams that are closed (`<&-`) nowhere; else the next file opened takes their number, and what is printed."""
+    """Replace closed standard streams (`<&-`) by /dev/null. Otherwise the next opened file gets their number and their text."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - for as long as the process runs

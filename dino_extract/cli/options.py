@@ -56,10 +56,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result t
 
 
 def count_or_auto(text: str | int) -> int:
-    """A number of at least 1, or 0 for `auto`; the parser of options that choose for themselves.
+    """A number of at least 1, or 0 for `auto`: the parser of options that can choose a number.
 
     Raises:
-        BadParameter: neither.
+        BadParameter: the text is neither.
     """
     if str(text) in ("auto", "0"):
         return 0
@@ -69,7 +69,7 @@ def count_or_auto(text: str | int) -> int:
 
 
 def count_option(help_text: str, panel: str | None = None) -> Any:
-    """An option that takes a number or `auto`, which is its default."""
+    """An option that takes a number or `auto`. The default is `auto`."""
     return typer.Option(parser=count_or_auto, metavar="N|auto", show_default="auto", help=help_text, rich_help_panel=panel)
 
 
@@ -216,7 +216,7 @@ def write_predictions(result: Any, test: str, confusion: str | None, predictions
 
 
 def write_list(path: str, images: Sequence[str], *, overwrite: bool) -> None:
-    """Write paths one a line, in their own bytes."""
+    """Write one path on each line, in its own bytes."""
     with (
         replace_atomically(path, "list", overwrite=overwrite) as draft,
         open(draft, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
@@ -250,5 +250,5 @@ def words(text: str | None) -> list[str]:
 
 
 def print_json(value: Any) -> None:
-    """A result for machines, on stdout; NaN, which JSON does not have, becomes null."""
+    """Print a result as JSON on stdout. NaN, which JSON does not have, becomes null."""
     print(json.dumps(plain(value), indent=2, ensure_ascii=True))

@@ -28,7 +28,7 @@ COMMAND = [sys.executable, "-c", "from dino_extract.cli import main; main()"]
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of six pictures in the working directory."""
+    """A folder of six images in the working directory."""
     save_pictures(tmp_path / "photos", range(6))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "photos"
@@ -43,8 +43,8 @@ def test_a_folder_becomes_a_file_of_its_name(cli: Cli, photos: Path) -> None:
         assert file["features"].shape == (6, 192)
 
 
-def test_random_weights_are_announced_loudly(cli: Cli, photos: Path) -> None:
-    """Features of random weights are called meaningless on stderr, and recorded in the file."""
+def test_random_weights_are_announced(cli: Cli, photos: Path) -> None:
+    """Stderr says that features of random weights mean nothing, and the file records the seed."""
     ran = cli("embed", "photos", *FAST)
 
     assert "warning: random weights" in ran.err
@@ -54,7 +54,7 @@ def test_random_weights_are_announced_loudly(cli: Cli, photos: Path) -> None:
 
 def test_failed_images_end_with_3_and_are_listed(cli: Cli, photos: Path) -> None:
     """One broken file: exit code 3, one line in `info --failures` with path, status and error."""
-    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff not more")
 
     ran = cli("embed", "photos", *FAST)
 
@@ -81,7 +81,7 @@ def test_quiet_prints_the_path_alone(cli: Cli, photos: Path) -> None:
 
 
 def test_a_dry_run_plans_and_writes_nothing(cli: Cli, photos: Path) -> None:
-    """`--dry-run` gives the exact size of the file to be, and makes no file."""
+    """`--dry-run` gives the exact size of the file, and writes nothing."""
     plan = json.loads(cli("embed", "photos", "--dry-run", "--json", *FAST).out)
     assert os.listdir() == ["photos"]
 
@@ -92,7 +92,7 @@ def test_a_dry_run_plans_and_writes_nothing(cli: Cli, photos: Path) -> None:
 
 
 def test_a_dry_run_counts_what_earlier_runs_left(cli: Cli, photos: Path) -> None:
-    """Beside a finished file, only new and changed images are to be embedded; with other settings the run would be refused."""
+    """With a finished file only new and changed images are to be embedded. With other settings the run would be refused."""
     cli("embed", "photos", *FAST)
     shutil.copy(photos / "odd" / "0001.png", photos / "new.png")
     (photos / "even" / "0000.png").unlink()
@@ -108,7 +108,7 @@ def test_a_dry_run_counts_what_earlier_runs_left(cli: Cli, photos: Path) -> None
 
 
 def test_a_dry_run_refuses_an_update_that_has_no_room(cli: Cli, photos: Path) -> None:
-    """With one picture more and no file above 4 kB allowed, the plan ends as the run would; with nothing to do it does not."""
+    """With one more image and a file size limit of 4 kB the plan is refused, as the run would be. With nothing to do it is not."""
     cli("embed", "photos", *FAST)
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); from dino_extract.cli import main; main()"
     plan = [sys.executable, "-c", limited, "embed", "photos", "--dry-run", *FAST]
@@ -161,8 +161,8 @@ def test_wrong_input_is_one_clear_sentence(cli: Cli, photos: Path, words: list[s
     assert "Traceback" not in ran.err
 
 
-def test_a_missing_model_is_told_within_two_seconds(cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Offline, `embed` names the file, its hash and where it was looked for, and does so at once."""
+def test_a_missing_model_is_reported_within_two_seconds(cli: Cli, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Offline, `embed` names the missing file, its hash and the places it looked in, at once."""
     for variable in ("DINO_EXTRACT_CACHE", "TORCH_HOME", "HF_HOME"):
         monkeypatch.setenv(variable, str(tmp_path / "empty"))
     cli("embed", "photos", *FAST)  # so that the imports are not timed
@@ -201,7 +201,7 @@ def test_names_that_are_not_utf8_are_printed_as_they_are(photos: Path) -> None:
 
 
 def test_the_next_command_can_be_copied_for_a_name_that_is_not_utf8(photos: Path) -> None:
-    """What stands behind `next:` runs in a shell, for any name of the file."""
+    """The command after `next:` runs in a shell, for any name of the file."""
     ran = subprocess.run([*COMMAND, "embed", "photos", "-o", b"caf\xe9 1.h5", *FAST], capture_output=True, check=True)
 
     (command,) = [line.removeprefix(b"next: dino-extract ") for line in ran.stderr.splitlines() if line.startswith(b"next: ")]
@@ -210,8 +210,8 @@ def test_the_next_command_can_be_copied_for_a_name_that_is_not_utf8(photos: Path
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
-def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(photos: Path, number: signal.Signals, code: int) -> None:
-    """Ctrl-C ends with 130 and a pre-emption with 75; both print the command that continues, and it does."""
+def test_a_signal_keeps_finished_images_and_says_how_to_continue(photos: Path, number: signal.Signals, code: int) -> None:
+    """Ctrl-C ends with 130 and a pre-emption with 75. Both print the command that continues, and it does."""
     save_pictures(photos, range(600), side=300)
     words = ["embed", "photos", *FAST, "--batch", "4"]
     process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -252,8 +252,8 @@ def test_a_signal_to_every_process_of_a_job_costs_no_image(photos: Path) -> None
     assert again.returncode == 0, again.stderr
 
 
-def test_a_signal_when_the_work_is_over_is_no_traceback(tmp_path: Path) -> None:
-    """A signal while the outcome is told ends the process at once, as it does any other program."""
+def test_a_signal_after_the_work_is_not_a_traceback(tmp_path: Path) -> None:
+    """A signal while the result is printed ends the process at once, as it ends any other program."""
     script = (
         "import io, os, signal, sys\n"
         "from dino_extract.cli import main\n"
@@ -270,7 +270,7 @@ def test_a_signal_when_the_work_is_over_is_no_traceback(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["interrupt()", "weakref.finalize(Watched(), interrupt)"])
 def test_an_interruption_while_libraries_load_is_one_sentence(place: str) -> None:
-    """Ctrl-C in the first second ends with 130 and the command that continues, not with a traceback; nor is it lost in a finalizer."""
+    """Ctrl-C in the first second ends with 130 and the command that continues. It is not lost in a finalizer either."""
     script = (
         "import os, signal, sys, weakref\n"
         "class Watched: pass\n"
@@ -291,7 +291,7 @@ def test_an_interruption_while_libraries_load_is_one_sentence(place: str) -> Non
 
 @pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_change_nothing(photos: Path, closed: str) -> None:
-    """Started without stdin, stdout or stderr, `embed` writes the same file as with them; a mistake still ends with 1."""
+    """Started without stdin, stdout or stderr, `embed` writes the same file. A mistake still ends with 1."""
     shell = ["sh", "-c", f'exec "$@" {closed}', "sh"]
     subprocess.run([*COMMAND, "embed", "photos", "-o", "usual.h5", *FAST], check=True, capture_output=True)
 

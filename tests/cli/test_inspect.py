@@ -18,7 +18,7 @@ FAST = ["--model", "tiny", "--random-weights", "0", "--size", "28", "--workers",
 
 @pytest.fixture
 def photos(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """photos.h5 of six pictures, made in the working directory."""
+    """photos.h5 of six images, made in the working directory."""
     save_pictures(tmp_path / "photos", range(6))
     monkeypatch.chdir(tmp_path)
     assert cli("embed", "photos", *FAST).code == 0
@@ -36,7 +36,7 @@ def test_info_says_how_the_file_was_made(cli: Cli, photos: Path) -> None:
 
 @pytest.fixture
 def unfinished_update(cli: Cli, photos: Path) -> str:
-    """photos.h5 beside an update to ten pictures that ended after the seventh, which is none; gives what it said."""
+    """photos.h5, and an update to ten images that ended at the seventh, which is broken. Returns what the run printed."""
     (photos.parent / "photos" / "even" / "0000_broken.png").write_bytes(b"no picture")
     save_pictures(photos.parent / "photos", range(10, 13))
     ran = cli("embed", "photos", *FAST, "--batch", "1", "--max-failures", "0")
@@ -44,8 +44,8 @@ def unfinished_update(cli: Cli, photos: Path) -> str:
     return ran.err
 
 
-def test_info_tells_of_an_unfinished_update(cli: Cli, photos: Path, unfinished_update: str) -> None:
-    """Beside a finished file, the rows done of the run that will replace it are told, for people and as JSON."""
+def test_info_reports_an_unfinished_update(cli: Cli, photos: Path, unfinished_update: str) -> None:
+    """`info` of a finished file shows how far the run is that will replace it, as text and as JSON."""
     facts = json.loads(cli("info", "photos.h5", "--json").out)
 
     assert (facts["complete"], facts["rows"]) == (True, 6)
@@ -55,8 +55,8 @@ def test_info_tells_of_an_unfinished_update(cli: Cli, photos: Path, unfinished_u
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 1000, 5000])
-def test_info_shows_a_finished_file_whatever_lies_beside_it(cli: Cli, photos: Path, unfinished_update: str, size: int) -> None:
-    """A part of which only the first bytes are left is said to be damaged; the finished file is shown all the same."""
+def test_info_shows_a_finished_file_whose_update_is_damaged(cli: Cli, photos: Path, unfinished_update: str, size: int) -> None:
+    """A truncated part is reported as damaged, and the finished file is shown."""
     os.truncate("photos.h5.part", size)
 
     ran = cli("info", "photos.h5", "--json")
@@ -67,8 +67,8 @@ def test_info_shows_a_finished_file_whatever_lies_beside_it(cli: Cli, photos: Pa
     assert "`photos.h5.part`" in facts["update"]["error"]
 
 
-def test_failures_of_an_update_are_listed_by_the_command_that_is_hinted_at(cli: Cli, photos: Path, unfinished_update: str) -> None:
-    """With too many failures the hint names the file that has them, which is not the finished one."""
+def test_the_hint_lists_the_failures_of_an_update(cli: Cli, photos: Path, unfinished_update: str) -> None:
+    """With too many failures the hint names the part, not the finished file."""
     _, _, command = unfinished_update.partition("hint: `dino-extract ")
     words = shlex.split(command.partition("`")[0])
 
@@ -78,7 +78,7 @@ def test_failures_of_an_update_are_listed_by_the_command_that_is_hinted_at(cli: 
 
 
 def test_verify_checks_a_run_that_is_not_finished(cli: Cli, photos: Path, unfinished_update: str) -> None:
-    """Where there is only a part, it is found under the name of the file to be, as `info` finds it."""
+    """If there is only a part, the name of the target finds it."""
     photos.unlink()
 
     ran = cli("verify", "photos.h5", "--rows", "0")
@@ -111,8 +111,8 @@ def test_verify_names_the_row_with_a_flipped_bit(cli: Cli, photos: Path) -> None
     assert f"damaged: row 2, {name}" in ran.out
 
 
-def test_verify_notices_an_image_that_is_another_one_now(cli: Cli, photos: Path) -> None:
-    """A picture whose content was exchanged under the same size and time no longer gives its stored row."""
+def test_verify_notices_an_exchanged_image(cli: Cli, photos: Path) -> None:
+    """An image with new content but the same size and time no longer gives its stored row."""
     folder = photos.parent / "photos"
     donor, victim = sorted((folder / "odd" / "0003.png", folder / "even" / "0004.png"), key=lambda path: path.stat().st_size)
     before = victim.stat()
@@ -126,7 +126,7 @@ def test_verify_notices_an_image_that_is_another_one_now(cli: Cli, photos: Path)
 
 
 def test_verify_without_rows_needs_neither_images_nor_model(cli: Cli, photos: Path, tmp_path: Path) -> None:
-    """`--rows 0` checks a file whose pictures are gone."""
+    """`--rows 0` checks a file whose images were deleted."""
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
 
     ran = cli("verify", "photos.h5", "--rows", "0")
@@ -135,8 +135,8 @@ def test_verify_without_rows_needs_neither_images_nor_model(cli: Cli, photos: Pa
     assert "6 rows, 0 damaged" in ran.out
 
 
-def test_verify_says_when_the_images_are_gone(cli: Cli, photos: Path, tmp_path: Path) -> None:
-    """With no picture left to embed again, one sentence says so and what still can be checked."""
+def test_verify_says_when_the_images_were_deleted(cli: Cli, photos: Path, tmp_path: Path) -> None:
+    """Without any image to embed again, one sentence says so and what can still be checked."""
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
 
     ran = cli("verify", "photos.h5")
@@ -147,7 +147,7 @@ def test_verify_says_when_the_images_are_gone(cli: Cli, photos: Path, tmp_path: 
 
 
 def test_terminal_escapes_in_names_are_not_printed_raw(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name of a file or folder with a line break and an escape sequence stays on its line and harmless."""
+    """A name with a line break and an escape sequence is printed on one line, escaped."""
     (tmp_path / "x\ny\x1b[31m").mkdir()
     tmp_path = tmp_path / "x\ny\x1b[31m"
     save_pictures(tmp_path / "photos", [1])

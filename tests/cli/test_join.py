@@ -17,14 +17,14 @@ FAST = ["--model", "tiny", "--random-weights", "0", "--size", "28", "--workers",
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of twelve pictures in the working directory."""
+    """A folder of twelve images in the working directory."""
     save_pictures(tmp_path / "photos", range(12))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "photos"
 
 
 def test_joined_shards_are_kept_up_to_date_by_a_plain_run(cli: Cli, photos: Path) -> None:
-    """Three shards get names of their own, join to the bytes of one run, and that file is complete for `embed` without `--shard`."""
+    """Three shards have their own names and join to the bytes of one run. `embed` without `--shard` has nothing to add."""
     for number in (1, 2, 3):
         assert cli("embed", "photos", "--shard", f"{number}/3", *FAST).out == f"photos.{number}-of-3.h5\n"
 
@@ -38,8 +38,8 @@ def test_joined_shards_are_kept_up_to_date_by_a_plain_run(cli: Cli, photos: Path
     assert Path("joined.h5").stat() == before
 
 
-def test_a_new_image_moves_no_other_to_another_shard(cli: Cli, photos: Path) -> None:
-    """Shards embedded again after images have come embed these alone, each image once."""
+def test_a_new_image_leaves_the_others_in_their_shards(cli: Cli, photos: Path) -> None:
+    """After new images arrive, the shards embed only these, each image once."""
     done = [json.loads(cli("embed", "photos", "--shard", f"{number}/2", "--json", *FAST).out) for number in (1, 2)]
     assert sum(each["total"] for each in done) == 12
     save_pictures(photos, range(12, 18))
@@ -51,7 +51,7 @@ def test_a_new_image_moves_no_other_to_another_shard(cli: Cli, photos: Path) -> 
 
 
 def test_a_shard_is_not_continued_by_another(cli: Cli, photos: Path) -> None:
-    """A file of shard 1 is refused by a run of shard 2, and by one without shards; the error names both."""
+    """A run of shard 2, or without shards, refuses a file of shard 1. The error names both."""
     assert cli("embed", "photos", "--shard", "1/2", "-o", "x.h5", *FAST).code == 0
 
     for options, wanted in (["--shard", "2/2"], "2/2"), ([], "nothing"):
@@ -60,7 +60,7 @@ def test_a_shard_is_not_continued_by_another(cli: Cli, photos: Path) -> None:
 
 
 def test_info_names_the_shard(cli: Cli, photos: Path) -> None:
-    """A file of one shard says so; others have no such line."""
+    """`info` of a shard names it. For other files the value is null."""
     for options, shard in (["--shard", "2/2", "-o", "a.h5"], "2/2"), (["-o", "b.h5"], None):
         assert cli("embed", "photos", *options, *FAST).code == 0
         assert json.loads(cli("info", options[-1], "--json").out).get("shard") == shard
@@ -68,7 +68,7 @@ def test_info_names_the_shard(cli: Cli, photos: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["photos", "my photos"])
 def test_a_shard_says_how_to_join(cli: Cli, photos: Path, folder: str) -> None:
-    """The command that a run of a shard proposes joins all of them, whatever the name of the folder."""
+    """The command that a run of a shard prints joins all shards, for any name of the folder."""
     photos.rename(folder)
     for number in (1, 2):
         ran = cli("embed", folder, "--shard", f"{number}/2", *FAST[:-1])

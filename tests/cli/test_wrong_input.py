@@ -1,4 +1,4 @@
-"""The analysis commands with input that does not fit: one sentence, an exit code, and nothing lost."""
+"""The analysis commands with wrong input: one sentence, an exit code, and nothing lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.pictures.picture_store import make_store
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a good file of three classes, and things that are no such file."""
+    """A working directory with a good file of three classes, and files that cannot be used."""
     monkeypatch.chdir(tmp_path)
     vectors, labels = blobs(3, 10, 16, spread=0.3)
     keys = keys_of(labels)
@@ -94,7 +94,7 @@ TINY = ("--random-weights", "0", "--model", "tiny", "--size", "56")
         (["match", "picture.png", "picture.png", *TINY, "-o", "none/x.png"], "picture `none/x.png` cannot be written: No such file"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(cli: Cli, words: list[str], message: str) -> None:
+def test_wrong_input_ends_with_one_sentence(cli: Cli, words: list[str], message: str) -> None:
     """The command ends with 1, prints nothing on stdout, and says what was expected and what came."""
     ran = cli(*words)
 
@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_one_sentence(cli: Cli, words: list[str], message: 
 
 @pytest.mark.filterwarnings("default")
 def test_a_warning_is_one_line_for_people(cli: Cli) -> None:
-    """Labels of no image are told without the line of code that found them, and the command goes on."""
+    """A warning about labels without an image has no line of code, and the command goes on."""
     lines = [f"class00{row // 10}/{row:05}.jpg,{row // 10}" for row in range(20) if row % 2]
     Path("some.csv").write_text("\n".join([*lines, "typo.jpg,1"]))
 
@@ -126,7 +126,7 @@ def test_a_warning_is_one_line_for_people(cli: Cli) -> None:
     ],
 )
 def test_numbers_below_their_range_are_wrong_usage(cli: Cli, words: list[str]) -> None:
-    """A seed below 0 and 0 clusters are refused before any file is looked at."""
+    """A seed below 0 and 0 clusters are refused before any file is opened."""
     command, *rest = words
 
     ran = cli(command, "missing.h5", *rest)
@@ -155,8 +155,8 @@ def test_numbers_below_their_range_are_wrong_usage(cli: Cli, words: list[str]) -
     ("target", "reason"),
     [("none/x.png", "No such file or directory"), ("text.txt/x.png", "Not a directory"), ("taken", "Is a directory")],
 )
-def test_a_place_that_cannot_be_is_told_before_the_work(cli: Cli, words: list[str], target: str, reason: str) -> None:
-    """Hours are not spent on a result that has nowhere to go: the input file is not even looked for."""
+def test_a_result_that_cannot_be_written_is_reported_before_the_work(cli: Cli, words: list[str], target: str, reason: str) -> None:
+    """The error comes before the input file is opened, so no work is lost."""
     ran = cli(*words, target)
 
     assert (ran.code, ran.out) == (1, "")
@@ -173,8 +173,8 @@ def test_a_place_that_cannot_be_is_told_before_the_work(cli: Cli, words: list[st
         ["match", "missing.png", "missing.png", "-o"],
     ],
 )
-def test_a_suffix_of_no_picture_is_told_before_the_work(cli: Cli, words: list[str]) -> None:
-    """The result would be lost with the picture, so the input file is not even looked for."""
+def test_a_suffix_that_is_not_an_image_format_is_reported_before_the_work(cli: Cli, words: list[str]) -> None:
+    """The error comes before the input file is opened."""
     ran = cli(*words, "x.nope")
 
     assert (ran.code, ran.out) == (1, "")
@@ -183,8 +183,8 @@ def test_a_suffix_of_no_picture_is_told_before_the_work(cli: Cli, words: list[st
 
 
 @pytest.mark.parametrize("words", [["match", "none.png", "picture.png"], ["attention", "none.png"]])
-def test_a_missing_image_is_told_before_the_model_is_loaded(cli: Cli, words: list[str]) -> None:
-    """A slip of a name costs no download: that there is no such model either is not said."""
+def test_a_missing_image_is_reported_before_the_model_is_loaded(cli: Cli, words: list[str]) -> None:
+    """A mistyped name downloads nothing: the missing model is not reported."""
     ran = cli(*words, "--weights", "none.pth")
 
     assert (ran.code, ran.out) == (1, "")
@@ -206,8 +206,8 @@ def test_a_missing_image_is_told_before_the_model_is_loaded(cli: Cli, words: lis
     ],
 )
 @pytest.mark.parametrize("target", ["good.h5", "unfinished.h5.part"])
-def test_no_result_takes_the_place_of_embeddings(cli: Cli, words: list[str], target: str) -> None:
-    """A slip of a name costs no file of embeddings, finished or not, neither that which is read nor another one."""
+def test_no_result_replaces_a_file_of_embeddings(cli: Cli, words: list[str], target: str) -> None:
+    """A mistyped name never deletes a file of embeddings, finished or not."""
     before = Path(target).read_bytes()
 
     ran = cli(*words, target)
@@ -217,8 +217,8 @@ def test_no_result_takes_the_place_of_embeddings(cli: Cli, words: list[str], tar
     assert Path(target).read_bytes() == before
 
 
-def test_a_held_out_accuracy_that_cannot_be_had_is_a_dash(cli: Cli) -> None:
-    """With one image of each class none is left to choose the setting by."""
+def test_an_unknown_held_out_accuracy_is_a_dash(cli: Cli) -> None:
+    """With one training image of each class there is no held-out image."""
     ran = cli("linear", "good.h5", "--per-class", "1")
 
     assert ran.code == 0

@@ -55,8 +55,8 @@ def test_list_names_every_model() -> None:
     assert lines[1].split() == ["vits14", "22,056,576", "88", "MB", "Apache-2.0", "no"]
 
 
-def test_a_cache_that_cannot_be_looked_into_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`list` tells the models though the cache gives an error (here, a name too long; elsewhere, the home of another user)."""
+def test_list_works_without_access_to_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`list` shows the models even if the cache cannot be read (a name too long, or the home of another user)."""
     monkeypatch.setenv("DINO_EXTRACT_CACHE", str(tmp_path / ("x" * 300)))
 
     result = run("list")
@@ -66,7 +66,7 @@ def test_a_cache_that_cannot_be_looked_into_is_empty(tmp_path: Path, monkeypatch
 
 
 def test_list_is_json_on_demand(model: Checkpoint) -> None:
-    """`list --json` tells machines where the weights are."""
+    """`list --json` says where the weights are."""
     run("pull", "test")
 
     (row,) = json.loads(run("list", "--json").stdout)
@@ -94,7 +94,7 @@ def test_pull_with_overwrite_replaces_a_damaged_copy(model: Checkpoint) -> None:
     assert run("verify", "test").exit_code == 0
 
 
-def test_pull_with_overwrite_keeps_the_copy_where_there_is_no_network(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_with_overwrite_keeps_the_copy_without_a_network(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """`pull --overwrite` without a server in reach is an error, and the good copy is still there."""
     run("pull", "test")
     before = locate.cached_path("test").read_bytes()
@@ -123,7 +123,7 @@ def test_pull_into_a_folder_that_cannot_be_written_is_one_sentence(
 
 
 def test_pull_without_a_network_says_which_file_to_copy_where(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no server in reach, the hint of `pull` has the file, its hash, its address and its place on this machine."""
+    """Without a network the hint of `pull` has the file, its hash, its address and its place on this machine."""
     unreachable = replace(model, url="http://127.0.0.1:9/test.pth")
     monkeypatch.setattr(registry, "_read_table", lambda _: {"test": unreachable})
 
@@ -143,7 +143,7 @@ def test_path_of_missing_weights_is_an_error(model: Checkpoint, server: Misbehav
     assert server.requests == []
 
 
-def test_verify_tells_a_released_file(model: Checkpoint) -> None:
+def test_verify_recognises_a_released_file(model: Checkpoint) -> None:
     """`verify` of an untouched download says which model it is."""
     run("pull", "test")
 
@@ -168,8 +168,8 @@ def test_verify_ends_with_one_on_damage(model: Checkpoint) -> None:
     assert result.stdout.startswith("damaged\t")
 
 
-def test_verify_of_an_own_file_says_what_it_is(tmp_path: Path) -> None:
-    """`verify PATH` reads any checkpoint and says that it is no released one."""
+def test_verify_of_a_local_file_says_what_it_is(tmp_path: Path) -> None:
+    """`verify PATH` reads any checkpoint and says that it is not a released file."""
     config = BackboneConfig(embed_dim=128, depth=2, num_heads=2, image_size=70)
     save_checkpoint(tmp_path / "x.safetensors", untrained_backbone(config, 0).state_dict(), config, name="mine", licence="CC0")
 
@@ -203,7 +203,7 @@ def test_convert_writes_another_layout(tmp_path: Path) -> None:
 
 
 def test_onnx_takes_a_file_or_a_name(tmp_path: Path) -> None:
-    """`onnx` prints the file alone on stdout; what is neither a file nor a model is said."""
+    """`onnx` prints the file alone on stdout. A source that is neither a file nor a model is an error."""
     save_checkpoint(
         tmp_path / "small.safetensors",
         untrained_backbone(BackboneConfig(**SMALL_ARCHITECTURE), seed=1).state_dict(),
