@@ -83,7 +83,7 @@ def search(
         paths: images of the store itself that are queries too, by path or shell pattern. A query does not find itself.
         top: number of hits per query, fewer where the store has fewer images.
         dataset: vectors to compare.
-        index: `exact`, or a faiss index that is kept beside the file: `hnsw` or `ivfpq`. `auto` is exact up to two million images, then
+        index: `exact`, or a faiss index that is kept next to the file: `hnsw` or `ivfpq`. `auto` is exact up to two million images, then
             `ivfpq` if faiss is installed.
         names: names of the query vectors in the result.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 import dino_extract as dx
-from dino_extract.cli.options import AsJson, Quiet, Seed, announce, images_text, print_json, say, words
+from dino_extract.cli.options import AsJson, Overwrite, Quiet, Seed, announce, check_targets, images_text, print_json, say, words
 
 EXAMPLES = """Examples:
 
@@ -31,10 +31,13 @@ def linear_dense(
     max_depth: Annotated[float, typer.Option(help="Largest depth that can be predicted, in metres.")] = 10.0,
     iterations: Annotated[int, typer.Option(min=1, help="Number of training steps, each with 16 images.")] = 1000,
     seed: Seed = 0,
+    save: Annotated[str | None, typer.Option(metavar="FILE.safetensors", help="Save the head, for `DenseHead.load`.")] = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a linear head on stored patch tokens for segmentation (mIoU) or depth (RMSE), and test it."""
+    check_targets({"classifier": save}, overwrite=overwrite)
     announce("linear head on the patch tokens of {}", train, quiet=quiet)
     result = dx.linear_dense(
         train,
@@ -50,6 +53,9 @@ def linear_dense(
     )
     if result.without_target:
         say(f"note: {images_text(result.without_target)} without a target left out")
+    if save:
+        result.head.save(save, overwrite=overwrite)
+        say(f"head: {save}")
     if as_json:
         print_json(result)
         return
