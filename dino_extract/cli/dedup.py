@@ -68,42 +68,52 @@ def dedup(
     Images with a cosine above the threshold are joined into groups. Of each group the image with the most pixels is kept and its
     duplicates are dropped, and so on with the remaining images. No image is deleted: the lists say what to keep and what to drop.
     """
+    targets = {"keep": keep_list, "drop": drop_list}
     if calibrate is not None:
         if against or keep_list or drop_list or sheet:
             raise ConfigError("`--calibrate` only measures: it takes no `--against`, `--keep`, `--drop` or `--sheet`")
         announce("measuring thresholds on copies of images, of {}", file, quiet=quiet)
         _print_calibration(dx.calibrate(file, calibrate, dataset=dataset, seed=seed, log=None if quiet else say), file, as_json)
         return
-    if keep_list is not None and drop_list is not None and os.path.realpath(keep_list) == os.path.realpath(drop_list):
-        raise ConfigError(f"`--keep` and `--drop` name one file, `{keep_list}`")
-    for target in (keep_list, drop_list):
-        check_targets({"list": target}, overwrite=overwrite)
+    _check_lists(targets, overwrite)
     check_targets({"contact sheet": sheet}, overwrite=overwrite)
     announce("comparing {}", file, quiet=quiet)
-    found: DedupResult | list[Leak]
-    if against is None:
-        found = result = dx.dedup(file, threshold=threshold, dataset=dataset, exact=exact or None, seed=seed)
-        drop = result.drop
-    else:
-        found = shared = dx.leaks(file, against, threshold=threshold, dataset=dataset, exact=exact or None, seed=seed)
-        drop = sorted({leak.path for leak in shared})
-    draw_sheet(found, file, sheet, overwrite=overwrite, against=against)
+    options = {"threshold": threshold, "dataset": dataset, "exact": exact or None, "seed": seed}
     with dx.open(file) as store:
         paths = store.paths
-    if as_json:
-        print_json({**found.to_dict(), "drop": drop} if against is None else found)  # type: ignore[union-attr]  # a DedupResult
-    elif against is None:
-        _print_groups(result)
+    if against is None:
+        groups = dx.dedup(file, **options)  # type: ignore[arg-type]  # options of several types
+        draw_sheet(groups, file, sheet, overwrite=overwrite)
+        drop = groups.drop
+        _print_groups(groups, as_json)
     else:
-        _print_leaks(shared, len(paths), against)
-    if drop_list:
-        write_list(drop_list, drop, overwrite=overwrite)
-    if keep_list:
-        dropped = set(drop)
-        write_list(keep_list, [path for path in paths if path not in dropped], overwrite=overwrite)
+        leaks = dx.leaks(file, against, **options)  # type: ignore[arg-type]  # options of several types
+        draw_sheet(leaks, file, sheet, overwrite=overwrite, against=against)
+        drop = sorted({leak.path for leak in leaks})
+        _print_leaks(leaks, len(paths), against, as_json)
+    _write_lists(targets, paths, drop, overwrite)
 
 
-def _print_groups(result: DedupResult) -> None:
+def _check_lists(targets: dict[str, str | None], overwrite: bool) -> None:
+    keep, drop = targets["keep"], targets["drop"]
+    if keep is not None and drop is not None and os.path.realpath(keep) == os.path.realpath(drop):
+        raise ConfigError(f"`--keep` and `--drop` name one file, `{keep}`")
+    for target in (keep, drop):
+        check_targets({"list": target}, overwrite=overwrite)
+
+
+def _write_lists(targets: dict[str, str | None], paths: Sequence[str], drop: Sequence[str], overwrite: bool) -> None:
+    dropped = set(drop)
+    if targets["drop"]:
+        write_list(targets["drop"], drop, overwrite=overwrite)
+    if targets["keep"]:
+        write_list(targets["keep"], [path for path in paths if path not in dropped], overwrite=overwrite)
+
+
+def _print_groups(result: DedupResult, as_json: bool) -> None:
+    if as_json:
+        print_json({**result.to_dict(), "drop": result.drop})
+        return
     groups = f"{len(result.groups):,} {'group' if len(result.groups) == 1 else 'groups'}"
     print(f"{images_text(result.images)}: {groups}, {images_text(len(result.drop))} to drop (cosine >= {result.threshold})")
     print("threshold  groups  to drop")
@@ -115,6 +125,11 @@ def _print_groups(result: DedupResult) -> None:
             print(f"keep          {path}" if similarity is None else f"drop  {similarity:.4f}  {path}")
         if len(group) > MAX_GROUP_SHOWN:
             print(f"... {len(group) - MAX_GROUP_SHOWN:,} more of this group")
+    _note_groups(result)
+
+
+def _note_groups(result: DedupResult) -> None:
+    """Notes about groups that are not listed whole, and about a group that is suspiciously large."""
     if len(result.groups) > MAX_LISTED or any(len(group) > MAX_GROUP_SHOWN for group in result.groups):
         say("note: not all is listed here; `--json` or `--drop FILE.txt` has everything")
     if result.groups and len(result.groups[0]) > max(MAX_GROUP_SHOWN, LARGE_GROUP * result.images):
@@ -122,7 +137,10 @@ def _print_groups(result: DedupResult) -> None:
         say(f"note: one group holds {share:.0%} of all images, so the threshold is probably too low; `--calibrate 200` measures thresholds")
 
 
-def _print_leaks(found: Sequence[Leak], num_images: int, against: str) -> None:
+def _print_leaks(found: Sequence[Leak], num_images: int, against: str, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
     print(f"{len(found):,} of {images_text(num_images)} are in {against} too")
     for leak in found[:MAX_LISTED]:
         print(f"{leak.similarity:.4f}  {leak.path}  =  {leak.other}")

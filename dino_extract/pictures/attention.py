@@ -107,14 +107,7 @@ def attention(
     names = [os.fspath(image) for image in as_list(images)]
     if len(names) == 1:
         require_files(*names)
-    pictures = (
-        [os.path.join(output, numbered_png(number, len(names), os.path.basename(name))) for number, name in enumerate(names)]
-        if output
-        else []
-    )
-    for picture in pictures:
-        if not overwrite and os.path.exists(picture):
-            check_target(picture, "picture")
+    pictures = _picture_paths(names, output, overwrite)
     backbone = load(model, weights=weights, random_seed=random_weights, offline=offline).module
     found = []
     for name, picture in itertools.zip_longest(names, pictures):
@@ -126,13 +119,25 @@ def attention(
             if on_failure is not None:
                 on_failure(name, error.message)
             continue
-        if picture is not None:
-            maps = replace(maps, path=picture)
-            with writing(os.path.dirname(picture), "folder"):
-                os.makedirs(os.path.dirname(picture), exist_ok=True)
-            maps.save(picture, overwrite=overwrite)
-        found.append(maps)
+        found.append(maps if picture is None else _saved(maps, picture, overwrite))
     return found
+
+
+def _picture_paths(names: Sequence[str], output: str | os.PathLike[str] | None, overwrite: bool) -> list[str]:
+    """The path of the picture of each image, checked before the work; none without a folder."""
+    if output is None:
+        return []
+    paths = [os.path.join(output, numbered_png(number, len(names), os.path.basename(name))) for number, name in enumerate(names)]
+    for path in filter(os.path.exists, paths):
+        check_target(path, "picture", overwrite=overwrite)
+    return paths
+
+
+def _saved(maps: AttentionMaps, path: str, overwrite: bool) -> AttentionMaps:
+    with writing(os.path.dirname(path), "folder"):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    maps.save(path, overwrite=overwrite)
+    return replace(maps, path=path)
 
 
 def attention_maps(backbone: Backbone, image: InputImage, *, layer: int | None = None) -> AttentionMaps:

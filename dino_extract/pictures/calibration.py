@@ -18,7 +18,7 @@ from dino_extract.analysis.dedup import calibrate as calibrate_vectors
 from dino_extract.analysis.vectors.stored import StoreSource, opened, stored_vectors
 from dino_extract.embedding.job import prepare_again
 from dino_extract.errors import ConfigError, StoreError
-from dino_extract.images.preprocess import preprocess_image
+from dino_extract.images.preprocess import Preprocess, preprocess_image
 from dino_extract.options import Limits, checked
 from dino_extract.pictures.source_images import source_image
 from dino_extract.store import Store
@@ -121,11 +121,13 @@ def altered_vectors(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.i
     engine = job.engine(release=True)
     vectors: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in ALTERATIONS}
     for first in range(0, len(rows), job.batch_size):
-        pixels: dict[str, list[NDArray[np.uint8]]] = {kind: [] for kind in ALTERATIONS}
-        for row in rows[first : first + job.batch_size].tolist():
-            image = source_image(store, paths[row])
-            for kind, (_, alter) in ALTERATIONS.items():
-                pixels[kind].append(np.asarray(preprocess_image(alter(image), job.preprocess)))
-        for kind, some in pixels.items():
-            vectors[kind].append(engine(np.stack(some))["features"].astype(np.float32))
+        batch = rows[first : first + job.batch_size].tolist()
+        copies = [_altered_pixels(source_image(store, paths[row]), job.preprocess) for row in batch]
+        for kind in ALTERATIONS:
+            vectors[kind].append(engine(np.stack([each[kind] for each in copies]))["features"].astype(np.float32))
     return rows, {kind: np.concatenate(blocks) for kind, blocks in vectors.items()}
+
+
+def _altered_pixels(image: Image.Image, preprocess: Preprocess) -> dict[str, NDArray[np.uint8]]:
+    """The (h, w, 3) uint8 input of the model for each altered copy of an image."""
+    return {kind: np.asarray(preprocess_image(alter(image), preprocess)) for kind, (_, alter) in ALTERATIONS.items()}

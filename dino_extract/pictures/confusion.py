@@ -16,6 +16,7 @@ from dino_extract.names import printable
 from dino_extract.pictures.captions import in_ascii
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _LABELLED_CLASSES = 90  # more names do not fit beside the picture
@@ -81,12 +82,17 @@ def draw_confusion(
     for set_ticks, rotation in ((axes.set_xticks, 90), (axes.set_yticks, 0)):
         set_ticks(range(0, num_classes, step), names, rotation=rotation, fontsize=font_size, parse_math=False, family=_FONT)
     if is_numbered:
-        for row, column in np.argwhere(confusion_CC > 0).tolist():
-            colour = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{confusion_CC[row, column]}", ha="center", va="center", color=colour, fontsize=8)
+        _write_counts(axes, confusion_CC, share)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     with replace_atomically(path, "picture", overwrite=overwrite, also=(ValueError,)) as draft:
         figure.savefig(draft, dpi=150, format=os.path.splitext(path)[1][1:] or "png")  # without a format, matplotlib adds a suffix
+
+
+def _write_counts(axes: Axes, confusion_CC: NDArray[np.int64], share_CC: NDArray[np.float64]) -> None:
+    """Write the number of images into each cell that has any."""
+    for row, column in np.argwhere(confusion_CC > 0).tolist():
+        colour = "white" if share_CC[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{confusion_CC[row, column]}", ha="center", va="center", color=colour, fontsize=8)
 
 
 def _shortened(name: str) -> str:

@@ -231,22 +231,27 @@ def pca(
     parts = [patches_of_image(preprocess, size) for size in store.image_size.tolist()]
     made_with = {name: str(store.attrs.get(name, "")) for name in ("model", "weights_sha256")} | {"dataset": dataset}
     if components is None:
-        components = fit_pca_colours(
+        colours = fit_pca_colours(
             _Unpadded(rows, parts), positions, background=background, flip=flip, keep_background=keep_background, made_with=made_with
         )
     else:
-        components = components if isinstance(components, PcaColours) else PcaColours.load(components)
-        _check_components(components, made_with, rows[positions[0]].shape[-1])
-    all_paths = store.paths
+        colours = components if isinstance(components, PcaColours) else PcaColours.load(components)
+        _check_components(colours, made_with, rows[positions[0]].shape[-1])
+    chosen = [store.paths[position] for position in positions]
     pictures, shares = [], []
-    for position in positions:
-        grid, part = rows[position], parts[position]
-        patches = _finite(grid[part], f"`{dataset}` of `{printable(all_paths[position])}`")
-        picture = np.zeros((*grid.shape[:2], 3), np.uint8)
-        picture[part] = components.rgb(patches)
+    for position, path in zip(positions, chosen, strict=True):
+        picture, share = _coloured(rows[position], parts[position], colours, f"`{dataset}` of `{printable(path)}`")
         pictures.append(picture)
-        shares.append(float(components.foreground(patches).mean()))
-    return PcaPictures(store, components, [all_paths[position] for position in positions], pictures, shares)
+        shares.append(share)
+    return PcaPictures(store, colours, chosen, pictures, shares)
+
+
+def _coloured(grid: NDArray[Any], part: tuple[slice, slice], colours: PcaColours, name: str) -> tuple[NDArray[np.uint8], float]:
+    """The (h, w, 3) uint8 colours of one image, black where it is padded, and its share of foreground patches."""
+    patches = _finite(grid[part], name)
+    picture = np.zeros((*grid.shape[:2], 3), np.uint8)
+    picture[part] = colours.rgb(patches)
+    return picture, float(colours.foreground(patches).mean())
 
 
 def fit_pca_colours(

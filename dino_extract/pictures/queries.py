@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from dino_extract.analysis.probes.probe import Classified, Probe, classify_vectors
 from dino_extract.analysis.probes.probe import classify as classify_store
@@ -48,24 +49,22 @@ def search(
         SourceError: none of the image files can be read.
         ConfigError: no query, another number of names than of vectors, a path that the store does not have, or faiss is needed and missing.
     """
-    found = _named(queries)
-    if found is None:
-        return search_vectors(store, queries, paths=paths, top=top, dataset=dataset, index=index, names=names)
+    options: dict[str, Any] = {"top": top, "dataset": dataset, "index": index}
+    if not _are_files(queries):
+        return search_vectors(store, queries, paths=paths, names=names, **options)
+    files, images = _stores_and_images(queries)
+    if images and dataset != "features":
+        hint = "embed them into an `.h5` file and give that"
+        raise ConfigError(f"query images are compared by `features`, not by `{dataset}`", hint=hint)
     with opened(store) as bank:
-        files, images = [each for each in found if is_store(each)], [each for each in found if not is_store(each)]
-        if images and dataset != "features":
-            hint = "embed them into an `.h5` file and give that"
-            raise ConfigError(f"query images are compared by `features`, not by `{dataset}`", hint=hint)
         results: list[SearchResult] = []
-        if paths or not found:
-            own = search_vectors(bank, paths=paths, top=top, dataset=dataset, index=index)
-            results += [replace(result, source=bank.path) for result in own]
+        if paths or not (files or images):
+            results += _from(bank, search_vectors(bank, paths=paths, **options))
         for each in files:
-            source = each.path if isinstance(each, Store) else os.fspath(each)
-            results += [replace(result, source=source) for result in search_vectors(bank, each, top=top, dataset=dataset, index=index)]
+            results += _from(each, search_vectors(bank, each, **options))
         if images:
-            embedded, vectors = embed_like(bank, [os.fspath(each) for each in images], on_failure=on_failure)  # type: ignore[arg-type]  # not stores
-            results += search_vectors(bank, vectors, top=top, dataset=dataset, index=index, names=embedded)
+            embedded, vectors = embed_like(bank, images, on_failure=on_failure)
+            results += search_vectors(bank, vectors, names=embedded, **options)
         return results
 
 
@@ -90,16 +89,15 @@ def classify(
         SourceError: none of the image files can be read.
     """
     trained = probe if isinstance(probe, Probe) else Probe.load(probe)
-    found = _named(sources) or []
-    images = [each for each in found if not is_store(each)]
-    results = [line for each in found if is_store(each) for line in classify_store(trained, each, top=top)]
+    files, images = _stores_and_images(sources)
+    results = [line for each in files for line in classify_store(trained, each, top=top)]
     if images:
         if trained.datasets != ("features",):
             raise ConfigError(
                 f"the probe takes {', '.join(trained.datasets)}, which are not computed for single images",
                 hint="embed them into a file with the same `--tokens` and `--layers`, and classify that",
             )
-        paths, vectors = embed_like(trained, [os.fspath(each) for each in images], on_failure=on_failure)  # type: ignore[arg-type]  # not stores
+        paths, vectors = embed_like(trained, images, on_failure=on_failure)
         results += classify_vectors(trained, vectors, paths, top=top)
     return results
 
@@ -112,12 +110,22 @@ def is_store(source: Query) -> bool:
     return name.endswith((".h5", ".hdf5")) or begins_as_hdf5(name)
 
 
-def _named(queries: Query | Sequence[Query] | VectorSource | None) -> list[Query] | None:
-    """The files among the queries, or None where they are vectors."""
-    if queries is None:
-        return []
-    if isinstance(queries, (str, os.PathLike, Store)):
-        return [queries]
-    if isinstance(queries, Sequence) and all(isinstance(each, (str, os.PathLike, Store)) for each in queries):
-        return list(queries)
-    return None
+def _from(source: StoreSource, results: list[SearchResult]) -> list[SearchResult]:
+    """The results of queries that are images of a store."""
+    path = source.path if isinstance(source, Store) else os.fspath(source)
+    return [replace(result, source=path) for result in results]
+
+
+def _are_files(queries: Any) -> bool:
+    """Whether queries are files, images or stores, or none at all; vectors are not."""
+    if queries is None or isinstance(queries, (str, os.PathLike, Store)):
+        return True
+    return isinstance(queries, Sequence) and all(isinstance(each, (str, os.PathLike, Store)) for each in queries)
+
+
+def _stores_and_images(queries: Any) -> tuple[list[Query], list[str]]:
+    """The files of embeddings among some files, and the names of the others."""
+    found = [] if queries is None else [queries] if isinstance(queries, (str, os.PathLike, Store)) else list(queries)
+    return [each for each in found if is_store(each)], [
+        os.fspath(each) for each in found if not isinstance(each, Store) and not is_store(each)
+    ]

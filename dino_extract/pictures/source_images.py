@@ -37,12 +37,11 @@ def choose_positions(store: Store, patterns: Sequence[str] = (), images: int | N
     paths, chosen = store.paths, set[int]()
     position_of = {path: position for position, path in enumerate(paths)}
     for pattern in patterns or ["*"]:
-        named = position_of.get(pattern)
-        found = [position for path, position in position_of.items() if fnmatch.fnmatchcase(path, pattern)] if named is None else [named]
+        found = [pattern] if pattern in position_of else fnmatch.filter(paths, pattern)
         if not found:
             message = f"no embedded image of `{store.path}` is called `{pattern}`"
             raise ConfigError(message, hint=f"paths look like `{printable(paths[0])}`, and `*` stands for anything")
-        chosen.update(found)
+        chosen.update(position_of[path] for path in found)
     positions = sorted(chosen)
     if images and len(positions) > checked("images", int, images, Limits(least=1)):
         positions = [positions[i] for i in np.linspace(0, len(positions) - 1, images).round().astype(int).tolist()]

@@ -88,11 +88,7 @@ def draw_strips(strips: Iterable[Strip], path: str | os.PathLike[str], *, column
     for line, rows in zip(lines, heights, strict=True):
         left = _GAP_PX
         for strip in line:
-            draw_caption(draw, (left, top + 3), strip.title, size_px=13, width_px=_width(strip, columns) - _GAP_PX)
-            for number, tile in enumerate(strip.tiles):
-                row, column = divmod(number, columns)
-                at = (left + column * _CELL_W, top + _TITLE_PX + sum(rows[:row]))
-                _draw_tile(sheet, draw, tile, at, rows[row] - _TEXT_PX)
+            _draw_strip(sheet, draw, strip, (left, top), rows, columns)
             left += _width(strip, columns) + _STRIP_GAP_PX
         top += _TITLE_PX + sum(rows)
     write_picture(sheet, path, "contact sheet", overwrite=overwrite)
@@ -125,6 +121,18 @@ def _row_heights(line: Sequence[Strip], columns: int) -> list[int]:
 
 def _width(strip: Strip, columns: int) -> int:
     return max(min(len(strip.tiles), columns), 2) * _CELL_W
+
+
+def _draw_strip(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, strip: Strip, at: tuple[int, int], rows: Sequence[int], columns: int
+) -> None:
+    """Draw the title and the tiles of a strip, whose top left corner is `at`, in rows of the given heights."""
+    left, top = at
+    draw_caption(draw, (left, top + 3), strip.title, size_px=13, width_px=_width(strip, columns) - _GAP_PX)
+    for number, tile in enumerate(strip.tiles):
+        row, column = divmod(number, columns)
+        place = (left + column * _CELL_W, top + _TITLE_PX + sum(rows[:row]))
+        _draw_tile(sheet, draw, tile, place, rows[row] - _TEXT_PX)
 
 
 def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, at: tuple[int, int], height_px: int) -> None:
