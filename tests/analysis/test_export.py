@@ -409,4 +409,4 @@ def test_the_command_prints_what_it_wrote(store: Store, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [store.path, "--to", "csv"])
 
     assert result.stdout == f"{tmp_path / 'photos.csv'}\n"
-    assert result.stderr == "4 images, 1 failed images left out\n"
+    assert result.stderr == "4 images, 1 failed image left out\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 
-from dino_extract.analysis.export.job import Job
+from dino_extract.analysis.export.job import ExportJob
 from dino_extract.analysis.vectors.neighbours import nearest
 from dino_extract.errors import ConfigError
 
@@ -13,7 +13,7 @@ ANN_QUERIES = 1000  # held out of `train`, or a tenth of the images where that i
 ANN_NEIGHBOURS = 100  # as in the published ann-benchmarks files
 
 
-def write(job: Job) -> list[str]:
+def write(job: ExportJob) -> list[str]:
     """Write the export and return its paths."""
     vectors = job.vectors
     queries_wanted = min(ANN_QUERIES, len(vectors) // 10)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.export.job import Job
+from dino_extract.analysis.export.job import ExportJob
 from dino_extract.analysis.tables import quoted_path
 from dino_extract.errors import ConfigError
 from dino_extract.files import replace_atomically, writing
@@ -23,7 +23,7 @@ from dino_extract.store import RaggedRows
 _INDEX_HEADER = "slide_id,path\n"
 
 
-def write(job: Job) -> list[str]:
+def write(job: ExportJob) -> list[str]:
     """Write the export and return its paths."""
     rows = job.store[job.dataset]
     if not isinstance(rows, RaggedRows) and rows.ndim != 4:
@@ -63,7 +63,7 @@ def _remove_bags_but(kept: set[str], index_path: str) -> None:
                 os.unlink(path)
 
 
-def _fill_bag(file: h5py.File, job: Job, patches: NDArray[Any], preprocess: Preprocess, size: tuple[int, int], name: str) -> None:
+def _fill_bag(file: h5py.File, job: ExportJob, patches: NDArray[Any], preprocess: Preprocess, size: tuple[int, int], name: str) -> None:
     """Write a bag with the names, types and attributes of TRIDENT. `coords` are pixels (x, y) of the image on the disk."""
     height, width = patches.shape[:2]
     place = preprocess.placement(*size)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dino_extract.analysis.export.job import FloatType, Job
+from dino_extract.analysis.export.job import ExportJob, FloatType
 from dino_extract.analysis.tables import quoted_path
 
 
-def write(job: Job) -> list[str]:
+def write(job: ExportJob) -> list[str]:
     """Write the export and return its paths."""
     names, size = job.names, job.store.image_size.tolist()
     is_half = job.store[job.dataset].dtype == np.float16 or job.dtype == "float16"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dino_extract.analysis.export.formats import FormatName, choose_format
-from dino_extract.analysis.export.job import BLOCK_ROWS, FloatType, Job
+from dino_extract.analysis.export.job import BLOCK_ROWS, ExportJob, FloatType
 from dino_extract.analysis.vectors.stored import StoreSource, opened, require_images
 from dino_extract.options import checked
 from dino_extract.results import Result, shown
@@ -69,5 +69,5 @@ def export(
     with opened(store) as file:
         require_images(file)
         path = os.fspath(output) if output is not None else os.path.splitext(file.path)[0] + chosen.suffix
-        paths = write(Job(file, dataset or chosen.dataset, dtype, path, overwrite, block_rows))
+        paths = write(ExportJob(file, dataset or chosen.dataset, dtype, path, overwrite, block_rows))
         return ExportResult(paths, chosen.name, len(file), len(file.all_paths) - len(file))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from dino_extract.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dino_extract.analysis.export.job import Job
+    from dino_extract.analysis.export.job import ExportJob
 
 
 FormatName = Literal["npy", "parquet", "csv", "h5ad", "hloc", "ann-benchmarks", "bags"]
@@ -47,7 +47,7 @@ class Format:
     needs: tuple[str, ...] = ()
     dataset: str = "features"
 
-    def writer(self) -> Callable[[Job], list[str]]:
+    def writer(self) -> Callable[[ExportJob], list[str]]:
         """The function that writes the format.
 
         Raises:
@@ -58,7 +58,7 @@ class Format:
             raise ConfigError(
                 f"the package `{missing[0]}` is not installed, which {self.name} needs", hint="pip install 'dino-extract[export]'"
             )
-        write: Callable[[Job], list[str]] = importlib.import_module(f"{__package__}.{self.module}").write
+        write: Callable[[ExportJob], list[str]] = importlib.import_module(f"{__package__}.{self.module}").write
         return write
 
 

@@ -8,10 +8,10 @@ import anndata
 import h5py
 import pandas
 
-from dino_extract.analysis.export.job import Job
+from dino_extract.analysis.export.job import ExportJob
 
 
-def write(job: Job) -> list[str]:
+def write(job: ExportJob) -> list[str]:
     """Write the export and return its paths."""
     metadata, vectors = job.metadata, job.vectors
     index = pandas.Index(metadata.pop("path"), dtype=str)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import h5py
 
-from dino_extract.analysis.export.job import Job
+from dino_extract.analysis.export.job import ExportJob
 from dino_extract.analysis.vectors.stored import unit
 
 
-def write(job: Job) -> list[str]:
+def write(job: ExportJob) -> list[str]:
     """Write the export and return its paths."""
     names, size = job.names, job.store.image_size
     with job.written() as partial, h5py.File(partial, "w") as file:

@@ -21,7 +21,7 @@ BLOCK_ROWS = 4096  # 6 MB of ViT-S vectors
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class ExportJob:
     """One export, as the writers of the formats receive it.
 
     Args:
@@ -65,7 +65,7 @@ class Job:
             cast: NDArray[Any] = block.astype(self.dtype)
         if not np.isfinite(cast).all():
             message = f"`{self.dataset}` has values that are not finite or above 65504, which float16 cannot hold"
-            raise ConfigError(message, hint="export with `--dtype float32`") if self.dtype == "float16" else StoreError(message)
+            raise ConfigError(message, hint="export with `--store-dtype float32`") if self.dtype == "float16" else StoreError(message)
         return cast
 
     @property

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from dino_extract.analysis.export.job import Job
+from dino_extract.analysis.export.job import ExportJob
 
 
-def write(job: Job) -> list[str]:
+def write(job: ExportJob) -> list[str]:
     """Write the export and return its paths."""
     vectors, metadata_path = job.vectors, os.path.splitext(job.output)[0] + ".parquet"
     with job.written(metadata_path) as metadata_file, job.written() as partial:

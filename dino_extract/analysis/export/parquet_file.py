@@ -5,10 +5,10 @@ from __future__ import annotations
 import pyarrow
 from pyarrow import parquet
 
-from dino_extract.analysis.export.job import Job
+from dino_extract.analysis.export.job import ExportJob
 
 
-def write(job: Job) -> list[str]:
+def write(job: ExportJob) -> list[str]:
     """Write the export and return its paths."""
     element = {"float32": pyarrow.float32(), "float16": pyarrow.float16()}[job.dtype]
     vector = pyarrow.list_(element, job.vectors.dim)
