@@ -233,7 +233,7 @@ def warn_of_line_breaks(paths: Sequence[str]) -> None:
 
 
 def numbers(text: str | None, option: str, example: str) -> list[int]:
-    """Whole numbers with commas between them; none where there is no text.
+    """Whole numbers with commas between them. Without a text there are none.
 
     Raises:
         ConfigError: the text is something else.
@@ -245,7 +245,7 @@ def numbers(text: str | None, option: str, example: str) -> list[int]:
 
 
 def words(text: str | None) -> list[str]:
-    """Words with commas between them; none where there is no text."""
+    """Words with commas between them. Without a text there are none."""
     return [part.strip() for part in text.split(",")] if text else []
 
 

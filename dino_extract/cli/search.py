@@ -45,7 +45,7 @@ def search(
     dataset: Dataset = "features",
     index: Annotated[
         Literal["auto", "exact", "hnsw", "ivfpq"],
-        typer.Option(help="Search exactly, or with an approximate faiss index that is kept beside the file."),
+        typer.Option(help="Search exactly, or with an approximate faiss index that is kept next to the file."),
     ] = "auto",
     score: Annotated[bool, typer.Option("--score", help="Measure instead how well images with the same label are found (mAP).")] = False,
     labels: Labels = None,

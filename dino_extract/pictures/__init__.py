@@ -1,4 +1,4 @@
-"""Images beside answers, in three groups.
+"""Images and the answers about them, in three groups.
 
 Results drawn with the images they are about: `sheets` (contact sheets, drawn by `strips`), `confusion`, `report` (the page).
 Patch tokens drawn: `pca`, `match`, `attention`.

@@ -124,7 +124,7 @@ def attention(
 
 
 def _picture_paths(names: Sequence[str], output: str | os.PathLike[str] | None, overwrite: bool) -> list[str]:
-    """The path of the picture of each image, checked before the work; none without a folder."""
+    """The path of the picture of each image, checked before the work. Without a folder there are none."""
     if output is None:
         return []
     paths = [os.path.join(output, numbered_png(number, len(names), os.path.basename(name))) for number, name in enumerate(names)]

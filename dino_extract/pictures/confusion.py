@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LABELLED_CLASSES = 90  # more names do not fit beside the picture
+_LABELLED_CLASSES = 90  # more names do not fit next to the matrix
 _NUMBERED_CLASSES = 20  # with more, colours alone say how many images there are
 _NAME_CHARS = 30  # longer names lose their middle
 _FONT = "DejaVu Sans"  # comes with matplotlib

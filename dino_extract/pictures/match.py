@@ -91,7 +91,7 @@ class Matches:
         ends = _centres(self.places_b, self.grid_b, image_b.size)
         ends[:, 0] += image_a.width + _GAP_PX
         for (x0, y0), (x1, y1) in zip(starts.tolist(), ends.tolist(), strict=True):
-            # The colour says where in the first image a line begins, so that lines that cross can be told apart.
+            # The colour says where in the first image a line begins, so that the eye can follow lines that cross.
             red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(0.8 * y0 / sheet.height, 0.85, 1))
             draw.line((x0, y0, x1, y1), (red, green, blue), _LINE_WIDTH)
             for x, y in ((x0, y0), (x1, y1)):

@@ -156,7 +156,7 @@ class PcaPictures:
     foreground: list[float]
 
     def picture(self, index: int) -> Image.Image:
-        """One image as the model saw it, if it can still be read, and its patches in colour beside it."""
+        """One image as the model saw it, if it can still be read, and next to it its patches in colour."""
         patch_px = int(self.store.attrs.get("patch_size", 14))
         height, width = self.patches[index].shape[:2]
         colours = Image.fromarray(self.patches[index]).resize((width * patch_px, height * patch_px), Image.Resampling.NEAREST)

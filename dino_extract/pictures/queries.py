@@ -34,18 +34,18 @@ def search(
 
     Args:
         store: where to search.
-        queries: image files, folders or archives, which are embedded first; other stores made alike, all of whose images are queries;
+        queries: image files, folders or archives, which are embedded first; other compatible stores, all images of which are queries;
             or (Q, D) vectors.
         paths: images of the store itself, or shell patterns of them, that are queries too. An image does not find itself.
         top: hits for each query; fewer where the store has fewer images.
         dataset: vectors to compare; with image files only `features`.
-        index: `exact`; `hnsw` or `ivfpq` by faiss, kept beside the file; `auto` is exact up to two million images, then ivfpq if
+        index: `exact`; `hnsw` or `ivfpq` by faiss, kept next to the file; `auto` is exact up to two million images, then ivfpq if
             installed.
         names: names of the vectors in the result.
         on_failure: called with the path and the reason for each image file that cannot be embedded.
 
     Raises:
-        StoreError: a store made differently, unfinished, or without such a dataset.
+        StoreError: a store that is not compatible, unfinished, or without such a dataset.
         SourceError: none of the image files can be read.
         ConfigError: no query, another number of names than of vectors, a path that the store does not have, or faiss is needed and missing.
     """
@@ -79,13 +79,13 @@ def classify(
 
     Args:
         probe: a classifier trained by `linear`, or its file.
-        sources: stores made as the probe's training images were; or image files, folders or archives, which are embedded first.
+        sources: stores that are compatible with the training images of the probe; or image files, folders or archives, which are embedded first.
         top: labels for each image.
         on_failure: called with the path and the reason for each image file that cannot be embedded.
 
     Raises:
         ConfigError: no such probe, or a probe that needs more than CLS tokens for image files.
-        StoreError: a store made differently, or without the inputs of the probe.
+        StoreError: a store that is not compatible, or without the inputs of the probe.
         SourceError: none of the image files can be read.
     """
     trained = probe if isinstance(probe, Probe) else Probe.load(probe)

@@ -22,7 +22,7 @@ def path(tmp_path: Path) -> str:
     return write_store(tmp_path / "x.h5", ["a.png", "b.png", "c.png"], {"features": VECTORS}, root=str(tmp_path))
 
 
-def test_groups_are_listed_with_what_to_keep(path: str) -> None:
+def test_groups_are_listed_with_the_image_to_keep(path: str) -> None:
     """The group, the kept image and the ladder of thresholds are on stdout."""
     out, _ = run_command(dedup, path)
 
@@ -30,7 +30,7 @@ def test_groups_are_listed_with_what_to_keep(path: str) -> None:
     assert "keep          a.png\ndrop  1.0000  b.png" in out
 
 
-def test_each_dropped_image_stands_below_the_one_it_resembles(tmp_path: Path) -> None:
+def test_each_dropped_image_is_listed_below_its_kept_duplicate(tmp_path: Path) -> None:
     """A chain of four is one group with two kept images, each with what goes for it."""
     angle = np.radians([0, 5, 12, 17])
     vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
@@ -55,8 +55,8 @@ def test_a_large_group_is_cut_and_said_to_be_suspicious(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--keep", "--drop", "--sheet", "--against"])
-def test_calibration_takes_no_option_that_it_would_ignore(path: str, option: str) -> None:
-    """What only measures says so instead of leaving a list unwritten."""
+def test_calibration_refuses_options_that_it_would_ignore(path: str, option: str) -> None:
+    """Options that a measurement does not use are refused."""
     with pytest.raises(ConfigError, match="`--calibrate` only measures"):
         run_command(dedup, path, "--calibrate", "2", option, "x")
 
@@ -102,7 +102,7 @@ def test_leaks_into_another_file_are_listed(path: str, tmp_path: Path) -> None:
     assert json.loads(out) == [{"path": "c.png", "other": "z.png", "similarity": pytest.approx(1.0)}]
 
 
-def test_a_sheet_is_drawn_even_if_the_images_have_gone(path: str, tmp_path: Path) -> None:
+def test_a_sheet_is_drawn_even_if_the_images_were_deleted(path: str, tmp_path: Path) -> None:
     """The contact sheet of groups is written and said where, and a note says what it cannot show."""
     _, err = run_command(dedup, path, "--sheet", str(tmp_path / "sheet.png"))
 

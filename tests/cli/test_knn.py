@@ -32,7 +32,7 @@ def test_the_table_is_on_stdout_and_notes_on_stderr(path: str) -> None:
 
 
 def test_json_has_the_whole_result(path: str, tmp_path: Path) -> None:
-    """The JSON has every score and the confusion matrix, and the picture is written beside it."""
+    """The JSON has every score and the confusion matrix, and the picture of it is written."""
     pytest.importorskip("matplotlib")
 
     out, _ = run_command(knn, path, "--k", "5", "--json", "--confusion", str(tmp_path / "c.png"))
@@ -43,8 +43,8 @@ def test_json_has_the_whole_result(path: str, tmp_path: Path) -> None:
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 
-def test_predictions_begin_with_the_surest_mistakes(tmp_path: Path) -> None:
-    """An image with the label of another class stands first, although it is not the first of the file, and each image is in the table."""
+def test_predictions_begin_with_the_most_confident_errors(tmp_path: Path) -> None:
+    """An image with a wrong label is in the first line, and each labelled image is in the table."""
     vectors, labels = blobs(3, 10, 16, spread=0.1)
     names = keys_of(labels)
     path = write_store(tmp_path / "x.h5", names, {"features": vectors}, failed=(4,))

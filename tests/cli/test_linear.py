@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> str:
     return write_store(tmp_path / "photos.h5", keys_of(labels), {"features": vectors, "mean_features": vectors})
 
 
-def test_what_was_tried_and_the_accuracy_are_printed(path: str) -> None:
+def test_candidates_and_accuracy_are_printed(path: str) -> None:
     """The table has a line per input, one of them chosen, and the test accuracy after it."""
     out, _ = run_command(linear, path)
 

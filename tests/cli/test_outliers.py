@@ -44,7 +44,7 @@ def test_another_file_gives_a_count(path: str, tmp_path: Path) -> None:
 
 
 def test_the_csv_has_all_images(path: str, tmp_path: Path) -> None:
-    """However few are printed, the table that is written has every image."""
+    """The table that is written has every image, although fewer are printed."""
     _, err = run_command(outliers, path, "--neighbours", "1", "--top", "1", "-o", str(tmp_path / "x.csv"))
 
     with open(tmp_path / "x.csv", newline="") as file:

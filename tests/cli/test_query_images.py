@@ -41,7 +41,7 @@ def test_a_query_image_finds_itself_first(cli: Cli, photos: Path) -> None:
 
 
 def test_a_missing_query_image_is_one_sentence(cli: Cli, photos: Path) -> None:
-    """A query that is no file ends with 1 and says so."""
+    """A query that does not exist ends with exit code 1 and a sentence."""
     ran = cli("search", "photos.h5", "nowhere.png")
 
     assert ran.code == 1
@@ -99,7 +99,7 @@ def test_calibration_measures_altered_copies_of_the_file_s_own_images(cli: Cli, 
     assert re_encoded[0] > 0.5
 
 
-def test_calibration_says_what_its_columns_mean(cli: Cli, photos: Path) -> None:
+def test_calibration_explains_its_columns(cli: Cli, photos: Path) -> None:
     """A line for each threshold with a share for each change and for other images; what was done and what to do next are on stderr."""
     ran = cli("dedup", "photos.h5", "--calibrate", "100")
 

@@ -17,7 +17,7 @@ from tests.cli.analysis_app import run_command
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    """Three images, the first two alike."""
+    """Three images, the first two nearly the same."""
     vectors = np.array([[1, 0], [1, 0.1], [0, 1]], np.float32)
     return write_store(tmp_path / "x.h5", ["a.png", "b.png", "c.png"], {"features": vectors}, root=str(tmp_path))
 
@@ -34,7 +34,7 @@ def test_the_table_shows_rank_similarity_and_path(path: str) -> None:
     ]
 
 
-def test_a_pattern_stands_for_all_images_that_match(path: str) -> None:
+def test_a_pattern_searches_for_all_images_that_match(path: str) -> None:
     """`--path` takes patterns as `pca` does, each image once; one that matches nothing is named."""
     out, _ = run_command(search, path, "--path", "[bc].png", "--path", "c.png", "--top", "1", "--json")
 

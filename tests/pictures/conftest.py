@@ -1,4 +1,4 @@
-"""What all tests of pictures share."""
+"""A fixture that all tests of pictures use."""
 
 from tests.analysis.conftest import one_thread
 

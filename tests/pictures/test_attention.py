@@ -43,7 +43,7 @@ def photo(folder: Path, size: tuple[int, int] = (90, 60)) -> Path:
 
 @pytest.mark.parametrize("has_registers", [False, True])
 @pytest.mark.parametrize("layer", [0, 2])
-def test_attention_times_values_is_what_the_fast_kernel_gives(has_registers: bool, layer: int) -> None:
+def test_attention_times_values_equals_the_fast_kernel(has_registers: bool, layer: int) -> None:
     """The weights found here, applied to the values, equal the CLS row of torch's scaled_dot_product_attention."""
     model = backbone(has_registers=has_registers)
     images = torch.randn(2, 3, 56, 70)
@@ -142,7 +142,7 @@ def test_a_model_of_another_library_is_refused(tmp_path: Path) -> None:
         attention_maps(Foreign(), InputImage("a.jpg", Image.new("RGB", (28, 28))))
 
 
-def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     """The error names the file and the reason."""
     (tmp_path / "a.jpg").write_text("not an image")
 

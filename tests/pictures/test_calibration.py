@@ -51,7 +51,7 @@ def test_copies_are_embedded_as_the_file_was(album: str, tmp_path: Path) -> None
 
 
 def test_images_that_have_changed_are_left_out(album: str, tmp_path: Path) -> None:
-    """A copy of another picture than the one embedded would count as not found; where all have gone, nothing can be measured."""
+    """Changed and deleted images are not altered, and if all were deleted an error says so."""
     (tmp_path / "photos" / "1.png").write_bytes((tmp_path / "photos" / "0.png").read_bytes())
     with dx.open(album) as store:
         rows, found = altered_vectors(store, np.arange(3))

@@ -55,7 +55,7 @@ def test_matches_are_mutual_nearest_neighbours() -> None:
 
 
 def test_only_foreground_is_matched() -> None:
-    """Every match lies on the disc in both images, though the background matches as well."""
+    """Every match is on the disc in both images, although the background would match too."""
     found = match_patches(patch_field(16, 16, 0), patch_field(16, 16, 1))
 
     assert len(found) > 5
@@ -107,7 +107,7 @@ def test_tokens_may_be_tensors_and_must_be_grids() -> None:
         match_patches(field.reshape(16, 16), field)
 
 
-def test_images_of_one_patch_have_no_foreground_but_a_match() -> None:
+def test_images_of_one_patch_match_only_with_their_background() -> None:
     """Too few patches for components is one sentence, and the way out that it names works."""
     one, other = random_field(1, 1), random_field(1, 1, seed=1)
 
@@ -148,7 +148,7 @@ def test_the_command_matches_two_stored_images(tmp_path: Path) -> None:
 
 
 def test_padding_matches_nothing(tmp_path: Path) -> None:
-    """What `--preprocess pad` put around two images is the same, but no part of them."""
+    """Patches of the padding of `--preprocess pad` are not matched."""
     options = Preprocess(policy="pad", height=112, width=112)
     attrs = {"preprocessing": json.dumps(options.as_record())}
     with make_store(tmp_path, ("a.jpg", "b.jpg"), patches=[random_field(8, 8)] * 2, size=(128, 64), attrs=attrs) as store:

@@ -50,7 +50,7 @@ def test_queries_may_be_image_files_stores_and_paths_together(photos: Path, tmp_
     assert failed == [str(tmp_path / "broken.jpg")]
 
 
-def test_vectors_are_queries_as_ever(photos: Path) -> None:
+def test_vectors_are_queries_too(photos: Path) -> None:
     """An array of vectors is searched for without a model."""
     with dx.open(photos / "photos.h5") as store:
         results = dx.search(store, store.features[:2], names=["one", "two"], top=1)
@@ -91,7 +91,7 @@ def test_every_kind_of_result_has_a_contact_sheet(photos: Path, tmp_path: Path) 
     assert dx.sheet(shared, one, tmp_path / "leaks.png", against=other).text == "1 shared image"
 
 
-def test_a_result_of_another_kind_has_no_sheet(photos: Path, tmp_path: Path) -> None:
+def test_a_result_of_another_kind_is_refused(photos: Path, tmp_path: Path) -> None:
     """Anything else is refused in one sentence."""
     with pytest.raises(ConfigError, match="a contact sheet shows results of"):
         dx.sheet(["a"], photos / "photos.h5", tmp_path / "x.png")  # type: ignore[list-item]

@@ -56,7 +56,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data_of(page: Path) -> dict[str, Any]:
-    """What the script of a page reads."""
+    """The data that the script of a page reads."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S)
     assert found is not None
     content: dict[str, Any] = json.loads(found[1])
@@ -83,7 +83,7 @@ def test_many_images_get_smaller_thumbnails(tmp_path: Path) -> None:
     assert (thumbnails.size == 48).all()
 
 
-def test_an_image_that_has_gone_has_no_thumbnail(tmp_path: Path) -> None:
+def test_a_deleted_image_has_no_thumbnail(tmp_path: Path) -> None:
     """A missing photograph leaves its cell empty and the report says so."""
     with sample(tmp_path) as store:
         (tmp_path / "photos" / "a" / "000.jpg").unlink()
@@ -102,14 +102,14 @@ def test_the_page_loads_nothing_from_anywhere(page: Path) -> None:
 
 
 def test_names_cannot_break_out_of_the_page(page: Path) -> None:
-    """A file name full of HTML stands in the data only with its angle brackets escaped."""
+    """A file name full of HTML is in the data with its angle brackets escaped."""
     text = page.read_text()
 
     assert "<img" not in text
     assert EVIL in data_of(page)["names"]
 
 
-def test_failures_stand_on_the_page(page: Path) -> None:
+def test_failures_are_on_the_page(page: Path) -> None:
     """The image that could not be embedded is listed with its reason, and is not on the map."""
     text = page.read_text()
 
@@ -117,7 +117,7 @@ def test_failures_stand_on_the_page(page: Path) -> None:
     assert "a/003.jpg" not in data_of(page)["names"]
 
 
-def test_how_the_file_was_made_stands_on_the_page(page: Path) -> None:
+def test_the_settings_of_the_file_are_on_the_page(page: Path) -> None:
     """Model, hash of the weights and pixels are in the table."""
     text = html.unescape(page.read_text())
 
@@ -181,7 +181,7 @@ def test_two_images_are_enough(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_the_path_of_the_page(tmp_path: Path) -> None:
-    """Standard output is the page; standard error says how large it is."""
+    """Standard output is the path of the page, and standard error says how large it is."""
     with sample(tmp_path) as store:
         path = store.path
     app = Typer()

@@ -14,7 +14,7 @@ from dino_extract.store import open_store
 from tests.analysis.stores import write_store
 
 
-def test_pictures_stand_in_order(tmp_path: Path) -> None:
+def test_pictures_are_in_order(tmp_path: Path) -> None:
     """The first tile is left of the second, and the second strip below the first."""
     red, green, blue = (Tile(Image.new("RGB", (TILE_PX, TILE_PX), colour), colour) for colour in ("red", "lime", "blue"))
 
@@ -27,7 +27,7 @@ def test_pictures_stand_in_order(tmp_path: Path) -> None:
     assert centres[0][0] + TILE_PX <= centres[2][0]
 
 
-def test_a_tile_that_stands_out_has_a_frame(tmp_path: Path) -> None:
+def test_a_framed_tile_has_a_frame(tmp_path: Path) -> None:
     """The first tile has a black frame around it, the second has none, and both show their whole picture."""
     tile = Tile(Image.new("RGB", (TILE_PX, TILE_PX), "red"), "")
 
@@ -66,7 +66,7 @@ def test_short_strips_share_a_line(tmp_path: Path) -> None:
 
 
 def test_a_strip_that_does_not_fit_begins_a_line(tmp_path: Path) -> None:
-    """Strips of two, three and one in lines of four: the three stand below the two, and the one below them."""
+    """Strips of two, three and one in lines of four: the three are below the two, and the one is below them."""
     tile = Tile(Image.new("RGB", (TILE_PX, TILE_PX), "red"), "")
 
     draw_strips([Strip("", [tile] * number) for number in (2, 3, 1)], tmp_path / "sheet.png", columns=4)
@@ -76,8 +76,8 @@ def test_a_strip_that_does_not_fit_begins_a_line(tmp_path: Path) -> None:
     assert [int(is_red[top + 1].sum()) // TILE_PX for top in tops] == [2, 3, 1]
 
 
-def test_landscape_pictures_take_no_more_height_than_they_need(tmp_path: Path) -> None:
-    """A row is as high as its highest picture: the text stands right below it, and low pictures in a higher row lie in its middle."""
+def test_rows_of_landscape_pictures_are_lower(tmp_path: Path) -> None:
+    """A row is as high as its highest picture: the text is right below it, and low pictures are in the middle of a higher row."""
     low, high = (Tile(Image.new("RGB", (TILE_PX, height), "red"), "") for height in (50, 100))
 
     draw_strips([Strip("", [low, low, high, low])], tmp_path / "sheet.png", columns=2)
@@ -126,7 +126,7 @@ def test_stored_pictures_are_found_by_their_key(tmp_path: Path) -> None:
     assert tile.image.getpixel((5, 5)) == (255, 0, 0)
 
 
-def test_an_image_that_has_gone_leaves_a_grey_tile(tmp_path: Path) -> None:
+def test_a_deleted_image_is_a_grey_tile(tmp_path: Path) -> None:
     """A missing image does not spoil the sheet, and is named."""
     store = open_store(write_store(tmp_path / "x.h5", ["a.png"], {"features": np.ones((1, 4), np.float32)}, root=str(tmp_path)))
 

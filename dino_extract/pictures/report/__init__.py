@@ -90,7 +90,7 @@ def report(
 
     Args:
         store: a finished file, or its path.
-        output: the page; by default beside the store with `.html`.
+        output: the page; by default next to the store, with `.html`.
         labels: a file or a list, see `labels_of`, by which the map is coloured; None for the folders alone.
         label_depth: which folder above an image colours the map: 1 is the folder it is in.
         dataset: one vector for each image.
