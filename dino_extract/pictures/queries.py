@@ -79,7 +79,7 @@ def classify(
 
     Args:
         probe: a classifier trained by `linear`, or its file.
-        sources: stores that are compatible with the training images of the probe; or image files, folders or archives, which are embedded first.
+        sources: stores that are compatible with the training images; or image files, folders or archives, which are embedded first.
         top: labels for each image.
         on_failure: called with the path and the reason for each image file that cannot be embedded.
 
