@@ -2,7 +2,6 @@
 
 from dino_extract.engine.cuda import allocator_for
 from dino_extract.engine.jpeg import require_decoder
-from dino_extract.engine.network import needs_patches
 from dino_extract.engine.plan import (
     ComputeDtype,
     choose_batch_size,
@@ -26,7 +25,6 @@ __all__ = [
     "choose_devices",
     "choose_dtype",
     "forward_flops",
-    "needs_patches",
     "require_decoder",
     "to_device",
 ]

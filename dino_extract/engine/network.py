@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dino_extract.backbone import Backbone, Tokens
 from dino_extract.engine.lean import LeanTransformer
-from dino_extract.tokens import DATASET_OF, TokenKind, TokenSpec
+from dino_extract.tokens import TokenSpec
 
 # Tokens after each of some blocks and the final norm, for pixels (B, H, W, 3) uint8: the patches may be missing where no one asks.
 LayerTokens = Callable[[Tensor, list[int]], list[Tokens]]
@@ -63,28 +63,10 @@ class TokenNetwork:
             self._prepare(grid)
         layers = sorted({*self._spec.layers, self._last})
         tokens_of = dict(zip(layers, self._layer_tokens(pixels, layers), strict=True))
-        prefixes = {"": self._last} | {f"layers/{layer}/": layer for layer in self._spec.layers}
         return {
-            prefix + DATASET_OF[kind]: select(tokens_of[layer], kind, grid).to(self._store_dtype).contiguous()
-            for prefix, layer in prefixes.items()
-            for kind in self._spec.kinds
+            name: kind.select(tokens_of[self._last if layer is None else layer], grid).to(self._store_dtype).contiguous()
+            for name, kind, layer in self._spec.outputs()
         }
-
-
-def select(tokens: Tokens, kind: TokenKind, grid: tuple[int, int]) -> Tensor:
-    """Tokens of one kind: CLS (B, D), registers (B, R, D), the float32 mean of the patches (B, D), or patches (B, h, w, D)."""
-    if kind == "cls":
-        return tokens.cls
-    if kind == "registers":
-        return tokens.registers
-    if kind == "mean":
-        return tokens.patches.float().mean(dim=1)
-    return tokens.patches.unflatten(1, grid)
-
-
-def needs_patches(spec: TokenSpec) -> bool:
-    """Whether anything but CLS and register tokens is kept."""
-    return not {"patch", "mean"}.isdisjoint(spec.kinds)
 
 
 class LeanTokens:

@@ -16,7 +16,7 @@ from dino_extract.config import StoreDtype
 from dino_extract.engine import cpu, sdpa
 from dino_extract.engine.cuda import CudaPipeline
 from dino_extract.engine.lean import Attend, LeanTransformer, PlainLinear, attend_fused
-from dino_extract.engine.network import AnyTokens, LayerTokens, LeanTokens, TokenNetwork, needs_patches
+from dino_extract.engine.network import AnyTokens, LayerTokens, LeanTokens, TokenNetwork
 from dino_extract.engine.plan import ComputeDtype, num_tokens
 from dino_extract.engine.streams import Streams
 from dino_extract.images.preprocess import DeviceImages
@@ -231,7 +231,7 @@ def fast_tokens(
             dtype=dtype,
             make_linear=cpu.fastest_linear(dtype) if is_packed else plain_linear,
             attend=attend,
-            prefix_only=not needs_patches(spec),
+            prefix_only=not spec.needs_patches,
             release=release,
         )
     return LeanTokens(transformer, backbone.num_registers)

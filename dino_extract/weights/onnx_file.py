@@ -17,7 +17,7 @@ from dino_extract.backbone import DinoVisionTransformer
 from dino_extract.errors import ConfigError, WeightsError
 from dino_extract.files import replace_atomically
 from dino_extract.images.preprocess import Preprocess, parse_size
-from dino_extract.tokens import DATASET_OF
+from dino_extract.tokens import KIND_OF
 from dino_extract.weights.loading import LoadedBackbone
 
 MAX_DIFFERENCE = 1e-4  # of a token's norm, between the file and the backbone; rounding gives some 1e-6
@@ -51,10 +51,8 @@ class NamedOutputs(nn.Module):
         """Tokens of images (B, 3, H, W): CLS (B, D), registers (B, R, D) if there are any, patches (B, h, w, D)."""
         tokens, patch = self.backbone(images), self.backbone.patch_size
         grid = (images.shape[2] // patch, images.shape[3] // patch)
-        outputs = {DATASET_OF["cls"]: tokens.cls, DATASET_OF["patch"]: tokens.patches.unflatten(1, grid)}
-        if self.backbone.num_registers:
-            outputs[DATASET_OF["registers"]] = tokens.registers
-        return outputs
+        kinds = [KIND_OF[name] for name in ("cls", "patch", "registers")]
+        return {kind.dataset: kind.select(tokens, grid) for kind in kinds if self.backbone.num_registers or not kind.needs_registers}
 
 
 def write_onnx(model: LoadedBackbone, target: Path, *, size: str | int | None = None, overwrite: bool = False) -> OnnxFile:
