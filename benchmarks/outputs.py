@@ -40,11 +40,11 @@ def model_seconds(job: Job) -> float:
         for batch in loader:
             if isinstance(batch.pixels, np.ndarray):
                 batches.append(batch.pixels.copy())
-            elif job.resizes_on_device:
-                batches.append(DeviceImages(batch.pixels, batch.is_resized, job.preprocess))
+            elif job.settings.resizes_on_device:
+                batches.append(DeviceImages(batch.pixels, batch.is_resized, job.settings.preprocess))
             else:
                 batches.append(np.asarray(batch.pixels[0])[None])
-    engine = job.engine()
+    engine = job.recipe.engine()
     engine(batches[0])  # what the first batch prepares, a run prepares too, but this is about the rest
     under_way: deque[Any] = deque()
     start = time.perf_counter()

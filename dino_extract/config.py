@@ -57,14 +57,14 @@ class EmbedConfig(Options):
         compile: let torch.compile fuse the steps between the matrix products. `auto` does it on a GPU for very many images.
         resize: `host` resizes small images in the decoder processes, `device` resizes them on the device of the model, with the same bits.
             `auto` is `device` on a GPU.
-        decode: `host` decodes JPEGs in the decoder processes; `device` decodes them on the GPU with torchcodec. Use `device` when the GPU is
-            idle waiting for images. Its pixels differ slightly, and a damaged image is not isolated in a process of its own.
+        decode: `host` decodes JPEGs in the decoder processes; `device` decodes them on the GPU with torchcodec. Use `device` when the GPU
+            is idle waiting for images. Its pixels differ slightly, and a damaged image is not isolated in a process of its own.
         batch: images per batch; `auto`, or 0, finds a good size.
         workers: decoder processes; `auto`, or 0, is one for each free CPU.
         decode_timeout_s: seconds after which the decoding of one image is given up.
         max_pixels: images with more pixels are not decoded.
-        shard: K/N takes the K-th of N parts of the images, counted from 1, for N machines or GPUs at a time. An image stays in its part when
-            others are added or removed.
+        shard: K/N takes the K-th of N parts of the images, counted from 1, for N machines or GPUs at a time. An image stays in its part
+            when others are added or removed.
 
     Raises:
         ConfigError: a value has another type, is outside its range, or is not one of the choices.

@@ -75,7 +75,11 @@ KINDS = (
     ),
     # The mean is taken in float32, whatever the precision of the model.
     Kind(
-        "mean", "mean_features", lambda sizes: (sizes.embed_dim,), lambda tokens, grid: tokens.patches.float().mean(dim=1), needs_patches=True
+        "mean",
+        "mean_features",
+        lambda sizes: (sizes.embed_dim,),
+        lambda tokens, grid: tokens.patches.float().mean(dim=1),
+        needs_patches=True,
     ),
 )
 

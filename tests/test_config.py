@@ -6,13 +6,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from dino_extract.config import EmbedConfig, most_failures
+import dino_extract as dx
+from dino_extract.config import EmbedConfig, EmbedOptions, most_failures
 from dino_extract.errors import ConfigError
 
 
@@ -83,6 +86,28 @@ def test_what_no_option_takes_is_one_sentence(given: dict[str, Any], message: st
     assert caught.value.message == message
 
 
+def test_typed_options_are_the_fields() -> None:
+    """`EmbedOptions` has the fields of `EmbedConfig`, and accepts at least the types that each field keeps."""
+    fields, options = get_type_hints(EmbedConfig), get_type_hints(EmbedOptions, localns={"torch": torch})
+
+    assert options.keys() == fields.keys()
+    for name, hint in fields.items():
+        kept = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+        accepted = set(get_args(options[name])) if get_origin(options[name]) in (Union, UnionType) else {options[name]}
+        assert kept <= accepted, name
+
+
+@pytest.mark.parametrize("call", [dx.embed, dx.Encoder, dx.verify])
+def test_an_unknown_option_is_one_sentence_with_the_nearest_name(call: Any, tmp_path: Path) -> None:
+    """A misspelt option of a public function is a `ConfigError` that names the option that was meant."""
+    Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
+    dx.embed(tmp_path, tmp_path / "x.h5", model="tiny", random_weights=0, size=28, workers=1)
+    arguments = {dx.embed: [tmp_path, tmp_path / "y.h5"], dx.Encoder: [], dx.verify: [tmp_path / "x.h5"]}[call]
+
+    with pytest.raises(ConfigError, match="`sizes` is not an option, did you mean `size`"):
+        call(*arguments, sizes=28)
+
+
 def test_options_need_no_library() -> None:
     """The module is imported for `--help`, which must not wait for numpy or torch."""
     script = "import sys, dino_extract.config; assert not {'torch', 'numpy'} & sys.modules.keys()"
@@ -104,7 +129,7 @@ def test_a_limit_of_failures_is_a_count_or_a_share(limit: Any, means: float | No
 @pytest.mark.parametrize("limit", ["some", "", "%", "nan%", "inf%", "101%", "-1", "-1%", "0.5", -1, 1.5, float("nan"), True, [1]])
 def test_no_limit_of_failures_is_one_sentence(limit: Any) -> None:
     """What is neither a count nor a share is refused, and does not mean that there is no limit."""
-    with pytest.raises(ConfigError, match="`--max-failures` takes a count or a percentage, got `"):
+    with pytest.raises(ConfigError, match="`max_failures` must be a count or a percentage, got `"):
         most_failures(limit)
 
 

@@ -8,6 +8,7 @@ import typer
 
 import dino_extract as dx
 from dino_extract.cli.options import AsJson, Device, print_json
+from dino_extract.config import EmbedOptions
 from dino_extract.errors import ExitCode
 from dino_extract.names import printable
 
@@ -54,7 +55,10 @@ def verify(
 
     The exit code is 1 if anything is damaged or different.
     """
-    result = dx.verify(path, rows=rows, seed=seed, device=device, **({"weights": weights} if weights else {}))
+    changes: EmbedOptions = {"device": device}
+    if weights:
+        changes["weights"] = weights
+    result = dx.verify(path, rows=rows, seed=seed, **changes)
     print_json(result) if as_json else print(result.text())
     if not result.is_good:
         raise typer.Exit(ExitCode.ERROR)

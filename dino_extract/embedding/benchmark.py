@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from dino_extract.config import EmbedConfig
-from dino_extract.embedding.job import Job, prepare
+from dino_extract.embedding.job import Job, make_job, prepare
 from dino_extract.embedding.pipeline import run
+from dino_extract.embedding.stages import REMEDIES
 from dino_extract.engine import Engine, allocator_for, to_device
 from dino_extract.engine.streams import start_pool
 from dino_extract.errors import ConfigError
@@ -33,13 +34,7 @@ PEAK_SECONDS = 1.0
 PEAK_WINDOWS = 5  # of that time, of which the fastest counts: a ceiling must not sink because something else ran for a moment
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}  # matrices large enough to reach the peak, small enough to take milliseconds
 
-ADVICE = {
-    "read": "reading bounds the run: a faster disk, or `.tar` shards instead of many small files, would help",
-    "decode": "decoding bounds the run: smaller files, or more CPU cores, would help",
-    "resize": "resizing bounds the run: more CPU cores, or photographs of fewer pixels, would help",
-    "model": "the model bounds the run, as it should: only a GPU, a smaller `--model` or a smaller `--size` would help",
-    "write": "writing bounds the run: a faster disk, `--store-dtype float16` or fewer `--tokens` would help",
-}
+_BOUND_BY = {"read": "reading", "decode": "decoding", "resize": "resizing", "model": "the model", "write": "writing"}
 
 
 @dataclass(frozen=True)
@@ -137,25 +132,26 @@ def benchmark(sources: Sequence[str], config: EmbedConfig, *, images: int = 256,
             sources = [os.path.join(folder, "images")]
             make_images(sources[0], images)
         job = _part_of(prepare(sources, os.path.join(folder, "whole.h5"), config), images)
+        settings = job.settings
         stages, pixels, decoded = _measure_input(job)
-        resizes_on_device = job.resizes_on_device and bool(decoded)  # large images the decoders resize all the same
+        resizes_on_device = job.settings.resizes_on_device and bool(decoded)  # large images the decoders resize all the same
         if resizes_on_device:
-            stages["resize"] = measure_resize(decoded, job.preprocess, job.device)
-        engine = job.engine()
+            stages["resize"] = measure_resize(decoded, settings.preprocess, settings.device)
+        engine = job.recipe.engine()
         stages["model"], arrays = measure_model(engine, pixels)
         stages["write"] = _measure_write(job, arrays, os.path.join(folder, "write.h5"))
         result = run(job)
     whole = Stage(result.embedded, result.seconds, result.embedded / result.seconds)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = _load_of(stages, cores, shares_cores=job.device.type == "cpu", resizes_on_device=resizes_on_device)
+    load = _load_of(stages, cores, shares_cores=settings.device.type == "cpu", resizes_on_device=resizes_on_device)
     bound = max(load, key=lambda name: load[name])
     # On a CPU all stages want the same cores, so their times add up; beside a GPU the slowest sets the pace.
-    seconds_per_image = sum(load.values()) if job.device.type == "cpu" else max(load.values())
-    flops = job.image_flops
+    seconds_per_image = sum(load.values()) if settings.device.type == "cpu" else max(load.values())
+    flops = job.recipe.image_flops
     return BenchmarkReport(
-        model=job.model.name,
-        device=str(job.device),
-        dtype=job.dtype,
+        model=settings.model.name,
+        device=str(settings.device),
+        dtype=settings.dtype,
         cores=cores,
         batch_size=engine.batch_size,
         attention=engine.attention,
@@ -164,10 +160,10 @@ def benchmark(sources: Sequence[str], config: EmbedConfig, *, images: int = 256,
         stages=stages,
         whole=whole,
         possible_images_per_s=1 / seconds_per_image,
-        peak_gflops=measure_peak(job.device, getattr(torch, job.dtype)) / 1e9,
+        peak_gflops=measure_peak(settings.device, getattr(torch, settings.dtype)) / 1e9,
         model_gflops=None if flops is None else flops * stages["model"].images_per_s / 1e9,
         bound=bound,
-        advice=ADVICE[bound],
+        advice=f"{_BOUND_BY[bound]} bounds the run: {REMEDIES[bound]} would help",
     )
 
 
@@ -220,13 +216,14 @@ def _part_of(job: Job, num_images: int) -> Job:
     total = len(job.manifest)
     if total <= num_images:
         return job
+    recipe = replace(job.recipe, settings=replace(job.settings, num_images=num_images))
     manifest = job.manifest.take([index * total // num_images for index in range(num_images)])
-    return replace(job, manifest=manifest, num_images=num_images)
+    return make_job(recipe, manifest, job.output)
 
 
 def _measure_input(job: Job) -> tuple[dict[str, Stage], np.ndarray, list[np.ndarray]]:
     """The stages before the model, each on one core; a batch of pixels (B, H, W, 3) uint8, and decoded pictures that may wait."""
-    options = job.preprocess
+    options = job.settings.preprocess
     count = 0
     pixels: list[np.ndarray] = []
     decoded_pictures: list[np.ndarray] = []
@@ -245,13 +242,13 @@ def _measure_input(job: Job) -> tuple[dict[str, Stage], np.ndarray, list[np.ndar
         for name, value in zip(seconds, (opened - start, decoded - opened, done - decoded), strict=True):
             seconds[name] += value
         count += 1
-        if len(pixels) < job.batch_size:
+        if len(pixels) < job.settings.batch_size:
             pixels.append(resized)
             if options.can_resize_later(picture.height, picture.width):
                 decoded_pictures.append(np.asarray(picture))
     if not pixels:
         raise ConfigError("none of the images can be read", hint="`dino-extract embed` says why, image by image")
-    batch = np.stack([pixels[index % len(pixels)] for index in range(job.batch_size)])
+    batch = np.stack([pixels[index % len(pixels)] for index in range(job.settings.batch_size)])
     return {name: Stage(count, value, count / max(value, 1e-9)) for name, value in seconds.items()}, batch, decoded_pictures
 
 

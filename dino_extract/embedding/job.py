@@ -1,4 +1,4 @@
-"""What a run of `embed` will do: which images by which recipe into which file, resolved before any work."""
+"""A job of `embed`: which images, by which recipe, into which file; resolved before any work."""
 
 from __future__ import annotations
 
@@ -10,35 +10,54 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 
 from dino_extract.config import SIGNATURE, EmbedConfig, parse_shard
-from dino_extract.embedding.recipe import MadeWith, Recipe, recipe_like, recipe_of
+from dino_extract.embedding.recipe import HasRecord, Recipe, Settings, recipe_like, recipe_of
 from dino_extract.engine import allocator_for
-from dino_extract.errors import SourceError
+from dino_extract.errors import SourceError, StoreError
 from dino_extract.images.finding import Sources, find_images
 from dino_extract.images.loader import Loader, default_workers, scan_image_sizes
 from dino_extract.images.manifest import Manifest, manifest_of, resolve
 from dino_extract.images.preprocess import Preprocess
-from dino_extract.names import counted, path_as_text, path_from_text, printable
+from dino_extract.names import counted, path_as_text, path_from_text, printable, quoted
 from dino_extract.store import Layout, RowTable, Store, count_pending
 from dino_extract.weights import RANDOM_WEIGHTS_WARNING
 
-PROBE_BATCHES = 3  # of which the first warms up and the others are timed, for the estimate of `--dry-run`
-PROBE_IMAGES = 8  # spread over the job, which are read and decoded for it
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from dino_extract.config import EmbedOptions
+
+PROBE_BATCHES = 3  # for the estimate of `--dry-run`: the first warms up, the others are timed
+PROBE_IMAGES = 8  # images spread over the job, which are read and decoded for that estimate
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Job(Recipe):
-    """A recipe, the images it is for, and the file: everything a run needs to know; made by `prepare`."""
+class Job:
+    """A recipe, the images and the target file: everything that a run needs; made by `prepare` or `make_job`.
 
+    Args:
+        recipe: model and settings.
+        manifest: the images.
+        output: path of the HDF5 file.
+        layout: its datasets and attributes.
+        grid_size: (N, 2) int32 patch grid of each image, if these differ and patches are stored.
+    """
+
+    recipe: Recipe
     manifest: Manifest
     output: str
     layout: Layout
-    grid_size: np.ndarray | None  # (N, 2) int32 patch grid of each image, where they differ and patches are stored
+    grid_size: np.ndarray | None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the recipe."""
+        return self.recipe.settings
 
     def row_table(self) -> RowTable:
         """The images as the store wants them."""
@@ -47,16 +66,18 @@ class Job(Recipe):
 
     def loader(self, rows: np.ndarray) -> Loader:
         """Decoded batches of the given rows (n,) of the manifest, in their order."""
+        settings = self.settings
         return Loader(
             self.manifest,
             rows,
-            self.preprocess,
-            resizes=not self.resizes_on_device,
-            batch=self.batch_size,
-            workers=self.config.workers,
-            prefetch_batches=(2 if self.resizes_on_device else 4) * len(self.devices),  # decoded images are larger than resized ones
-            timeout_s=self.config.decode_timeout_s,
-            allocate=allocator_for(self.device),
+            settings.preprocess,
+            resizes=not settings.resizes_on_device,
+            batch=settings.batch_size,
+            workers=settings.config.workers,
+            prefetch_batches=(2 if settings.resizes_on_device else 4)
+            * len(settings.devices),  # decoded images are larger than resized ones
+            timeout_s=settings.config.decode_timeout_s,
+            allocate=allocator_for(settings.device),
         )
 
     def nbytes(self) -> int:
@@ -66,19 +87,19 @@ class Job(Recipe):
 
     def describe(self) -> list[str]:
         """What the run is about to do, for people."""
+        settings, config, model = self.settings, self.settings.config, self.settings.model
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.manifest.skipped.items()))
-        shard = f" of shard {self.config.shard}" if self.config.shard else ""
+        shard = f" of shard {config.shard}" if config.shard else ""
         lines = [f"{counted(len(self.manifest), 'image')}{shard}" + (f" (left out: {skipped})" if skipped else "")]
-        height, width = self.preprocess.height, self.preprocess.width
         lines.append(
-            f"{self.model.name} ({self.model.weights_source}) on {', '.join(map(str, self.devices))} in {self.dtype}, "
-            f"{self.config.preprocess} {height}x{width}, batch {self.batch_size} -> {self.output}"
+            f"{model.name} ({model.weights_source}) on {', '.join(settings.devices)} in {settings.dtype}, {config.preprocess} "
+            f"{settings.preprocess.height}x{settings.preprocess.width}, batch {settings.batch_size} -> {self.output}"
         )
-        lines.extend(f"note: {note}" for note in self.model.notes)
-        is_alone = self.device.type == "cuda" and len(self.devices) == 1 and self.config.shard is None
+        lines.extend(f"note: {note}" for note in model.notes)
+        is_alone = settings.device.type == "cuda" and len(settings.devices) == 1 and config.shard is None
         if is_alone and (num_gpus := torch.cuda.device_count()) > 1:
             lines.append(f"note: one of {num_gpus} GPUs is used; `--device all` uses all")
-        if self.config.random_weights is not None:
+        if config.random_weights is not None:
             lines.append(f"warning: {RANDOM_WEIGHTS_WARNING}")
         return lines
 
@@ -91,18 +112,19 @@ class Job(Recipe):
         rows, pending = count_pending(
             self.output, self.row_table(), self.layout, overwrite=overwrite, retry_failed=retry_failed, prune=prune
         )
-        model_s = self._batch_seconds() * pending / self.batch_size / len(self.devices) if pending else 0.0
-        decode_s = self._decoder_seconds() * pending / (self.config.workers or default_workers()) if pending else 0.0
-        # On a CPU both want the same cores, so their times add up.
-        seconds = model_s + decode_s if self.device.type == "cpu" else max(model_s, decode_s)
+        settings = self.settings
+        model_s = self._batch_seconds() * pending / settings.batch_size / len(settings.devices) if pending else 0.0
+        decode_s = self._decoder_seconds() * pending / (settings.config.workers or default_workers()) if pending else 0.0
+        # On a CPU both use the same cores, so their times add up.
+        seconds = model_s + decode_s if settings.device.type == "cpu" else max(model_s, decode_s)
         free = shutil.disk_usage(os.path.dirname(os.path.realpath(self.output))).free
         return Forecast(
             self.output, len(self.manifest), rows, pending, self.nbytes(), free, *(round(each, 1) for each in (seconds, model_s, decode_s))
         )
 
     def _batch_seconds(self) -> float:
-        engine = self.engine()
-        blank = np.zeros((self.batch_size, self.preprocess.height, self.preprocess.width, 3), np.uint8)
+        engine, pixels = self.recipe.engine(), self.settings.preprocess
+        blank = np.zeros((self.settings.batch_size, pixels.height, pixels.width, 3), np.uint8)
         times = []
         for _ in range(PROBE_BATCHES):
             start = time.perf_counter()
@@ -111,25 +133,25 @@ class Job(Recipe):
         return min(times[1:])
 
     def _decoder_seconds(self) -> float:
-        """What one decoder process takes for an image."""
+        """Seconds that one decoder process needs for an image."""
         rows = np.unique(np.linspace(0, len(self.manifest) - 1, PROBE_IMAGES).astype(np.int64))
         with self.loader(rows) as loader:
             for _ in loader:
-                pass  # its clock is what is wanted
+                pass  # only the loader's own measurement is needed
         return (loader.stats.read_s + loader.stats.decode_s) / len(rows)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would need.
+    """What a run would need, for `--dry-run`.
 
     Args:
         path: the HDF5 file.
-        images: found by the sources.
-        rows: of the file, with those of images that have gone.
-        pending: rows to be embedded; the others are there already.
+        images: number of images found.
+        rows: rows of the file, with those of deleted images.
+        pending: rows to embed; the others are in the file already.
         nbytes: size in bytes of a file of all images found.
-        free_bytes: free on its disk.
+        free_bytes: free bytes on its disk.
         seconds: estimated time of the run.
         model_seconds: the model's part of it.
         decode_seconds: the decoder processes' part, with reading; on a GPU they work at the same time as the model.
@@ -149,7 +171,7 @@ class Forecast:
         """The plan for people."""
         return (
             f"{counted(self.images, 'image')} -> {self.path}, {self.rows - self.pending:,} rows kept"
-            + (f" ({self.rows - self.images:,} of images that have gone)" if self.rows > self.images else "")
+            + (f" ({self.rows - self.images:,} of deleted images)" if self.rows > self.images else "")
             + f", {self.pending:,} to embed, "
             f"{self.nbytes:,} bytes ({self.free_bytes:,} free), about {self.seconds:,.0f} s "
             f"(model {self.model_seconds:,.0f} s, reading and decoding {self.decode_seconds:,.0f} s)"
@@ -176,16 +198,18 @@ def prepare(
     Raises:
         DinoExtractError: something about the sources, the model or the options does not fit.
     """
-    path = (
-        os.fspath(output) if output is not None else _default_output(sources, config.shard) if sources else ""
-    )  # refused by `find_images`
+    if output is not None:
+        path = os.fspath(output)
+    else:
+        path = _default_output(sources, config.shard) if sources else ""  # `find_images` refuses to work without a source
+    require_folder(path)
     manifest = find_images(sources, suffixes=suffixes, stdin=stdin, leave_out=path)
     if config.shard is not None:
         manifest = manifest.shard(*parse_shard(config.shard))
-    return _job(recipe_of(config, len(manifest)), manifest, path)
+    return make_job(recipe_of(config, len(manifest)), manifest, path)
 
 
-def prepare_like(store: MadeWith, sources: Sources, **changes: Any) -> Job:
+def prepare_like(store: HasRecord, sources: Sources, **changes: Unpack[EmbedOptions]) -> Job:
     """A job that embeds other images exactly as those of a file were embedded; it is not meant to be written to a file.
 
     Args:
@@ -194,42 +218,56 @@ def prepare_like(store: MadeWith, sources: Sources, **changes: Any) -> Job:
         changes: as for `recipe_like`.
     """
     manifest = find_images(sources)
-    return _job(recipe_like(store, len(manifest), **changes), manifest, store.path)
+    return make_job(recipe_like(store, len(manifest), **changes), manifest, store.path)
 
 
-def prepare_again(store: Store, rows: Sequence[int], **changes: Any) -> Job | None:
-    """A job that embeds images of a file again; None if none of them is where and as it was.
+def prepare_again(store: Store, rows: Sequence[int], **changes: Unpack[EmbedOptions]) -> Job | None:
+    """A job that embeds images of a file again; None if all of them were deleted or changed.
 
     Args:
         store: the file.
-        rows: of embedded images, ascending; those that are gone or have changed are left out of the job's manifest.
+        rows: rows of embedded images, ascending; images that were deleted or changed are left out of the job's manifest.
         changes: as for `recipe_like`.
     """
     root = path_from_text(store.attrs["root"])
     paths, sizes, times = store.paths, store.file_size, store.file_mtime_ns
     found = []
     for row in rows:
-        with contextlib.suppress(SourceError):  # gone or changed: the manifest says which were found
+        with contextlib.suppress(SourceError):  # deleted or changed: the manifest has the images that were found
             found.append(resolve(root, os.fsencode(paths[row]), stamp=(int(sizes[row]), int(times[row]))))
-    return _job(recipe_like(store, len(found), **changes), manifest_of(root, found), store.path) if found else None
+    return make_job(recipe_like(store, len(found), **changes), manifest_of(root, found), store.path) if found else None
 
 
-def _job(recipe: Recipe, manifest: Manifest, path: str) -> Job:
-    config = recipe.config
-    attrs = recipe.record() | {
+def make_job(recipe: Recipe, manifest: Manifest, output: str) -> Job:
+    """The job that embeds the images of a manifest by a recipe into a file; `run` does it.
+
+    Args:
+        recipe: from `recipe_of`, or from `load_recipe` where another process has resolved the settings.
+        manifest: the images.
+        output: the HDF5 file.
+    """
+    settings = recipe.settings
+    config = settings.config
+    attrs = settings.record() | {
         "root": path_as_text(manifest.root),
         "sources": json.dumps([printable(source) for source in manifest.sources]),
     }
     if config.shard is not None:
         attrs["shard"] = config.shard
-    has_grids = recipe.preprocess.grid is None and "patch" in recipe.spec.kinds
-    return Job(
-        **vars(recipe),
-        manifest=manifest,
-        output=path,
-        layout=Layout(recipe.datasets(), attrs, (*SIGNATURE, "shard")),
-        grid_size=_native_grids(config, manifest, recipe.preprocess) if has_grids else None,
-    )
+    layout = Layout(settings.datasets(), attrs, (*SIGNATURE, "shard"))
+    grids = _native_grids(config, manifest, settings.preprocess) if layout.is_ragged else None
+    return Job(recipe=recipe, manifest=manifest, output=output, layout=layout, grid_size=grids)
+
+
+def require_folder(path: str) -> None:
+    """Check that the folder of a target exists.
+
+    Raises:
+        StoreError: it does not.
+    """
+    folder = os.path.dirname(path)
+    if folder and not os.path.isdir(folder):
+        raise StoreError(f"cannot write `{printable(os.fsencode(path))}`: its folder does not exist", hint=f"`mkdir -p {quoted(folder)}`")
 
 
 def _native_grids(config: EmbedConfig, manifest: Manifest, preprocess: Preprocess) -> np.ndarray:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
+import sys
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from dino_extract.config import EmbedConfig, most_failures
 from dino_extract.embedding.job import Forecast, Job, prepare, prepare_like
-from dino_extract.embedding.recipe import MadeWith
+from dino_extract.embedding.recipe import HasRecord
+from dino_extract.embedding.stages import StageTimes, advice
 from dino_extract.engine import Engine, Ticket
 from dino_extract.errors import ConfigError, DinoExtractError, SourceError
 from dino_extract.images.finding import Sources
@@ -26,20 +30,19 @@ from dino_extract.images.preprocess import DeviceImages
 from dino_extract.names import counted, printable, quoted
 from dino_extract.status import Status
 from dino_extract.store import Writer, open_store, open_writer
+from dino_extract.tokens import KIND_OF
 
-# stage -> what it is, and what makes it shorter
-ADVICE = {
-    "read": "images, above all to reading them: a faster disk, `.tar` archives, or over a network more `--workers` would help",
-    "decode": "images, above all to decoding them: more CPU cores, smaller files, or for large JPEGs `--fast-decode` would help",
-    "model": "the model: a GPU, a smaller `--model` or a smaller `--size` would help",
-    "write": "writing: a faster disk, `--store-dtype float16` or fewer `--tokens` would help",
-}
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from dino_extract.config import EmbedOptions
 
 ADVICE_FROM_S = 30.0  # a shorter run says nothing about what would make it faster
 
 BATCHES_IN_FLIGHT = 2  # on each device: while one is read back the next is computed, so that the model never waits
 
 OnProgress = Callable[[int, int, int], None]  # images done, images in all, images without an embedding
+CLS = KIND_OF["cls"]
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,9 @@ class EmbedResult:
             counts += f", {self.dropped:,} dropped"
         if not self.embedded:
             return counts if self.dropped else f"{counts}, nothing was left to do"
-        read, decode = self.waited_s["read"], self.waited_s["decode"]
-        waited = {"read" if read > decode else "decode": read + decode} | {name: self.waited_s[name] for name in ("model", "write")}
-        stage = max(waited, key=lambda name: waited[name])
-        share = waited[stage] / max(self.seconds, 1e-9)
         rate = self.embedded / max(self.seconds, 1e-9)
         speed = f"{counts}\n{self.seconds:,.1f} s, {rate:,.1f} images/s"
-        return speed if self.seconds < ADVICE_FROM_S else f"{speed}; {share:.0%} of the time went to {ADVICE[stage]}"
+        return speed if self.seconds < ADVICE_FROM_S else f"{speed}; {advice(self.waited_s, self.seconds)}"
 
 
 def embed(
@@ -104,7 +103,8 @@ def embed(
     max_failures: float | str | None = None,
     on_start: Callable[[Job], None] | None = None,
     on_progress: OnProgress | None = None,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[EmbedOptions],
 ) -> EmbedResult:
     """Embed images into one HDF5 file; called again, embed only what is missing or has changed.
 
@@ -119,6 +119,7 @@ def embed(
         max_failures: more failed images than this count (an int), this share of all (a float, 0..1), or `"1%"` are an error.
         on_start: called once the images are found and the model is loaded.
         on_progress: called before the first batch and after each one.
+        progress: show a progress bar; None shows one in a notebook or a terminal, unless `on_progress` is given.
         options: fields of `EmbedConfig`, such as `model="vitb14"` or `tokens="cls,patch"`.
 
     Raises:
@@ -126,7 +127,8 @@ def embed(
     """
     limit = most_failures(max_failures)
     job = _prepared(sources, output, suffixes, stdin, on_start, options)
-    return run(job, overwrite=overwrite, prune=prune, retry_failed=retry_failed, max_failures=limit, on_progress=on_progress)
+    with _progress_of(progress, on_progress) as report:
+        return run(job, overwrite=overwrite, prune=prune, retry_failed=retry_failed, max_failures=limit, on_progress=report)
 
 
 def plan(
@@ -139,7 +141,7 @@ def plan(
     prune: bool = False,
     retry_failed: bool = False,
     on_start: Callable[[Job], None] | None = None,
-    **options: Any,
+    **options: Unpack[EmbedOptions],
 ) -> Forecast:
     """What `embed` with the same arguments would need; writes nothing.
 
@@ -156,13 +158,42 @@ def _prepared(
     suffixes: str | Sequence[str],
     stdin: BinaryIO | None,
     on_start: Callable[[Job], None] | None,
-    options: dict[str, Any],
+    options: EmbedOptions,
 ) -> Job:
     several = [sources] if isinstance(sources, (str, bytes, os.PathLike)) else sources
-    job = prepare([os.fsdecode(source) for source in several], output, EmbedConfig(**options), suffixes=suffixes, stdin=stdin)
+    job = prepare(
+        [os.fsdecode(source) for source in several],
+        output,
+        EmbedConfig.of(options, inspect.signature(embed).parameters),
+        suffixes=suffixes,
+        stdin=stdin,
+    )
     if on_start is not None:
         on_start(job)
     return job
+
+
+@contextmanager
+def _progress_of(progress: bool | None, on_progress: OnProgress | None) -> Iterator[OnProgress | None]:
+    """The function that a run reports its progress to: the caller's, that of a new bar, or both."""
+    if progress is None:
+        progress = on_progress is None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    if not progress:
+        yield on_progress
+        return
+    with tqdm(unit=" images", dynamic_ncols=True, smoothing=0.1) as bar:
+
+        def show(done: int, total: int, failed: int) -> None:
+            if bar.total is None:
+                bar.reset(total)
+                bar.initial = done
+            bar.update(done - bar.n)
+            if failed:
+                bar.set_postfix_str(f"{failed:,} failed", refresh=False)
+            if on_progress is not None:
+                on_progress(done, total, failed)
+
+        yield show
 
 
 def run(
@@ -173,47 +204,59 @@ def run(
     retry_failed: bool = False,
     max_failures: float | None = None,
     on_progress: OnProgress | None = None,
+    engines: Sequence[Engine] | None = None,
 ) -> EmbedResult:
-    """Do the work of a prepared job; arguments and errors as for `embed`, and `max_failures` as a number."""
+    """Do a job from `prepare` or `make_job`.
+
+    Args:
+        job: the work.
+        overwrite: as for `embed`.
+        prune: as for `embed`.
+        retry_failed: as for `embed`.
+        max_failures: as for `embed`, as a number.
+        on_progress: as for `embed`.
+        engines: the models to use, as from `job.recipe.engines()`; by default made for this run, which uses up the recipe's weights.
+
+    Raises:
+        DinoExtractError: as from `embed`.
+    """
     started = time.monotonic()
-    waited = dict.fromkeys(ADVICE, 0.0)
+    waited = StageTimes()
     with open_writer(job.output, job.row_table(), job.layout, overwrite=overwrite, prune=prune, retry_failed=retry_failed) as writer:
-        done, failed = writer.reused, _num_failed(writer.path if writer.up_to_date else writer.part_path)
-        start = 0
+        embedded = 0
         if on_progress is not None:
-            on_progress(done, writer.total, failed)
-        with closing(embedded_batches(job, _manifest_rows(job, writer), waited)) as batches:  # ends the decoders on errors too
+            on_progress(writer.reused, writer.total, writer.failed)
+        with closing(embedded_batches(job, _manifest_rows(job, writer), waited, engines)) as batches:  # ends the decoders on errors too
             for batch, arrays in batches:
-                rows = writer.pending[start : start + len(batch.rows)]
-                clock = time.monotonic()
-                writer.write(rows, arrays, status=batch.status, errors=batch.errors, image_size=batch.image_size)
-                waited["write"] += time.monotonic() - clock
-                start += len(rows)
-                done += len(rows)
-                failed += int(np.count_nonzero(batch.status != Status.OK))
-                _check_failures(failed, writer, max_failures)
+                rows = writer.pending[embedded : embedded + len(batch.rows)]
+                with waited.waiting("write"):
+                    writer.write(rows, arrays, status=batch.status, errors=batch.errors, image_size=batch.image_size)
+                embedded += len(rows)
+                _check_failures(writer, max_failures)
                 if on_progress is not None:
-                    on_progress(done, writer.total, failed)
-        clock = time.monotonic()
-        writer.finish()
-        waited["write"] += time.monotonic() - clock
-    seconds = {stage: round(value, 3) for stage, value in waited.items()}
+                    on_progress(writer.reused + embedded, writer.total, writer.failed)
+        with waited.waiting("write"):
+            writer.finish()
     return EmbedResult(
         path=job.output,
         total=writer.total,
-        embedded=start,
+        embedded=embedded,
         reused=writer.reused,
-        failed=_num_failed(job.output),
-        first_failure=_first_failure(job.output),
+        failed=writer.failed,
+        first_failure=_first_failure(job.output) if writer.failed else None,
         gone=writer.total - len(job.manifest),
         dropped=writer.dropped,
         seconds=round(time.monotonic() - started, 3),
-        waited_s=seconds,
+        waited_s=waited.as_dict(),
     )
 
 
 def embed_like(
-    store: MadeWith | str | os.PathLike[str], sources: Sources, *, on_failure: Callable[[str, str], None] | None = None, **changes: Any
+    store: HasRecord | str | os.PathLike[str],
+    sources: Sources,
+    *,
+    on_failure: Callable[[str, str], None] | None = None,
+    **changes: Unpack[EmbedOptions],
 ) -> tuple[list[str], np.ndarray]:
     """Paths and CLS embeddings (n, D) float32 of other images, made exactly as those of a file.
 
@@ -232,7 +275,7 @@ def embed_like(
     if isinstance(store, (str, os.PathLike)):
         with open_store(store) as opened:
             return embed_like(opened, sources, on_failure=on_failure, **changes)
-    if "cls" not in store.attrs["tokens"].split(","):
+    if CLS.name not in store.attrs["tokens"].split(","):
         message = f"`{store.path}` has no CLS tokens to compare with, only {store.attrs['tokens']}"
         raise ConfigError(message, hint="embed its images with `--tokens cls`, or embed the others into a file and compare that")
     job = prepare_like(store, sources, **changes)
@@ -240,11 +283,11 @@ def embed_like(
     paths: list[str] = []
     features: list[np.ndarray] = []
     errors: list[tuple[str, str]] = []
-    for batch, arrays in embedded_batches(job, np.arange(len(job.manifest)), dict.fromkeys(ADVICE, 0.0)):
+    for batch, arrays in embedded_batches(job, np.arange(len(job.manifest))):
         is_good = batch.status == Status.OK
         names = [os.path.join(folder, os.fsdecode(job.manifest.keys[row])) for row in batch.rows.tolist()]
         paths += [name for name, good in zip(names, is_good, strict=True) if good]
-        features.append(arrays["features"][is_good].astype(np.float32))
+        features.append(arrays[CLS.dataset][is_good].astype(np.float32))
         errors += [(name, error) for name, error, good in zip(names, batch.errors, is_good, strict=True) if not good]
     if not paths:
         raise SourceError(f"none of the {len(job.manifest):,} images can be read, the first because of `{errors[0][1]}`")
@@ -254,45 +297,47 @@ def embed_like(
     return paths, np.concatenate(features)
 
 
-def embedded_batches(job: Job, rows: np.ndarray, waited: dict[str, float]) -> Generator[tuple[DecodedBatch, dict[str, Any]], None, None]:
+def embedded_batches(
+    job: Job, rows: np.ndarray, waited: StageTimes | None = None, engines: Sequence[Engine] | None = None
+) -> Generator[tuple[DecodedBatch, dict[str, Any]], None, None]:
     """Each decoded batch with its token arrays by dataset name.
 
     Args:
-        job: what to do.
-        rows: (n,) int64 rows of the manifest, in the order wanted.
-        waited: seconds spent waiting for `read`, `decode` and `model` are added here, all of them when the last batch is there.
+        job: the recipe and the images.
+        rows: (n,) int64 rows of the manifest, in this order.
+        waited: the time spent waiting for each stage is added here. Reading is told apart from decoding when the last batch is decoded.
+        engines: as for `run`.
     """
     if not len(rows):
         return
-    engines = itertools.cycle(job.engines(release=True))
+    waited = StageTimes() if waited is None else waited
+    settings = job.settings
+    engine_of_batch = itertools.cycle(job.recipe.engines(release=True) if engines is None else engines)
     in_flight: deque[tuple[DecodedBatch, Callable[[], dict[str, Any]]]] = deque()
 
     def finish_oldest() -> tuple[DecodedBatch, dict[str, Any]]:
         batch, result = in_flight.popleft()
-        clock = time.monotonic()
-        arrays = result()
-        waited["model"] += time.monotonic() - clock
+        with waited.waiting("model"):
+            arrays = result()
         batch.settle()
         return batch, arrays
 
     with job.loader(rows) as loader:
         stats, batches = loader.stats, iter(loader)
         while True:
-            clock = time.monotonic()
-            batch = next(batches, None)
-            waited["decode"] += time.monotonic() - clock
+            with waited.waiting("decode"):
+                batch = next(batches, None)
             if batch is None:
-                waited["read"] = waited["decode"] * stats.read_s / max(stats.read_s + stats.decode_s, 1e-9)
-                waited["decode"] -= waited["read"]
+                waited.divide_input(stats.read_s, stats.decode_s)
                 break
-            engine = next(engines)
+            engine = next(engine_of_batch)
             if isinstance(batch.pixels, np.ndarray):
                 in_flight.append((batch, engine.submit(batch.pixels).result))
-            elif job.resizes_on_device:
-                in_flight.append((batch, engine.submit(DeviceImages(batch.pixels, batch.is_resized, job.preprocess)).result))
+            elif settings.resizes_on_device:
+                in_flight.append((batch, engine.submit(DeviceImages(batch.pixels, batch.is_resized, settings.preprocess)).result))
             else:
                 in_flight.append((batch, _submit_native(job, engine, batch)))
-            if len(in_flight) > BATCHES_IN_FLIGHT * len(job.devices):
+            if len(in_flight) > BATCHES_IN_FLIGHT * len(settings.devices):
                 yield finish_oldest()
         while in_flight:
             yield finish_oldest()
@@ -303,7 +348,7 @@ def _submit_native(job: Job, engine: Engine, batch: DecodedBatch) -> Callable[[]
     (image,) = batch.pixels
     assert isinstance(image, np.ndarray), "`--decode device` is refused for `native`"
     row = int(batch.rows[0])
-    patch = job.preprocess.patch
+    patch = job.settings.preprocess.patch
     if (
         job.grid_size is not None
         and batch.status[0] == Status.OK
@@ -331,17 +376,11 @@ def _native_arrays(job: Job, under_way: Ticket) -> dict[str, Any]:
 
 
 def _manifest_rows(job: Job, writer: Writer) -> np.ndarray:
-    """Rows of the manifest that are pending; the file may have more rows, of images that have gone."""
+    """Rows of the manifest that are pending; the file may have more rows, of deleted images."""
     keys = job.manifest.keys
     if len(keys) == writer.total:
         return writer.pending
     return np.array([bisect_left(keys, writer.keys[row]) for row in writer.pending.tolist()], np.int64)
-
-
-def _num_failed(path: str) -> int:
-    """Committed rows of a store that have no embedding."""
-    with open_store(path) as store:
-        return store.num_failed
 
 
 def _first_failure(path: str) -> str | None:
@@ -351,11 +390,11 @@ def _first_failure(path: str) -> str | None:
     return failure and f"`{printable(os.fsencode(failure.path))}`, {failure.error}"
 
 
-def _check_failures(failed: int, writer: Writer, limit: float | None) -> None:
+def _check_failures(writer: Writer, limit: float | None) -> None:
     if limit is None:
         return
     most = limit * writer.total if isinstance(limit, float) else limit
-    if failed > most:
-        message = f"{failed:,} of {writer.total:,} images could not be embedded, more than `--max-failures` allows"
+    if writer.failed > most:
+        message = f"{writer.failed:,} of {counted(writer.total, 'image')} could not be embedded, more than `max_failures` allows"
         listing = f"dino-extract info {quoted(writer.part_path)} --failures"  # the finished file, if there is one, is older
         raise DinoExtractError(message, hint=f"`{listing}` lists them; the rest continues without the limit")

@@ -302,9 +302,7 @@ def _preprocess_of(config: EmbedConfig, model: LoadedBackbone) -> Preprocess:
     height, width = parse_size(model.size if config.size is None else config.size)
     module = model.module
     pixels: dict[str, Any] = {there: getattr(config, name) for name, there in PIXEL_FIELDS.items()}
-    return Preprocess(
-        height=height, width=width, patch=module.patch_size, decode=config.decode, mean=module.mean, std=module.std, **pixels
-    )
+    return Preprocess(height=height, width=width, patch=module.patch_size, decode=config.decode, mean=module.mean, std=module.std, **pixels)
 
 
 def _require_compatible(config: EmbedConfig) -> None:
@@ -314,7 +312,11 @@ def _require_compatible(config: EmbedConfig) -> None:
         raise ConfigError("`resize=device` needs images of one size, and `preprocess=native` gives each its own", hint="leave it out")
     if config.decode != "device":
         return
-    for is_other, other in ((is_native, "preprocess=native"), (config.fast_decode, "fast_decode"), (config.resize == "host", "resize=host")):
+    for is_other, other in (
+        (is_native, "preprocess=native"),
+        (config.fast_decode, "fast_decode"),
+        (config.resize == "host", "resize=host"),
+    ):
         if is_other:
             raise ConfigError(f"`decode=device` does not go with `{other}`", hint="leave one of them out")
     require_decoder()

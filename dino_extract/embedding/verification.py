@@ -1,10 +1,10 @@
-"""Whether a file is what it says: checksums of every byte, and some rows embedded again."""
+"""Verify a file: the checksums of every byte, and some rows embedded again."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from dino_extract.results import Result
 from dino_extract.status import Status
 from dino_extract.store import Store, VerifyReport, open_store, verify_store
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from dino_extract.config import EmbedOptions
+
 
 @dataclass(frozen=True)
 class Recomputed:
@@ -23,7 +28,7 @@ class Recomputed:
 
     Args:
         rows: number of rows compared.
-        missing: of the rows drawn, those whose image is gone or has changed.
+        missing: rows drawn whose image was deleted or changed.
         max_difference: largest |difference| over all datasets, relative to the norm of the stored token.
         min_cosine: smallest cosine between a stored and a recomputed token.
         worst: path of the image with that cosine.
@@ -74,13 +79,13 @@ class Verification(Result):
 MIN_COSINE = 0.999  # bfloat16 on another machine stays above; another model or preprocessing falls far below
 
 
-def verify(path: str, *, rows: int = 8, seed: int = 0, **changes: Any) -> Verification:
+def verify(path: str, *, rows: int = 8, seed: int = 0, **changes: Unpack[EmbedOptions]) -> Verification:
     """Check every checksum of a file, and embed some random rows again.
 
     Args:
         path: the HDF5 file.
         rows: how many rows to embed again, drawn without replacement; 0 needs neither images nor model.
-        seed: of the draw.
+        seed: seed of the draw.
         changes: fields of `EmbedConfig` to set differently from the file, such as `weights` where the checkpoint has moved.
 
     Raises:
@@ -95,8 +100,8 @@ def verify(path: str, *, rows: int = 8, seed: int = 0, **changes: Any) -> Verifi
         return Verification(integrity, _recompute(store, rows, seed, changes))
 
 
-def _recompute(store: Store, num_rows: int, seed: int, changes: dict[str, Any]) -> Recomputed:
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(store))[:num_rows])
+def _recompute(store: Store, count: int, seed: int, changes: EmbedOptions) -> Recomputed:
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(store))[:count])
     job = prepare_again(store, chosen.tolist(), **changes)
     if job is None:
         message = f"none of the {len(chosen)} images drawn is still at `{store.attrs['root']}` with its size and time"
@@ -104,7 +109,7 @@ def _recompute(store: Store, num_rows: int, seed: int, changes: dict[str, Any]) 
     paths = store.paths
     row_of = {paths[row]: row for row in chosen.tolist()}
     differences, cosines, names = [], [], []
-    for batch, arrays in embedded_batches(job, np.arange(len(job.manifest)), {"decode": 0.0, "model": 0.0}):
+    for batch, arrays in embedded_batches(job, np.arange(len(job.manifest))):
         for position, row in enumerate(batch.rows.tolist()):
             if batch.status[position] != Status.OK:
                 continue

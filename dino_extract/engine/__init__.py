@@ -9,6 +9,7 @@ from dino_extract.engine.plan import (
     choose_device,
     choose_devices,
     choose_dtype,
+    forbid_tf32,
     forward_flops,
 )
 from dino_extract.engine.resize import to_device
@@ -24,6 +25,7 @@ __all__ = [
     "choose_device",
     "choose_devices",
     "choose_dtype",
+    "forbid_tf32",
     "forward_flops",
     "require_decoder",
     "to_device",

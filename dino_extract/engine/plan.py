@@ -67,19 +67,19 @@ def choose_devices(devices: str) -> tuple[torch.device, ...]:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> ComputeDtype:
-    """The compute dtype of `--dtype`: `auto` is bfloat16 where the hardware multiplies it fast, else float32.
-
-    With float32, torch is told to keep to it, for the whole process.
+    """The precision that the option `dtype` means: `auto` is bfloat16 where the hardware multiplies it fast, else float32.
 
     Raises:
-        ConfigError: the dtype is none of auto, float32 and bfloat16.
+        ConfigError: the dtype is not auto, float32 or bfloat16.
     """
     if dtype not in ("auto", "float32", "bfloat16"):
-        raise ConfigError(f"`--dtype` takes auto, float32 or bfloat16, got `{dtype}`")
-    if dtype == "bfloat16" or (dtype == "auto" and multiplies_bfloat16(device)):
-        return "bfloat16"
-    torch.backends.cudnn.allow_tf32 = False  # which torch takes for the float32 convolutions of a GPU unless told not to
-    return "float32"
+        raise ConfigError(f"`dtype` must be auto, float32 or bfloat16, got `{dtype}`")
+    return "bfloat16" if dtype == "bfloat16" or (dtype == "auto" and multiplies_bfloat16(device)) else "float32"
+
+
+def forbid_tf32() -> None:
+    """Have torch compute float32 convolutions on a GPU in float32, for the whole process; its default is TF32, which is less precise."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from dino_extract.engine import cpu, sdpa
 from dino_extract.engine.cuda import CudaPipeline
 from dino_extract.engine.lean import Attend, LeanTransformer, PlainLinear, attend_fused
 from dino_extract.engine.network import AnyTokens, LayerTokens, LeanTokens, TokenNetwork
-from dino_extract.engine.plan import ComputeDtype, num_tokens
+from dino_extract.engine.plan import ComputeDtype, forbid_tf32, num_tokens
 from dino_extract.engine.streams import Streams
 from dino_extract.images.preprocess import DeviceImages
 from dino_extract.tokens import TokenSpec
@@ -68,6 +68,8 @@ class Engine:
         compiled: bool = False,
         size: tuple[int, int] | None = None,
     ) -> None:
+        if dtype == "float32":
+            forbid_tf32()
         self.spec = spec
         self.device = device
         self.batch_size = batch_size
@@ -113,11 +115,12 @@ class Engine:
         if batch_size != self.batch_size:
             self._rebuild(batch_size)
 
-    def _start(self, pixels: np.ndarray | DeviceImages) -> list[Callable[[], Arrays]]:
+    def start(self, pixels: np.ndarray | DeviceImages) -> list[Callable[[], Arrays]]:
+        """Start on pixels in batches; each function waits for the arrays of one. `Ticket` calls this."""
         starts = range(0, len(pixels), self.batch_size)
         return [self._runner.submit(pixels[start : start + self.batch_size]) for start in starts]
 
-    def _shrink(self, failed_size: int, error: RuntimeError) -> None:
+    def shrink(self, failed_size: int, error: RuntimeError) -> None:
         """Halve the batch, unless another batch under way has done so already; `error` must not hold what is to be freed."""
         if self.batch_size != failed_size:
             return
@@ -162,7 +165,7 @@ class Ticket:
                 break
             except RuntimeError as error:
                 failure = memory_failure(error)
-            self._engine._shrink(self._size, failure)
+            self._engine.shrink(self._size, failure)
             self._begin()
         return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -170,11 +173,11 @@ class Ticket:
         while True:
             self._size = self._engine.batch_size
             try:
-                self._parts = self._engine._start(self._pixels)
+                self._parts = self._engine.start(self._pixels)
                 return
             except RuntimeError as error:
                 failure = memory_failure(error)
-            self._engine._shrink(self._size, failure)
+            self._engine.shrink(self._size, failure)
 
 
 def memory_failure(error: RuntimeError) -> RuntimeError:

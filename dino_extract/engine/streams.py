@@ -39,7 +39,9 @@ class Streams:
     def submit(self, pixels: np.ndarray | DeviceImages) -> Callable[[], dict[str, np.ndarray]]:
         """As in `Runner`; the pixels must stay as they are until the returned function has given the result."""
         starts = range(0, len(pixels), self._part_size)
-        return functools.partial(join, [self._pool.submit(self._run, pixels[start : start + self._part_size]) for start in starts])
+        return functools.partial(
+            joined_results, [self._pool.submit(self._run, pixels[start : start + self._part_size]) for start in starts]
+        )
 
     def _run(self, pixels: np.ndarray | DeviceImages) -> dict[str, np.ndarray]:
         count = len(pixels)
@@ -49,7 +51,7 @@ class Streams:
         return {name: rows[:count].cpu().numpy() for name, rows in self._network(part).items()}
 
 
-def join(parts: list[Future[dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+def joined_results(parts: list[Future[dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
     """The results of all parts of a batch, in order."""
     results = [part.result() for part in parts]
     return {name: np.concatenate([result[name] for result in results]) for name in results[0]}

@@ -80,7 +80,10 @@ def completed(config: FinetuneConfig, order: Order, device: torch.device) -> Fin
     steps = config.steps if config.steps is not None else max(1, round(config.epochs * order.steps_per_epoch))
     config = with_lengths(config, steps)
     check(config)
-    return replace(config, output=os.path.expanduser(config.output), dtype=plan.choose_dtype(config.dtype, device))
+    dtype = plan.choose_dtype(config.dtype, device)
+    if dtype == "float32":
+        plan.forbid_tf32()
+    return replace(config, output=os.path.expanduser(config.output), dtype=dtype)
 
 
 def load_start(config: FinetuneConfig, log: Log) -> Start:

@@ -118,11 +118,11 @@ def altered_vectors(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.i
         raise StoreError(message, hint="put the images back, or give a file whose images are still there")
     kept, paths = set(job.manifest.keys), store.paths
     rows = np.array([row for row in rows.tolist() if os.fsencode(paths[row]) in kept], np.int64)
-    engine = job.engine(release=True)
+    engine = job.recipe.engine(release=True)
     vectors: dict[str, list[NDArray[np.float32]]] = {kind: [] for kind in ALTERATIONS}
-    for first in range(0, len(rows), job.batch_size):
-        batch = rows[first : first + job.batch_size].tolist()
-        copies = [_altered_pixels(source_image(store, paths[row]), job.preprocess) for row in batch]
+    for first in range(0, len(rows), job.settings.batch_size):
+        batch = rows[first : first + job.settings.batch_size].tolist()
+        copies = [_altered_pixels(source_image(store, paths[row]), job.settings.preprocess) for row in batch]
         for kind in ALTERATIONS:
             vectors[kind].append(engine(np.stack([each[kind] for each in copies]))["features"].astype(np.float32))
     return rows, {kind: np.concatenate(blocks) for kind, blocks in vectors.items()}

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.errors import StoreError
+from dino_extract.status import Status
 from dino_extract.store import disk
 from dino_extract.store.donor import Donor, check_same, differences, is_of_other_images, root_differs
 from dino_extract.store.layout import Extent, Layout, RowTable, Skeleton, build_skeleton, part_path_of, target_of
@@ -66,6 +67,8 @@ def open_writer(
             else:
                 writer = Writer(path, plan.table, layout, plan.pending, lock, open_part(path, plan, donors, layout))
             writer.dropped = plan.dropped
+            kept = ((donor.status, plan.source_row[plan.source == number]) for number, donor in enumerate(donors))
+            writer.failed = sum(int(np.count_nonzero(status[rows] != Status.OK)) for status, rows in kept)
         on_failure.pop_all()
     return writer
 

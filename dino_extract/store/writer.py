@@ -33,6 +33,7 @@ class Writer:
         pending: (n,) int64 row numbers to compute, ascending.
         up_to_date: the finished file already has every row; it will not be touched.
         dropped: rows of earlier work that are left out because their images are gone.
+        failed: rows without an embedding, kept ones and written ones.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Writer:
         self.pending = pending
         self.up_to_date = part is None
         self.dropped = 0
+        self.failed = 0
         self._layout = layout
         self._offsets = table.patch_offsets()
         self._lock = lock
@@ -107,6 +109,7 @@ class Writer:
             raise ValueError("a row that is written has a fate: `Status.PENDING` is none")
         assert self._committer is not None and self._part is not None, "the writer is still open"
         self._is_open[numbers] = False
+        self.failed += int(np.count_nonzero(given != Status.OK))
         self._raising(self._committer.put, batch)
 
     def flush(self) -> None:

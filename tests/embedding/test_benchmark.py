@@ -13,6 +13,7 @@ from PIL import Image
 from dino_extract.config import EmbedConfig
 from dino_extract.embedding import benchmark
 from dino_extract.embedding.benchmark import BenchmarkReport, Stage, measure_peak
+from dino_extract.embedding.stages import REMEDIES
 from dino_extract.errors import ConfigError
 
 CONFIG = EmbedConfig(model="vits14", random_weights=0, size="28", dtype="float32", workers=1)
@@ -48,7 +49,7 @@ def test_every_stage_and_the_whole_are_measured(photographs: Path, tmp_path: Pat
     assert report.whole.images == 5
     for stage in [*report.stages.values(), report.whole]:
         assert stage.images_per_s == pytest.approx(stage.images / stage.seconds)
-    assert report.advice == benchmark.ADVICE[report.bound]
+    assert REMEDIES[report.bound] in report.advice
 
 
 @pytest.mark.usefixtures("no_waiting")

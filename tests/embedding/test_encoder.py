@@ -12,6 +12,7 @@ from PIL import Image
 
 import dino_extract as dx
 from dino_extract.errors import ConfigError, DecodeError, StoreError
+from dino_extract.status import Status
 from tests.sample_images import real_photographs
 
 OPTIONS: dict[str, Any] = {"random_weights": 0, "size": "56", "dtype": "float32", "store_dtype": "float32"}
@@ -130,13 +131,32 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert encoder(good)["features"].shape == (1, 192)
 
 
+@pytest.mark.parametrize("preprocess", ["crop", "native"])
+def test_encode_gives_a_status_for_each_image(tmp_path: Path, preprocess: str) -> None:
+    """Images that cannot be read get NaN, a status and a reason; the others get what a call gives."""
+    encoder = dx.Encoder("tiny", tokens="cls,patch", preprocess=preprocess, **OPTIONS)
+    good = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+
+    encoded = encoder.encode([b"no image", good, tmp_path / "none.jpg", good])
+
+    want = encoder(good)
+    assert encoded.status.tolist() == [Status.UNREADABLE, Status.OK, Status.VANISHED, Status.OK]
+    assert [bool(error) for error in encoded.errors] == [True, False, True, False]
+    assert np.isnan(encoded.arrays["features"][[0, 2]]).all()
+    for place in (1, 3):
+        np.testing.assert_allclose(encoded.arrays["features"][place], want["features"][0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(encoded.arrays["patch_features"][place], want["patch_features"][0], rtol=1e-4, atol=1e-4)
+    assert repr(encoded) == "Encoded(4 images, 2 failed)"
+    assert repr(encoder) == "Encoder(tiny on cpu, features, patch_features)"
+
+
 def test_options_that_would_do_nothing_are_refused(photos: Path, tmp_path: Path) -> None:
     """What belongs to a run over files, a model beside a file, and a file made with other weights."""
     dx.embed(photos, tmp_path / "x.h5", model="tiny", workers=1, **OPTIONS)
 
     with pytest.raises(ConfigError, match="no use for `workers`"):
         dx.Encoder("tiny", workers=2)
-    with pytest.raises(ConfigError, match="both a model and a file"):
+    with pytest.raises(ConfigError, match="`model` and `like` are both given"):
         dx.Encoder("tiny", like=tmp_path / "x.h5")
     with pytest.raises(StoreError, match="was made with weights random:0"):
         dx.Encoder(like=tmp_path / "x.h5", random_weights=1)

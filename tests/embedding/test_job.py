@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from dino_extract.config import EmbedConfig
-from dino_extract.embedding.job import prepare
+from dino_extract.embedding.job import Job, prepare
 from dino_extract.errors import SourceError
 from dino_extract.images.preprocess import Preprocess, preprocess_image
 from tests.sample_images import save_pictures
@@ -74,9 +75,12 @@ def test_gpus_that_would_be_idle_are_told_of(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     note = "note: one of 4 GPUs is used; `--device all` uses all"
 
-    on_gpu = replace(job, devices=(torch.device("cuda"),))
+    def with_settings(**changes: Any) -> Job:
+        return replace(job, recipe=replace(job.recipe, settings=replace(job.settings, **changes)))
+
+    on_gpu = with_settings(devices=("cuda",))
 
     assert note in on_gpu.describe()
     assert note not in job.describe()
-    assert note not in replace(on_gpu, devices=(torch.device("cuda:0"), torch.device("cuda:1"))).describe()
-    assert note not in replace(on_gpu, config=replace(CONFIG, shard="1/4")).describe()
+    assert note not in with_settings(devices=("cuda:0", "cuda:1")).describe()
+    assert note not in with_settings(devices=("cuda",), config=replace(CONFIG, shard="1/4")).describe()

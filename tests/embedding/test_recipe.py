@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dino_extract.config import EmbedConfig
-from dino_extract.embedding.recipe import config_of, recipe_like, recipe_of
-from dino_extract.errors import ConfigError, StoreError
+from dino_extract.embedding.recipe import config_of, load_recipe, recipe_like, recipe_of
+from dino_extract.errors import ConfigError, StoreError, WeightsError
 
 TINY = EmbedConfig(model="tiny", random_weights=0, size="28", tokens="cls", dtype="float32")
 
@@ -35,16 +37,16 @@ def test_a_record_gives_back_the_options_that_decide_the_numbers(options: dict[s
     """Recorded and read back, options, datasets and record are the same; what only decides how fast it goes is not recorded."""
     first = recipe_of(replace(TINY, **options, workers=3, batch=5), 10)
 
-    again = recipe_like(Record(first.record()), 10)
+    again = recipe_like(Record(first.settings.record()), 10)
 
-    assert again.record() == first.record()
-    assert again.datasets() == first.datasets()
-    assert asdict(again.config) == asdict(replace(first.config, workers=0, batch=0))
+    assert again.settings.record() == first.settings.record()
+    assert again.settings.datasets() == first.settings.datasets()
+    assert asdict(again.settings.config) == asdict(replace(first.settings.config, workers=0, batch=0))
 
 
 def test_changes_stand_above_the_record() -> None:
     """What is given beside a record replaces what it says; weights that differ are refused."""
-    record = Record(recipe_of(TINY, 10).record())
+    record = Record(recipe_of(TINY, 10).settings.record())
 
     assert config_of(record, tokens="mean").tokens == "mean"
     with pytest.raises(StoreError, match=r"`x\.h5` was made with weights random:0"):
@@ -54,10 +56,10 @@ def test_changes_stand_above_the_record() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decode": "device", "resize": "host"}, "`--decode device` does not go with `--resize host`"),
-        ({"decode": "device", "preprocess": "native"}, "`--decode device` does not go with `--preprocess native`"),
-        ({"decode": "device", "fast_decode": True}, "`--decode device` does not go with `--fast-decode`"),
-        ({"resize": "device", "preprocess": "native"}, "`--resize device` needs images of one size"),
+        ({"decode": "device", "resize": "host"}, "`decode=device` does not go with `resize=host`"),
+        ({"decode": "device", "preprocess": "native"}, "`decode=device` does not go with `preprocess=native`"),
+        ({"decode": "device", "fast_decode": True}, "`decode=device` does not go with `fast_decode`"),
+        ({"resize": "device", "preprocess": "native"}, "`resize=device` needs images of one size"),
     ],
 )
 def test_what_contradicts_itself_is_refused_by_name(options: dict[str, Any], message: str) -> None:
@@ -66,9 +68,22 @@ def test_what_contradicts_itself_is_refused_by_name(options: dict[str, Any], mes
         recipe_of(replace(TINY, **options), 10)
 
 
+def test_settings_travel_to_another_process_and_give_the_same_recipe() -> None:
+    """Pickled and loaded again, settings give an equal recipe with the same embeddings; other weights are refused."""
+    recipe = recipe_of(TINY, 10)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), np.uint8)
+
+    again = load_recipe(pickle.loads(pickle.dumps(recipe.settings)))
+
+    assert again == recipe
+    np.testing.assert_array_equal(again.engine()(pixels)["features"], recipe.engine()(pixels)["features"])
+    with pytest.raises(WeightsError, match="the settings are for weights random:0"):
+        load_recipe(replace(recipe.settings, config=replace(TINY, random_weights=1)))
+
+
 def test_batches_follow_from_the_number_of_images() -> None:
     """Few images make small batches; a number that is given stands; images of different shapes go one by one."""
-    assert recipe_of(TINY, 1).batch_size == 1
-    assert recipe_of(TINY, 10_000).batch_size > 1
-    assert recipe_of(replace(TINY, batch=7), 10_000).batch_size == 7
-    assert recipe_of(replace(TINY, preprocess="native", batch=7), 10_000).batch_size == 1
+    assert recipe_of(TINY, 1).settings.batch_size == 1
+    assert recipe_of(TINY, 10_000).settings.batch_size > 1
+    assert recipe_of(replace(TINY, batch=7), 10_000).settings.batch_size == 7
+    assert recipe_of(replace(TINY, preprocess="native", batch=7), 10_000).settings.batch_size == 1

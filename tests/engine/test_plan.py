@@ -57,7 +57,7 @@ def test_automatic_device_is_one_that_exists() -> None:
 
 def test_an_unknown_dtype_is_refused_with_the_choices() -> None:
     """float16 is no compute dtype, and the message lists those there are."""
-    with pytest.raises(ConfigError, match="takes auto, float32 or bfloat16, got `float16`"):
+    with pytest.raises(ConfigError, match="must be auto, float32 or bfloat16, got `float16`"):
         choose_dtype("float16", CPU)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dino_extract.engine import choose_dtype
+from dino_extract.engine import forbid_tf32
 from dino_extract.finetuning.loop import train
 from dino_extract.finetuning.step import TrainingStep
 from tests.finetuning import golden, runs
@@ -35,7 +35,7 @@ def losses(output: Path) -> list[float]:
 @pytest.mark.parametrize("variant", golden.TRAIN_STEPS)
 def test_two_steps_equal_the_official_ones(variant: str) -> None:
     """In float32 every loss term and every gradient norm of two steps equals the official one to 1e-3 relative."""
-    choose_dtype("float32", CUDA)
+    forbid_tf32()
     spec, tensors = golden.read(golden.GOLDEN / f"train_step_{variant}.safetensors")
     made = golden.training_step(spec, tensors)
     step = TrainingStep(made.models, made.objective.config, made.optim, device=CUDA)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dino_extract.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from dino_extract.embedding.recipe import MadeWith
+    from dino_extract.embedding.recipe import HasRecord
 
 # Settings of the preprocessing that may differ: they decide which images are read, or change the decoded pixels very little. The type of
 # the stored numbers, which only rounds, may differ too. `embed` still keeps these settings equal within one file.
@@ -18,7 +18,7 @@ _MAY_DIFFER = {"max_pixels", "max_bytes", "fast_decode", "decode"}
 _OPTIONS = {"policy": "preprocess"}
 
 
-def require_compatible(one: MadeWith, other: MadeWith) -> None:
+def require_compatible(one: HasRecord, other: HasRecord) -> None:
     """Check that the same image would have nearly the same vector in both.
 
     Every setting that changes vectors must be equal, the input size too, and a difference is an error instead of a warning. Between files
@@ -42,7 +42,7 @@ def require_compatible(one: MadeWith, other: MadeWith) -> None:
         )
 
 
-def require_other_images(train: MadeWith, test: MadeWith, labels_of_test: object) -> None:
+def require_other_images(train: HasRecord, test: HasRecord, labels_of_test: object) -> None:
     """Check that the test images are not the training images; separate labels or targets may choose other images of the same file.
 
     Raises:
@@ -55,7 +55,7 @@ def require_other_images(train: MadeWith, test: MadeWith, labels_of_test: object
         )
 
 
-def require_other_file(one: MadeWith, against: MadeWith) -> None:
+def require_other_file(one: HasRecord, against: HasRecord) -> None:
     """Check that a file is not compared with itself.
 
     Raises:
