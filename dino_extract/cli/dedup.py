@@ -112,7 +112,7 @@ def _write_lists(targets: dict[str, str | None], paths: Sequence[str], drop: Seq
 
 def _print_groups(result: DedupResult, as_json: bool) -> None:
     if as_json:
-        print_json({**result.to_dict(), "drop": result.drop})
+        print_json(result)
         return
     groups = f"{len(result.groups):,} {'group' if len(result.groups) == 1 else 'groups'}"
     print(f"{images_text(result.images)}: {groups}, {images_text(len(result.drop))} to drop (cosine >= {result.threshold})")
