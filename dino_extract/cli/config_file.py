@@ -24,25 +24,27 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None or context.resilient_parsing:
         return path
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"configuration `{path}` cannot be read: {error.strerror}") from error
-    except ValueError as error:  # not TOML, or not UTF-8
-        raise UsageError(f"configuration `{path}` is not TOML: {error}", hint='for example a line `model = "vitb14"`') from error
     parameters = {option_of(each).strip("-") if each.param_type_name == "option" else each.name: each for each in context.command.params}
     parameters.pop("config")
     context.default_map = {}
-    for key, value in values.items():
+    for key, value in _toml(path).items():
         name = key.replace("_", "-")
         if name not in parameters:
             near = nearest(name, list(parameters))
             hint = f"did you mean `{near}`?" if near else f"keys are the options of `{context.command_path}` without dashes"
             raise UsageError(f"configuration `{path}`: `{key}` is not an option", hint=hint)
         parameter: Any = parameters[name]
-        takes_several = parameter.multiple or parameter.nargs != 1
-        context.default_map[parameter.name] = _typed(value, takes_several=takes_several)
+        context.default_map[parameter.name] = _typed(value, takes_several=parameter.multiple or parameter.nargs != 1)
     return path
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"configuration `{path}` cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise UsageError(f"configuration `{path}` is not TOML: {error}", hint='for example a line `model = "vitb14"`') from error
 
 
 def _typed(value: Any, *, takes_several: bool) -> Any:

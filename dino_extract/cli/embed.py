@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,31 +152,34 @@ def embed(
     Every option can be set in the environment too: DINO_EXTRACT_EMBED_MODEL=vitb14 is --model vitb14.
     """
     options = given_options(context, EmbedConfig)
-    # Wrong options, sources and places, and missing weights, are reported before torch is loaded, which takes seconds.
+    listed = _checked_sources(sources, null=null, suffixes=suffix or ())
     EmbedConfig(**options)
     most_failures(max_failures)
     _require_folder(output)
-    listed = ["-0" if null and source == "-" else source for source in sources]
-    check_sources(listed, suffix or ())
     with choose_progress(quiet=quiet, unit=BYTES, title=model or "") as download:
         ensure_available(model, weights=weights, random_seed=random_weights, offline=offline, progress=download)
-    if not quiet:
-        say("finding the images and loading the model")
+    # Everything above is checked before torch is loaded, which takes seconds.
     again = {"overwrite": overwrite, "prune": prune, "retry_failed": retry_failed}
     inputs: dict[str, Any] = {"suffixes": suffix or (), "stdin": sys.stdin.buffer, **again, **options}
-    if not quiet:
-        inputs["on_start"] = lambda job: say("\n".join(job.describe()))
+    tell = (lambda text: None) if quiet else say
+    tell("finding the images and loading the model")
+    inputs["on_start"] = lambda job: tell("\n".join(job.describe()))
     if dry_run:
         forecast = dx.plan(listed, output, **inputs)
         print_json(asdict(forecast)) if as_json else print(forecast.text())
         return
     with choose_progress(quiet=quiet) as bar:
         result = dx.embed(listed, output, max_failures=max_failures, on_progress=bar, **inputs)
-    if not quiet:
-        say(f"{result.text()}\n{_next_step(result, shard)}")
+    tell(f"{result.text()}\n{_next_step(result, shard)}")
     print_json(asdict(result)) if as_json else print(result.path)
     if result.failed:
         raise typer.Exit(ExitCode.FAILURES)
+
+
+def _checked_sources(sources: list[str], *, null: bool, suffixes: Sequence[str]) -> list[str]:
+    listed = ["-0" if null and source == "-" else source for source in sources]
+    check_sources(listed, suffixes)
+    return listed
 
 
 def _require_folder(output: str | None) -> None:

@@ -22,6 +22,8 @@ MAX_WIDTH = 100
 LEFT = 28  # columns of names before their descriptions, at most
 NO_BREAK = "\0"  # stands for a space at which no line ends
 
+Rows = dict[str, list[tuple[str, str]]]  # names and descriptions, by title
+
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -88,21 +90,27 @@ def help_page(command: Any, ctx: Any, *, expert: bool = False) -> str:
     """
     width = min(shutil.get_terminal_size().columns, MAX_WIDTH)
     paragraphs = [_filled(paragraph, width) for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(command.help or ""))]
-    parts = [f"{_bold('Usage:')} {_usage(command, ctx)}", *filter(None, paragraphs)]
     epilog = inspect.cleandoc(command.epilog or "")
-    if epilog.startswith("Examples:"):
+    has_examples = epilog.startswith("Examples:")
+    parts = [f"{_bold('Usage:')} {_usage(command, ctx)}", *filter(None, paragraphs)]
+    if has_examples:
         parts.append("\n".join([_bold("Examples:"), *_examples(epilog.splitlines()[1:], width)]))
-    panels = _panels(command, ctx)
+    panels = _command_rows(command, ctx) | _parameter_rows(command, ctx)
     hidden = [] if expert else panels.pop(EXPERT, [])
-    options = [row for title, rows in panels.items() if title != "Arguments" and not isinstance(command, TyperGroup) for row in rows]
-    for title, rows in panels.items():
-        parts.append("\n".join([_bold(f"{title}:"), *_table(rows, _left(options if rows[0] in options else rows), width)]))
+    parts += _tables(panels, width, are_aligned=not isinstance(command, TyperGroup))
     if hidden:
         names = re.findall(r"--[\w-]+", " ".join(name for name, _ in hidden))
         parts.append(_filled(f"{ALL} also explains the {EXPERT.lower()}: {', '.join(names)}.", width))
-    if epilog and not epilog.startswith("Examples:"):
+    if epilog and not has_examples:
         parts.append(_filled(epilog, width))
     return "\n\n".join(parts) + "\n"
+
+
+def _tables(panels: Rows, width: int, *, are_aligned: bool) -> list[str]:
+    """Each panel as text. Descriptions of all options begin at the same column if the tables are aligned."""
+    options = [row for title, rows in panels.items() if title != "Arguments" for row in rows]
+    lefts = {title: _left(options if are_aligned and title != "Arguments" else rows) for title, rows in panels.items()}
+    return ["\n".join([_bold(f"{title}:"), *_table(rows, lefts[title], width)]) for title, rows in panels.items()]
 
 
 def _name_variables(command: Any, ctx: Any) -> None:
@@ -123,28 +131,32 @@ def _usage(command: Any, ctx: Any) -> str:
     return " ".join([*words, *(["COMMAND"] if isinstance(command, TyperGroup) else [])])
 
 
-def _panels(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:
-    """Rows of names and descriptions by title: arguments, options, options of a subject, and the expert options last."""
-    panels: dict[str, list[tuple[str, str]]] = {}
-    if isinstance(command, TyperGroup):
-        for name in command.list_commands(ctx):
-            each: Any = command.get_command(ctx, name)
-            title = getattr(each, "rich_help_panel", None)
-            panels.setdefault(title if isinstance(title, str) else "Commands", []).append((name, _first_sentence(each.help or "")))
+def _command_rows(command: Any, ctx: Any) -> Rows:
+    """Names and first sentences of the commands of a group, by title."""
+    panels: Rows = {}
+    for name in command.list_commands(ctx) if isinstance(command, TyperGroup) else []:
+        each: Any = command.get_command(ctx, name)
+        panels.setdefault(_title(each, "Commands"), []).append((name, _first_sentence(each.help or "")))
+    return panels
+
+
+def _parameter_rows(command: Any, ctx: Any) -> Rows:
+    """Names and descriptions by title: arguments, options, options of a subject, and the expert options last."""
+    panels: Rows = {"Arguments": [], "Options": []}
     for parameter in command.get_params(ctx):
         if getattr(parameter, "hidden", False):
             continue
         if isinstance(parameter, TyperArgument):
-            panels.setdefault("Arguments", []).append((_argument_name(parameter), parameter.help or ""))
+            panels["Arguments"].append((_argument_name(parameter), parameter.help or ""))
         else:
-            title = getattr(parameter, "rich_help_panel", None)
-            row = (_option_name(parameter), _described(parameter))
-            panels.setdefault(title if isinstance(title, str) else "Options", []).append(row)
-    first, last = ("Commands", "Arguments", "Options"), (EXPERT,)
-    order = [*first, *(title for title in panels if title not in first + last), *last]
-    if isinstance(command, TyperGroup):
-        order = [*panels]
-    return {title: panels[title] for title in order if title in panels}
+            panels.setdefault(_title(parameter, "Options"), []).append((_option_name(parameter), _described(parameter)))
+    panels[EXPERT] = panels.pop(EXPERT, [])
+    return {title: rows for title, rows in panels.items() if rows}
+
+
+def _title(each: Any, otherwise: str) -> str:
+    title = getattr(each, "rich_help_panel", None)
+    return title if isinstance(title, str) else otherwise
 
 
 def _argument_name(parameter: Any) -> str:

@@ -72,8 +72,7 @@ def verify(
     if as_json:
         print_json([asdict(result) for result in results])
     for result in results if not as_json else []:
-        what = f"released {result.released}" if result.released else f"{result.model}, not a released file"
-        print(f"{'damaged' if result.problem else 'ok'}\t{result.problem or what}\t{result.path}\t{result.sha256}")
+        print(_checked(result))
     if not results:
         say("there are no weights on this machine")
     if any(result.problem for result in results):
@@ -146,6 +145,11 @@ def print_path(name: Annotated[str, typer.Argument(metavar="NAME", help="A model
     if found is None:
         raise locate.missing_error(checkpoint, "`weights path` never downloads", unusable)
     print(found.path)
+
+
+def _checked(result: weights.WeightsCheck) -> str:
+    what = f"released {result.released}" if result.released else f"{result.model}, not a released file"
+    return f"{'damaged' if result.problem else 'ok'}\t{result.problem or what}\t{result.path}\t{result.sha256}"
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:

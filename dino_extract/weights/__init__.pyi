@@ -24,4 +24,5 @@ from .resolve import resolve_weights as resolve_weights
 from .timm_backbone import TimmBackbone as TimmBackbone
 from .untrained import RANDOM_WEIGHTS_WARNING as RANDOM_WEIGHTS_WARNING
 from .untrained import untrained_backbone as untrained_backbone
+from .verify import WeightsCheck as WeightsCheck
 from .verify import verify_weights as verify_weights
