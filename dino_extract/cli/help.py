@@ -92,7 +92,8 @@ def help_page(command: Any, ctx: Any, *, expert: bool = False) -> str:
     paragraphs = [_filled(paragraph, width) for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(command.help or ""))]
     epilog = inspect.cleandoc(command.epilog or "")
     has_examples = epilog.startswith("Examples:")
-    parts = [f"{_bold('Usage:')} {_usage(command, ctx)}", *filter(None, paragraphs)]
+    usage = textwrap.fill(f"Usage: {_usage(command, ctx)}", width, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
+    parts = [usage.replace("Usage:", _bold("Usage:"), 1), *filter(None, paragraphs)]
     if has_examples:
         parts.append("\n".join([_bold("Examples:"), *_examples(epilog.splitlines()[1:], width)]))
     panels = _command_rows(command, ctx) | _parameter_rows(command, ctx)

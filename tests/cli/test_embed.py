@@ -195,7 +195,9 @@ def test_names_that_are_not_utf8_are_printed_as_they_are(photos: Path) -> None:
     subprocess.run([*COMMAND, "embed", "photos", *FAST], check=True, capture_output=True)
 
     strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
-    ran = subprocess.run([*COMMAND, "search", "photos.h5", "photos/even/0000.png", "-k", "7"], env=strict, capture_output=True, check=True)
+    ran = subprocess.run(
+        [*COMMAND, "search", "photos.h5", "photos/even/0000.png", "--top", "7"], env=strict, capture_output=True, check=True
+    )
 
     assert b"  \xff.png\n" in ran.stdout
 
