@@ -240,7 +240,7 @@ def measure(models: list[str], sides: list[int], forms: list[str], num_images: i
             report["decoders"] = measure_decoders(images, min(seconds, 2.0), device)
             places.append({"decode": "device", "resize": "device"})
         for name in models:
-            backbone = load_backbone(name, random_seed=0)
+            backbone = load_backbone(name, random_weights=0)
             for side in sides:
                 report["forms"] += measure_forms(name, backbone, side, forms, settings)
             work = forward_flops(backbone, (224, 224), whole=True) or SMALL_FLOPS

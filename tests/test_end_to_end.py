@@ -45,7 +45,7 @@ def save_photographs(folder: Path, count: int) -> list[Path]:
 def test_features_of_a_checkpoint_equal_the_plain_evaluation(model: str, size: tuple[int, int], tmp_path: Path) -> None:
     """An official-layout `.pth` through `embed` in float32 gives what resize, crop, normalise and the reference network give."""
     paths = save_photographs(tmp_path / "photos", 2 if model.startswith("vitg") else 4)
-    reference = load_backbone(model, random_seed=3)
+    reference = load_backbone(model, random_weights=3)
     torch.save(reference.state_dict(), tmp_path / "official.pth")
     height, width = size
     is_square = height == width

@@ -157,7 +157,7 @@ def embed(
     most_failures(max_failures)
     _require_folder(output)
     with choose_progress(quiet=quiet, unit=BYTES, title=model or "") as download:
-        ensure_available(model, weights=weights, random_seed=random_weights, offline=offline, progress=download)
+        ensure_available(model, weights=weights, random_weights=random_weights, offline=offline, progress=download)
     # Everything above is checked before torch is loaded, which takes seconds.
     again = {"overwrite": overwrite, "prune": prune, "retry_failed": retry_failed}
     inputs: dict[str, Any] = {"suffixes": suffix or (), "stdin": sys.stdin.buffer, **again, **options}

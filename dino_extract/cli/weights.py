@@ -49,7 +49,7 @@ def pull(
         with choose_progress(quiet=quiet, unit=BYTES, title=checkpoint.name) as progress:
             path = cache.fetch(
                 checkpoint,
-                force=overwrite,
+                overwrite=overwrite,
                 progress=progress,
                 waiting=lambda: say("waiting for another process that downloads the same weights"),
                 connect_timeout_s=PULL_CONNECT_TIMEOUT_S,
@@ -107,7 +107,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
 ) -> None:
     """Write weights in the layout of another library, and print the path of the new file."""
-    written, notes = weights.convert(source, target, to, dtype=store_dtype, licence=licence, size=size, overwrite=overwrite)
+    written, notes = weights.convert(source, target, to, store_dtype=store_dtype, licence=licence, size=size, overwrite=overwrite)
     for note in notes:
         say(f"note: {note}")
     print(written)

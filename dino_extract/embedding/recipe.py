@@ -288,7 +288,7 @@ def config_of(store: HasRecord, **changes: Unpack[EmbedOptions]) -> EmbedConfig:
 
 
 def _load(config: EmbedConfig) -> LoadedBackbone:
-    return load(config.model, weights=config.weights, random_seed=config.random_weights, offline=config.offline)
+    return load(config.model, weights=config.weights, random_weights=config.random_weights, offline=config.offline)
 
 
 def _record_of(model: LoadedBackbone) -> ModelRecord:

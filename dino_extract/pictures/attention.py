@@ -108,7 +108,7 @@ def attention(
     if len(names) == 1:
         require_files(*names)
     pictures = _picture_paths(names, output, overwrite)
-    backbone = load(model, weights=weights, random_seed=random_weights, offline=offline).module
+    backbone = load(model, weights=weights, random_weights=random_weights, offline=offline).module
     found = []
     for name, picture in itertools.zip_longest(names, pictures):
         try:

@@ -142,7 +142,7 @@ def match(
     paths = [os.fspath(image_a), os.fspath(image_b)]
     if store is None:
         require_files(*paths)
-        backbone = load(model, weights=weights, random_seed=random_weights, offline=offline).module
+        backbone = load(model, weights=weights, random_weights=random_weights, offline=offline).module
         pairs = [_embedded(path, backbone, size) for path in paths]
     elif (model, weights, random_weights) == (None, None, None):
         with opened(store) as found:

@@ -11,13 +11,13 @@ from dino_extract.status import Status
 from dino_extract.store.facts import FileInfo, info
 from dino_extract.store.foreign import begins_as_hdf5, read_dataset
 from dino_extract.store.header import is_store
+from dino_extract.store.integrity import VerifyReport, verify_store
 from dino_extract.store.joining import JoinResult, join_stores
 from dino_extract.store.layout import FORMAT, Layout, RowDataset, RowTable, part_path_of
 from dino_extract.store.lock import StoreWarning
 from dino_extract.store.opening import count_pending, open_writer
 from dino_extract.store.reader import Failure, Store, open_store
 from dino_extract.store.selection import RaggedRows, Rows
-from dino_extract.store.verifying import VerifyReport, verify_store
 from dino_extract.store.writer import Writer
 
 __all__ = [

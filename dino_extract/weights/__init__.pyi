@@ -1,5 +1,7 @@
 # The names of this package, stated once: type checkers read them here, and `__init__.py` imports each on first use.
 
+from .check import WeightsCheck as WeightsCheck
+from .check import verify_weights as verify_weights
 from .checkpoint import BackboneCheckpoint as BackboneCheckpoint
 from .checkpoint import architecture_name as architecture_name
 from .checkpoint import backbone_config as backbone_config
@@ -24,5 +26,3 @@ from .resolve import resolve_weights as resolve_weights
 from .timm_backbone import TimmBackbone as TimmBackbone
 from .untrained import RANDOM_WEIGHTS_WARNING as RANDOM_WEIGHTS_WARNING
 from .untrained import untrained_backbone as untrained_backbone
-from .verify import WeightsCheck as WeightsCheck
-from .verify import verify_weights as verify_weights

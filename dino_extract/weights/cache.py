@@ -30,7 +30,7 @@ class Source(NamedTuple):
 def fetch(
     checkpoint: Checkpoint,
     *,
-    force: bool = False,
+    overwrite: bool = False,
     progress: DownloadProgress | None = None,
     waiting: Callable[[], None] | None = None,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
@@ -39,7 +39,7 @@ def fetch(
 
     Args:
         checkpoint: a model of the table.
-        force: replace a copy already there, once the new one is whole.
+        overwrite: replace the copy in the cache, once the new one is whole.
         progress: called with the bytes there and in all while downloading.
         waiting: called once if another process is downloading the same weights.
         connect_timeout_s: after which a server counts as unreachable.
@@ -53,7 +53,7 @@ def fetch(
     if not sources:
         raise WeightsError(f"`{checkpoint.name}` is not a released model, so there is nothing to download")
     with locked(path, waiting):
-        if path.is_file() and not force:
+        if path.is_file() and not overwrite:
             return path
         reasons = unreachable([source.url for source in sources], connect_timeout_s)
         reachable = [source for source in sources if source.url not in reasons]

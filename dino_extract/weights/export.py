@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from dino_extract.backbone import BackboneConfig
 from dino_extract.config import IMAGENET_MEAN, IMAGENET_STD
 from dino_extract.errors import ConfigError, WeightsError
+from dino_extract.options import checked
 from dino_extract.weights.checkpoint import BackboneCheckpoint, read_checkpoint, save_checkpoint
 from dino_extract.weights.checksum import file_sha256
 from dino_extract.weights.files import write_pickle, write_safetensors
-from dino_extract.weights.layouts import EXPORT_LAYOUTS, ExportLayout, from_official
+from dino_extract.weights.layouts import ExportLayout, from_official
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+StoreDtype = Literal["float32", "float16", "bfloat16"]
+DTYPES: dict[StoreDtype, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 INTERPOLATION_NOTE = (
     "without registers, timm and transformers give the features of dino-extract only at the native size of the model: "
@@ -30,7 +32,7 @@ def convert(
     target: Path,
     to: ExportLayout,
     *,
-    dtype: str | None = None,
+    store_dtype: StoreDtype | None = None,
     licence: str | None = None,
     size: int | None = None,
     overwrite: bool = False,
@@ -42,43 +44,48 @@ def convert(
         target: a `.safetensors` file; with `official` also a `.pth` file; with `hf` otherwise a folder, which gets its
             `config.json` and `preprocessor_config.json` as well, so that transformers loads it.
         to: the layout.
-        dtype: in which the numbers are stored, by default as they are.
+        store_dtype: type of the stored numbers, by default that of the source.
         licence: under which the weights may be used, where the source does not say it right; only `dino-extract` files have a place for it.
         size: side in pixels that `embed` gives images unless told otherwise; the same holds.
-        overwrite: whether a file that is there may be replaced.
+        overwrite: replace an existing file.
 
     Raises:
         ConfigError: the layout or type is unknown, or the suffix of the target does not go with it.
         WeightsError: the source cannot be read, or the target is there or cannot be written.
     """
-    if to not in EXPORT_LAYOUTS:
-        raise ConfigError(f"`--to` takes {', '.join(EXPORT_LAYOUTS)}, got `{to}`")
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"`--dtype` takes {', '.join(DTYPES)}, got `{dtype}`")
-    as_folder = to == "hf" and target.suffix != ".safetensors"
-    if not as_folder and target.suffix not in ((".pth", ".safetensors") if to == "official" else (".safetensors",)):
-        raise ConfigError(f"`{target}` does not end in `.safetensors`" + (" or `.pth`" if to == "official" else ""))
-    written = target / "model.safetensors" if as_folder else target
+    checked("to", ExportLayout, to)
+    checked("store_dtype", StoreDtype | None, store_dtype)
+    written = _written_file(target, to)
+    recorded = {name: value for name, value in (("licence", licence), ("size", size)) if value is not None}
+    if recorded and to != "dino-extract":
+        raise ConfigError(f"`{next(iter(recorded))}` is recorded only in the layout `dino-extract`, got `to` = `{to}`")
     if written.exists() and not overwrite:
-        raise WeightsError(f"`{written}` is already there", hint="`--overwrite` replaces it")
+        raise WeightsError(f"`{written}` is already there", hint="`overwrite=True` replaces it")
     checkpoint = read_checkpoint(source)
-    said = {name: value for name, value in (("licence", licence), ("size", size)) if value is not None}
-    if said and to != "dino-extract":
-        raise ConfigError(f"`--{next(iter(said))}` is recorded only with `--to dino-extract`, got `--to {to}`")
-    checkpoint = replace(checkpoint, metadata={**checkpoint.metadata, **said})
-    _write(checkpoint, written, to, DTYPES[dtype] if dtype else None)
-    if as_folder:
+    checkpoint = replace(checkpoint, metadata={**checkpoint.metadata, **recorded})
+    _write(checkpoint, written, to, DTYPES[store_dtype] if store_dtype else None)
+    if written != target:
         _write_json(target / "config.json", _hf_config(checkpoint.config))
         _write_json(target / "preprocessor_config.json", _hf_preprocessor())
     is_inexact = to in ("hf", "timm") and checkpoint.config.num_registers == 0
     return written, checkpoint.notes + ((INTERPOLATION_NOTE,) if is_inexact else ())
 
 
+def _written_file(target: Path, to: ExportLayout) -> Path:
+    """The file of the weights: `target`, or where that is the folder of a model of transformers a file in it."""
+    if to == "hf" and target.suffix != ".safetensors":
+        return target / "model.safetensors"
+    suffixes = (".safetensors", ".pth") if to == "official" else (".safetensors",)
+    if target.suffix not in suffixes:
+        raise ConfigError(f"`{target}` does not end in {' or '.join(f'`{suffix}`' for suffix in suffixes)}")
+    return target
+
+
 def _write(checkpoint: BackboneCheckpoint, path: Path, to: ExportLayout, dtype: torch.dtype | None) -> None:
     # Folding positions adds numbers: in full precision, before they are stored in fewer bits.
     exact = {key: tensor.float() for key, tensor in checkpoint.tensors.items()} if to == "timm" else checkpoint.tensors
     stored = {key: dtype or tensor.dtype for key, tensor in checkpoint.tensors.items()}
-    exported = from_official(exact, checkpoint.config, to)
+    exported = from_official(exact, to)
     default = dtype or next(iter(stored.values()))
     tensors = {key: tensor.to(dtype or stored.get(key, default if to == "timm" else tensor.dtype)) for key, tensor in exported.items()}
     if to == "dino-extract":

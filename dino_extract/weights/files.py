@@ -221,24 +221,29 @@ def _read_pickle(path: Path) -> TensorFile:
 
 
 def _unwrapped(path: Path, loaded: Any) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors in a loaded .pth file, and the name of the entry that holds them."""
     container = None
-    while isinstance(loaded, Mapping):
-        keys = OWN_CONTAINER_KEYS if "student" in loaded else CONTAINER_KEYS  # elsewhere an average may be of anything
-        inner = next((key for key in keys if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
-            break
+    while isinstance(loaded, Mapping) and (inner := _container_key(loaded)) is not None:
         container, loaded = inner, loaded[inner]
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"`{path}` holds a {type(loaded).__name__}, expected a dictionary of tensors")
-    others = [str(key) for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if RANK_SHARD.search(path.name) or any("flat_param" in str(key) for key in loaded):
         raise _rank_shard_error(path)
-    if others:
+    if others := [str(key) for key, value in loaded.items() if not (isinstance(key, str) and isinstance(value, Tensor))]:
         raise WeightsError(f"`{path}` holds entries that are not tensors: {', '.join(others[:5])} ({len(others)} in all)")
-    stretched = [key for key, value in loaded.items() if value.layout is torch.strided and value.nbytes > value.untyped_storage().nbytes()]
-    if stretched:  # a tensor with stride 0 can claim any size; copying it would eat the memory
+    if stretched := [key for key, value in loaded.items() if _claims_more_than_stored(value)]:
         raise WeightsError(f"`{path}` has tensors larger than what is stored of them: {', '.join(stretched[:5])} ({len(stretched)} in all)")
     return {key: value.detach().clone() for key, value in loaded.items()}, container
+
+
+def _container_key(loaded: Mapping[Any, Any]) -> str | None:
+    keys = OWN_CONTAINER_KEYS if "student" in loaded else CONTAINER_KEYS  # elsewhere an average may be of anything
+    return next((key for key in keys if isinstance(loaded.get(key), Mapping)), None)
+
+
+def _claims_more_than_stored(tensor: Tensor) -> bool:
+    # A tensor with stride 0 can claim any size, and a copy of it would fill the memory.
+    return tensor.layout is torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes()
 
 
 def _rank_shard_error(path: Path) -> WeightsError:

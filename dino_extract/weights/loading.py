@@ -48,7 +48,7 @@ def load(
     model: str | None = None,
     *,
     weights: str | Path | None = None,
-    random_seed: int | None = None,
+    random_weights: int | None = None,
     offline: bool = False,
     progress: DownloadProgress | None = None,
     waiting: Callable[[], None] | None = None,
@@ -58,7 +58,7 @@ def load(
     Args:
         model: name or alias from the table, or `timm/NAME`; without it, the architecture is that of the `weights` file, or `vits14`.
         weights: a checkpoint file of any layout, or the folder of a fine-tuning run.
-        random_seed: instead of weights, random ones.
+        random_weights: seed of random weights, which are used instead of trained ones.
         offline: never download.
         progress: called with the bytes there and in all while downloading.
         waiting: called once if another process is downloading the same weights.
@@ -67,16 +67,16 @@ def load(
         ConfigError: both weights and random ones are asked for, or timm's model gives no tokens.
         WeightsError: there is no such model, its weights are missing or damaged, or they are of another model.
     """
-    if weights is not None and random_seed is not None:
+    if weights is not None and random_weights is not None:
         raise ConfigError("give either a weights file or random weights, not both")
     path = None if weights is None else Path(weights).expanduser()
     if model is not None and is_timm(model):
-        timm = load_timm(model, weights=path, random_seed=random_seed, offline=offline)
+        timm = load_timm(model, weights=path, random_weights=random_weights, offline=offline)
         return LoadedBackbone(timm.module, model, timm.weights_sha256, timm.weights_source, timm.licence, timm.module.image_size)
     if path is not None:
         return _load_file(model, path)
-    if random_seed is not None:
-        return _load_random(model or DEFAULT_MODEL, random_seed)
+    if random_weights is not None:
+        return _load_random(model or DEFAULT_MODEL, random_weights)
     checkpoint = find_checkpoint(model or DEFAULT_MODEL)
     file = resolve_weights(checkpoint, offline=offline, progress=progress, waiting=waiting)
     found = read_checkpoint(file.path, checkpoint)
@@ -92,13 +92,13 @@ def load(
 
 
 def load_backbone(
-    model: str | None = None, *, weights: str | Path | None = None, random_seed: int | None = None, offline: bool = False
+    model: str | None = None, *, weights: str | Path | None = None, random_weights: int | None = None, offline: bool = False
 ) -> Backbone:
     """A backbone as a torch module in eval mode, float32, on the CPU; it maps normalised images (B, 3, H, W) to `Tokens`.
 
     `load_backbone("vits14")` downloads the released weights once. The other arguments and errors are those of `load`.
     """
-    return load(model, weights=weights, random_seed=random_seed, offline=offline).module
+    return load(model, weights=weights, random_weights=random_weights, offline=offline).module
 
 
 def build(checkpoint: BackboneCheckpoint) -> DinoVisionTransformer:

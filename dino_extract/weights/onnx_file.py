@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dino_extract.backbone import DinoVisionTransformer
 from dino_extract.errors import ConfigError, WeightsError
-from dino_extract.files import replace_atomically
+from dino_extract.files import check_target, replace_atomically
 from dino_extract.images.preprocess import Preprocess, parse_size
 from dino_extract.tokens import KIND_OF
 from dino_extract.weights.loading import LoadedBackbone
@@ -65,7 +65,7 @@ def write_onnx(model: LoadedBackbone, target: Path, *, size: str | int | None = 
         model: from `load`.
         target: the `.onnx` file; it, and its data file, are there whole or not at all.
         size: side in pixels, or HEIGHTxWIDTH; by default the model's own.
-        overwrite: whether a file that is there may be replaced.
+        overwrite: replace an existing file.
 
     Raises:
         ConfigError: a model of another library, a size that does not fit, another suffix, or the extra `onnx` is not installed.
@@ -81,9 +81,9 @@ def write_onnx(model: LoadedBackbone, target: Path, *, size: str | int | None = 
     if missing := [package for package in _PACKAGES if find_spec(package) is None]:
         raise ConfigError(f"the package `{missing[0]}` is not installed", hint="pip install 'dino-extract[onnx]'")
     data_target = target.with_name(target.name + ".data")
-    for each in (target, data_target):
-        if each.exists() and not overwrite:
-            raise WeightsError(f"`{each}` is already there", hint="`--overwrite` replaces it")
+    if data_target.exists() and not overwrite:
+        raise WeightsError(f"`{data_target}` is already there", hint="`overwrite=True` replaces it")
+    check_target(target, "model", overwrite=overwrite)
     height, width = parse_size(model.size if size is None else size)
     pixels = Preprocess(height=height, width=width, patch=backbone.patch_size, mean=backbone.mean, std=backbone.std)
     about = {

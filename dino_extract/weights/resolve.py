@@ -33,7 +33,7 @@ def ensure_available(
     model: str | None = None,
     *,
     weights: str | Path | None = None,
-    random_seed: int | None = None,
+    random_weights: int | None = None,
     offline: bool = False,
     progress: DownloadProgress | None = None,
     waiting: Callable[[], None] | None = None,
@@ -52,7 +52,7 @@ def ensure_available(
     if model is not None and is_timm(model):
         return
     checkpoint = find_checkpoint(model or DEFAULT_MODEL)
-    if random_seed is None and not present_places(checkpoint):
+    if random_weights is None and not present_places(checkpoint):
         resolve_weights(checkpoint, offline=offline, progress=progress, waiting=waiting)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,24 +110,24 @@ class LoadedTimm:
     licence: str
 
 
-def load_timm(name: str, *, weights: Path | None = None, random_seed: int | None = None, offline: bool = False) -> LoadedTimm:
+def load_timm(name: str, *, weights: Path | None = None, random_weights: int | None = None, offline: bool = False) -> LoadedTimm:
     """The timm model `timm/NAME` in eval mode, float32, with its own pretrained weights, those of a file, or random ones.
 
     Raises:
         ConfigError: timm's model gives no tokens.
         WeightsError: timm has no such model, or its weights are missing or do not fit.
     """
-    model = _create(name, random_seed)
+    model = _create(name, random_weights)
     module = TimmBackbone(model, name).eval()
     licence = str(module.model.pretrained_cfg.get("license") or "unknown")
-    if random_seed is not None:
-        return LoadedTimm(module, f"random:{random_seed}", f"random weights, seed {random_seed}", "none")
+    if random_weights is not None:
+        return LoadedTimm(module, f"random:{random_weights}", f"random weights, seed {random_weights}", "none")
     path = weights or _pretrained_file(name, module.model.pretrained_cfg, offline)
     _load_strictly(model, path)
     return LoadedTimm(module, file_sha256(path), f"timm checkpoint: {path}", "unknown" if weights else licence)
 
 
-def _create(name: str, random_seed: int | None) -> Any:
+def _create(name: str, random_weights: int | None) -> Any:
     # Costs seconds, and nothing but `--model timm/NAME` needs it.
     import timm
 
@@ -139,13 +139,13 @@ def _create(name: str, random_seed: int | None) -> Any:
             hint=f"there is {', '.join(close)}" if close else "`timm.list_models()` lists them",
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(random_seed or 0)
+        torch.manual_seed(random_weights or 0)
         try:
             return timm.create_model(short, num_classes=0, dynamic_img_size=True)
         except TypeError as error:
             if "dynamic_img_size" not in str(error):
                 raise
-        torch.manual_seed(random_seed or 0)
+        torch.manual_seed(random_weights or 0)
         return timm.create_model(short, num_classes=0)
 
 
@@ -177,28 +177,34 @@ def _pretrained_file(name: str, settings: dict[str, Any], offline: bool) -> Path
 
 
 def _load_strictly(model: Any, path: Path) -> None:
-    """Load a file into a timm model, which renames and resamples what it knows to; a classifier for its classes is left out."""
-    state = dict(read_tensor_file(path).tensors)
-    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if adapt is not None:
-        try:
-            state = adapt(state, model) if len(inspect.signature(adapt).parameters) > 1 else adapt(state)
-        except (KeyError, RuntimeError, AttributeError, ValueError, IndexError, AssertionError) as error:
-            raise WeightsError(f"`{path}` is not a checkpoint of this timm model: {error}") from error
+    """Load a file into a timm model, which renames and resamples the tensors that it knows; the head of a classifier is left out."""
+    state = _adapted(model, path)
     classifiers = model.pretrained_cfg.get("classifier") or ()
     dropped = {f"{part}.{kind}" for part in ([classifiers] if isinstance(classifiers, str) else classifiers) for kind in ("weight", "bias")}
     state = {key: tensor for key, tensor in state.items() if key not in dropped}
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    wrong = [
-        f"{key} {tuple(state[key].shape)} instead of {shape}"
-        for key, shape in expected.items()
-        if key in state and tuple(state[key].shape) != shape
-    ]
     for problem, keys in [
         ("lacks", expected.keys() - state.keys()),
         ("has unknown keys", state.keys() - expected.keys()),
-        ("has wrong shapes", wrong),
+        ("has wrong shapes", _misshapen(state, expected)),
     ]:
         if keys:
             raise WeightsError(f"`{path}` is not a checkpoint of this timm model, it {problem}: {named(keys)}")
     model.load_state_dict({key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()})
+
+
+def _adapted(model: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors in a file, after timm's own filter for checkpoints of this kind of model."""
+    state: dict[str, Tensor] = dict(read_tensor_file(path).tensors)
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if adapt is None:
+        return state
+    try:
+        return adapt(state, model) if len(inspect.signature(adapt).parameters) > 1 else adapt(state)
+    except (KeyError, RuntimeError, AttributeError, ValueError, IndexError, AssertionError) as error:
+        raise WeightsError(f"`{path}` is not a checkpoint of this timm model: {error}") from error
+
+
+def _misshapen(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items() if key in expected}
+    return [f"{key} {shapes[key]} instead of {shape}" for key, shape in expected.items() if shapes.get(key, shape) != shape]

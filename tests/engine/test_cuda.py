@@ -63,7 +63,7 @@ def test_a_model_that_makes_tensors_on_the_host_in_every_forward_runs() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 80, 3), dtype=np.uint8)
     tokens = [
         Engine(
-            load_backbone("timm/vit_small_patch16_dinov3", random_seed=0),
+            load_backbone("timm/vit_small_patch16_dinov3", random_weights=0),
             TokenSpec(("cls",)),
             device=device,
             dtype="float32",

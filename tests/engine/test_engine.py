@@ -281,7 +281,7 @@ def test_any_other_backbone_runs_as_it_is() -> None:
 
 def test_a_timm_model_gives_its_own_tokens() -> None:
     """A timm ViT behind our interface runs through the engine, in parts and padded, and gives what timm gives."""
-    backbone = load_backbone("timm/vit_tiny_patch16_224", random_seed=0)
+    backbone = load_backbone("timm/vit_tiny_patch16_224", random_weights=0)
     pixels = make_pixels(3, 224, 224)
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5  # this model's own statistics
 

@@ -84,7 +84,7 @@ def test_storage_type_is_chosen(tmp_path: Path) -> None:
     """`dtype` is the type of every tensor in the file."""
     source = saved(tmp_path, PLAIN)
 
-    written, _ = convert(source, tmp_path / "half.safetensors", "dino-extract", dtype="bfloat16")
+    written, _ = convert(source, tmp_path / "half.safetensors", "dino-extract", store_dtype="bfloat16")
 
     with safe_open(written, "pt") as file:
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.bfloat16}  # noqa: SIM118 - not a dict

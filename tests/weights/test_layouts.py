@@ -59,7 +59,7 @@ def test_exported_weights_come_back_bit_for_bit(config: BackboneConfig, layout: 
     """Official keys, exported to a layout that keeps every tensor and read again, are the same bits and the same architecture."""
     state = random_state(config, torch.bfloat16)
 
-    back = to_official(from_official(state, config, layout), origin="it")
+    back = to_official(from_official(state, layout), origin="it")
 
     assert_same_state(back.tensors, state)
     assert back.config == config
@@ -71,7 +71,7 @@ def test_timm_export_comes_back_with_the_same_meaning(config: BackboneConfig) ->
     """Through timm's keys all tensors come back but the mask token, and the class token with its position added keeps its sum."""
     state = random_state(config)
 
-    back = to_official(from_official(state, config, "timm"), origin="it")
+    back = to_official(from_official(state, "timm"), origin="it")
 
     assert torch.equal(back.tensors["cls_token"] + back.tensors["pos_embed"][:, :1], state["cls_token"] + state["pos_embed"][:, :1])
     assert torch.equal(back.tensors["pos_embed"][:, 1:], state["pos_embed"][:, 1:])
@@ -89,7 +89,7 @@ def test_a_full_vitg_comes_back_through_every_layout(layout: ExportLayout) -> No
     config = backbone_config(find_checkpoint("vitg14-reg"))
     state = {key: torch.randn(shape, dtype=torch.bfloat16) for key, shape in expected_shapes(config).items()}
 
-    back = to_official(from_official(state, config, layout), origin="it")
+    back = to_official(from_official(state, layout), origin="it")
 
     assert back.config == config
     folded = {"cls_token", "pos_embed", "mask_token"} if layout == "timm" else set()
@@ -319,7 +319,7 @@ def test_timm_computes_the_same_with_an_exported_giant(registers: int) -> None:
     theirs = timm.create_model(name, num_classes=0, depth=2, img_size=70).eval()
     images = torch.randn(1, 3, 70, 70)
 
-    theirs.load_state_dict(from_official(ours.state_dict(), config, "timm"))
+    theirs.load_state_dict(from_official(ours.state_dict(), "timm"))
 
     with torch.inference_mode():
         torch.testing.assert_close(theirs.forward_features(images), run(ours, images), rtol=0, atol=1e-4)

@@ -16,7 +16,7 @@ from dino_extract.weights.timm_backbone import TimmBackbone
 
 def backbone(name: str) -> TimmBackbone:
     """A small untrained timm model behind our interface."""
-    module = load(f"timm/{name}", random_seed=0).module
+    module = load(f"timm/{name}", random_weights=0).module
     assert isinstance(module, TimmBackbone)
     return module
 
@@ -91,13 +91,13 @@ def test_statistics_and_size_are_those_of_the_model() -> None:
 def test_models_without_tokens_are_refused(name: str) -> None:
     """Convolutional and hierarchical networks are an error that says why."""
     with pytest.raises(ConfigError, match=f"`timm/{name}` gives no sequence of tokens of square patches"):
-        load(f"timm/{name}", random_seed=0)
+        load(f"timm/{name}", random_weights=0)
 
 
 def test_unknown_model_is_an_error() -> None:
     """A name that timm does not know is an error."""
     with pytest.raises(WeightsError, match="has no model `vit_nonsense`"):
-        load("timm/vit_nonsense", random_seed=0)
+        load("timm/vit_nonsense", random_weights=0)
 
 
 def test_model_of_one_size_refuses_others() -> None:

@@ -32,7 +32,7 @@ class WeightsCheck:
     problem: str | None = None
 
 
-def verify_file(path: Path, expected: Checkpoint | None = None, place: Place | None = None) -> WeightsCheck:
+def check_file(path: Path, expected: Checkpoint | None = None, place: Place | None = None) -> WeightsCheck:
     """Hash a weights file, read all of it, and check that it is complete, finite, undamaged, and of the model it should be.
 
     Args:
@@ -60,9 +60,9 @@ def verify_file(path: Path, expected: Checkpoint | None = None, place: Place | N
     return WeightsCheck(str(path), sha256, found.name, found.layout, parameters, released, problem)
 
 
-def verify_model(checkpoint: Checkpoint) -> list[WeightsCheck]:
+def check_model(checkpoint: Checkpoint) -> list[WeightsCheck]:
     """Check every file of a model of the table that is on this machine."""
-    return [verify_file(place.path, checkpoint, place) for place in present_places(checkpoint)]
+    return [check_file(place.path, checkpoint, place) for place in present_places(checkpoint)]
 
 
 def verify_weights(targets: Sequence[str] | None = None) -> list[WeightsCheck]:
@@ -77,10 +77,10 @@ def verify_weights(targets: Sequence[str] | None = None) -> list[WeightsCheck]:
     results: list[WeightsCheck] = []
     for target in targets or checkpoints():
         if targets and Path(target).exists():
-            results.append(verify_file(Path(target)))
+            results.append(check_file(Path(target)))
             continue
         checkpoint = find_checkpoint(target)
-        found = verify_model(checkpoint)
+        found = check_model(checkpoint)
         if targets and not found:
             raise missing_error(checkpoint, "checking does not download them")
         results += found
