@@ -351,7 +351,7 @@ def test_a_run_loads_no_library_that_it_can_do_without(photos: Path) -> None:
         (["list.csv"], "`list.csv` is a table, not an image"),
         (["s3://bucket/images"], "`s3://bucket/images` is an address"),
         (["photos", "-o", "none/x.h5"], "`none/x.h5` cannot be written: there is no folder `none`"),
-        (["photos", "--max-failures", "some"], "takes a count or a percentage, got `some`"),
+        (["photos", "--max-failures", "some"], "must be a count or a percentage, got `some`"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_weights_are_looked_for(cli: Cli, photos: Path, words: list[str], says: str) -> None:
