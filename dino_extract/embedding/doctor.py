@@ -8,38 +8,13 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from dino_extract import __version__
-from dino_extract.results import Result
+from dino_extract.embedding.findings import Finding
 from dino_extract.weights import cache_dir
-
-Verdict = Literal["ok", "note", "problem"]
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "h5py", "safetensors")
 LEAST_FREE = 1_000_000_000  # bytes of disk space; less is a problem
-
-
-@dataclass(frozen=True, repr=False)
-class Finding(Result):
-    """The result of one check.
-
-    Args:
-        name: what was checked.
-        verdict: `ok`, `note`, or `problem`.
-        found: what is there.
-        advice: what to do about a problem.
-    """
-
-    name: str
-    verdict: Verdict
-    found: str
-    advice: str = ""
-
-    def summary(self) -> str:
-        """The finding on one line."""
-        return f"{self.verdict}: {self.name}, {self.found}"
 
 
 def doctor() -> Iterator[Finding]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
-from dino_extract.embedding.doctor import Finding
+from dino_extract.embedding.findings import Finding
 from dino_extract.engine import ComputeDtype, Engine, choose_device, choose_dtype
 from dino_extract.tokens import TokenSpec
 
