@@ -56,22 +56,25 @@ def disk_after_cut(events: list[tuple[object, ...]], folder_inode: int, old: dic
         elif kind == "rename":
             unsynced_names.append((rest[0], rest[1], inode))  # type: ignore[arg-type]
         elif kind == "sync" and inode == folder_inode:
-            for source, target, renamed in unsynced_names:
-                names.pop(source, None)
-                names[target] = renamed
+            rename(names, unsynced_names)
             unsynced_names = []
         elif kind == "sync":
             file = content.setdefault(inode, bytearray())
             file.extend(bytes(max(0, rest[0] - len(file))))  # type: ignore[operator]
             for offset, written in unsynced.pop(inode, []):
                 file[offset : offset + len(written)] = written
-    for source, target, renamed in unsynced_names[: rng.randint(0, len(unsynced_names))]:
-        names.pop(source, None)
-        names[target] = renamed
+    rename(names, unsynced_names[: rng.randint(0, len(unsynced_names))])
     for inode, writes in unsynced.items():
         for offset, written in writes:
             keep_some_sectors(content.get(inode), offset, written, rng)
     return {name: bytes(content[place]) if isinstance(place, int) else place for name, place in names.items()}
+
+
+def rename(names: dict[str, bytes | int], renames: list[tuple[str, str, int]]) -> None:
+    """Let the disk have renamed files: (old name, new name, inode)."""
+    for source, target, inode in renames:
+        names.pop(source, None)
+        names[target] = inode
 
 
 def keep_some_sectors(file: bytearray | None, offset: int, written: bytes, rng: random.Random) -> None:
