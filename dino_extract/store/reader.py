@@ -16,6 +16,7 @@ from dino_extract.status import Status
 from dino_extract.store.header import connect, read_header
 from dino_extract.store.layout import BOOKKEEPING, present_path_of
 from dino_extract.store.selection import RaggedRows, Rows
+from dino_extract.store.tables import arrow_table, data_frame, html
 
 # datasets of the file that have an attribute of their own here
 _ELSEWHERE = {name: name for name in ("paths", "image_size", "file_size", "file_mtime_ns")} | {"status": "all_status", "error": "failures"}
@@ -171,6 +172,17 @@ class Store:
         rows = self[name]
         assert isinstance(rows, Rows), f"`{name}` has one token per image"
         return rows
+
+    def to_arrow(self) -> Any:
+        """The embedded images as a `pyarrow.Table`; see `arrow_table`."""
+        return arrow_table(self)
+
+    def to_dataframe(self) -> Any:
+        """The embedded images as a `pandas.DataFrame`; see `data_frame`."""
+        return data_frame(self)
+
+    def _repr_html_(self) -> str:
+        return html(self)
 
     def close(self) -> None:
         """Close the file."""
