@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -49,4 +48,4 @@ def benchmark(
     if not quiet:
         say("measuring each stage, for about half a minute")
     report = dx.benchmark(sources or [], config, images=images, scratch=scratch)
-    print_json(asdict(report)) if as_json else print(report.text())
+    print_json(report) if as_json else print(report.text())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,7 +38,7 @@ from dino_extract.names import quoted
 from dino_extract.weights import ensure_available
 
 if TYPE_CHECKING:
-    from dino_extract.embedding.pipeline import EmbedResult
+    from dino_extract.embedding.stages import EmbedResult
 
 IMAGES = "Images"
 AGAIN = "Running again"
@@ -166,12 +165,12 @@ def embed(
     inputs["on_start"] = lambda job: tell("\n".join(job.describe()))
     if dry_run:
         forecast = dx.plan(listed, output, **inputs)
-        print_json(asdict(forecast)) if as_json else print(forecast.text())
+        print_json(forecast) if as_json else print(forecast.text())
         return
     with choose_progress(quiet=quiet) as bar:
         result = dx.embed(listed, output, max_failures=max_failures, on_progress=bar, **inputs)
     tell(f"{result.text()}\n{_next_step(result, shard)}")
-    print_json(asdict(result)) if as_json else print(result.path)
+    print_json(result) if as_json else print(result.path)
     if result.failed:
         raise typer.Exit(ExitCode.FAILURES)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -31,4 +30,4 @@ def join(
     if not quiet:
         repeated = f", {counted(result.repeated, 'row')} left out because another file has the same path" if result.repeated else ""
         say(f"{counted(result.files, 'file')}: {counted(result.total, 'image')}, {result.failed:,} failed{repeated}")
-    print_json(asdict(result)) if as_json else print(result.path)
+    print_json(result) if as_json else print(result.path)

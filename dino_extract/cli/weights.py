@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -70,7 +69,7 @@ def verify(
     """
     results = weights.verify_weights(targets)
     if as_json:
-        print_json([asdict(result) for result in results])
+        print_json(results)
     for result in results if not as_json else []:
         print(_checked(result))
     if not results:

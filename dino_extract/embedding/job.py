@@ -24,6 +24,7 @@ from dino_extract.images.loader import Loader, default_workers, scan_image_sizes
 from dino_extract.images.manifest import Manifest, manifest_of, resolve
 from dino_extract.images.preprocess import Preprocess
 from dino_extract.names import counted, path_as_text, path_from_text, printable, quoted
+from dino_extract.results import Result, shown
 from dino_extract.store import Layout, RowTable, Store, count_pending
 from dino_extract.weights import RANDOM_WEIGHTS_WARNING
 
@@ -141,8 +142,8 @@ class Job:
         return (loader.stats.read_s + loader.stats.decode_s) / len(rows)
 
 
-@dataclass(frozen=True)
-class Forecast:
+@dataclass(frozen=True, repr=False)
+class Forecast(Result):
     """What a run would need, for `--dry-run`.
 
     Args:
@@ -166,6 +167,10 @@ class Forecast:
     seconds: float
     model_seconds: float
     decode_seconds: float
+
+    def summary(self) -> str:
+        """Path, counts and time."""
+        return f"{shown(self.path)}, {self.pending:,} of {counted(self.rows, 'row')} to embed, about {self.seconds:,.0f} s"
 
     def text(self) -> str:
         """The plan for people."""

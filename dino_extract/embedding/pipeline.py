@@ -11,7 +11,6 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 from dino_extract.config import EmbedConfig, most_failures
 from dino_extract.embedding.job import Forecast, Job, prepare, prepare_like
 from dino_extract.embedding.recipe import HasRecord
-from dino_extract.embedding.stages import StageTimes, advice
+from dino_extract.embedding.stages import EmbedResult, StageTimes
 from dino_extract.engine import Engine, Ticket
 from dino_extract.errors import ConfigError, DinoExtractError, SourceError
 from dino_extract.images.finding import Sources
@@ -37,58 +36,10 @@ if TYPE_CHECKING:
 
     from dino_extract.config import EmbedOptions
 
-ADVICE_FROM_S = 30.0  # a shorter run says nothing about what would make it faster
-
 BATCHES_IN_FLIGHT = 2  # on each device: while one is read back the next is computed, so that the model never waits
 
 OnProgress = Callable[[int, int, int], None]  # images done, images in all, images without an embedding
 CLS = KIND_OF["cls"]
-
-
-@dataclass(frozen=True)
-class EmbedResult:
-    """What a run did.
-
-    Args:
-        path: the finished HDF5 file.
-        total: rows in it.
-        embedded: rows that this run did, failed ones among them.
-        reused: rows kept from earlier runs.
-        failed: rows without an embedding.
-        gone: rows kept whose images are no longer in the sources.
-        dropped: such rows that this run has left out, with `prune`.
-        seconds: wall time of this run, without finding the images and loading the model.
-        waited_s: seconds of it that were spent waiting, by what for: the decoder processes, divided into `read` and `decode` (which
-            includes resizing there) as their own time was, the `model`, and the disk (`write`).
-        first_failure: path of the first row without an embedding and the reason, or None.
-    """
-
-    path: str
-    total: int
-    embedded: int
-    reused: int
-    failed: int
-    gone: int
-    dropped: int
-    seconds: float
-    waited_s: dict[str, float]
-    first_failure: str | None = None
-
-    def text(self) -> str:
-        """The result for people: counts, rate, and what bounded the run."""
-        outcome = f"{self.total - self.failed:,} embedded, {self.failed:,} failed"
-        if self.first_failure is not None:
-            outcome += f" (the first: {self.first_failure})"
-        counts = f"{self.path}: {counted(self.total, 'image')}, {outcome}; {self.embedded:,} done now, {self.reused:,} kept"
-        if self.gone:
-            counts += f", {self.gone:,} of them of images that have gone (`--prune` drops these)"
-        if self.dropped:
-            counts += f", {self.dropped:,} dropped"
-        if not self.embedded:
-            return counts if self.dropped else f"{counts}, nothing was left to do"
-        rate = self.embedded / max(self.seconds, 1e-9)
-        speed = f"{counts}\n{self.seconds:,.1f} s, {rate:,.1f} images/s"
-        return speed if self.seconds < ADVICE_FROM_S else f"{speed}; {advice(self.waited_s, self.seconds)}"
 
 
 def embed(

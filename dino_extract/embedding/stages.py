@@ -1,4 +1,4 @@
-"""The stages of embedding: how long a run waited for each, and what makes each faster."""
+"""What a run did: how long it waited for each stage, and what makes each faster."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+
+from dino_extract.names import counted
+from dino_extract.results import Result, shown
+
+ADVICE_FROM_S = 30.0  # a shorter run says nothing about what would make it faster
 
 # What would make a stage faster; the sentence goes on with "would help".
 REMEDIES = {
@@ -69,3 +74,53 @@ def advice(waited_s: dict[str, float], seconds: float) -> str:
     waited = {"read" if read > decode else "decode": read + decode} | {name: waited_s[name] for name in ("model", "write")}
     stage = max(waited, key=lambda name: waited[name])
     return f"{waited[stage] / max(seconds, 1e-9):.0%} of the time went to {_WORK[stage]}: {REMEDIES[stage]} would help"
+
+
+@dataclass(frozen=True, repr=False)
+class EmbedResult(Result):
+    """What a run did.
+
+    Args:
+        path: the finished HDF5 file.
+        total: rows in it.
+        embedded: rows that this run did, failed ones among them.
+        reused: rows kept from earlier runs.
+        failed: rows without an embedding.
+        gone: rows kept whose images are no longer in the sources.
+        dropped: such rows that this run has left out, with `prune`.
+        seconds: wall time of this run, without finding the images and loading the model.
+        waited_s: seconds of it that were spent waiting, by what for: the decoder processes, divided into `read` and `decode` (which
+            includes resizing there) as their own time was, the `model`, and the disk (`write`).
+        first_failure: path of the first row without an embedding and the reason, or None.
+    """
+
+    path: str
+    total: int
+    embedded: int
+    reused: int
+    failed: int
+    gone: int
+    dropped: int
+    seconds: float
+    waited_s: dict[str, float]
+    first_failure: str | None = None
+
+    def summary(self) -> str:
+        """Path and counts."""
+        return f"{shown(self.path)}, {counted(self.total, 'image')}, {self.failed:,} failed"
+
+    def text(self) -> str:
+        """The result for people: counts, rate, and what bounded the run."""
+        outcome = f"{self.total - self.failed:,} embedded, {self.failed:,} failed"
+        if self.first_failure is not None:
+            outcome += f" (the first: {self.first_failure})"
+        counts = f"{self.path}: {counted(self.total, 'image')}, {outcome}; {self.embedded:,} done now, {self.reused:,} kept"
+        if self.gone:
+            counts += f", {self.gone:,} of them of deleted images (`--prune` drops these)"
+        if self.dropped:
+            counts += f", {self.dropped:,} dropped"
+        if not self.embedded:
+            return counts if self.dropped else f"{counts}, nothing was left to do"
+        rate = self.embedded / max(self.seconds, 1e-9)
+        speed = f"{counts}\n{self.seconds:,.1f} s, {rate:,.1f} images/s"
+        return speed if self.seconds < ADVICE_FROM_S else f"{speed}; {advice(self.waited_s, self.seconds)}"

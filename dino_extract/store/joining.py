@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from dino_extract.config import SIGNATURE, parse_shard
 from dino_extract.errors import StoreError
-from dino_extract.names import path_as_text, path_from_text
+from dino_extract.names import counted, path_as_text, path_from_text
+from dino_extract.results import Result, shown
 from dino_extract.status import Status
 from dino_extract.store import disk
 from dino_extract.store.donor import Donor, differences
@@ -29,8 +30,8 @@ from dino_extract.store.writer import Writer
 _Number = TypeVar("_Number", np.int32, np.int64)
 
 
-@dataclass(frozen=True)
-class JoinResult:
+@dataclass(frozen=True, repr=False)
+class JoinResult(Result):
     """What `join_stores` did.
 
     Args:
@@ -46,6 +47,10 @@ class JoinResult:
     total: int
     failed: int
     repeated: int
+
+    def summary(self) -> str:
+        """Path and counts."""
+        return f"{shown(self.path)}, {counted(self.total, 'row')} of {counted(self.files, 'file')}"
 
 
 def join_stores(

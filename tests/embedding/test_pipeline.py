@@ -17,7 +17,8 @@ from PIL import Image
 from dino_extract.backbone import BackboneConfig, DinoVisionTransformer
 from dino_extract.config import EmbedConfig
 from dino_extract.embedding.job import prepare
-from dino_extract.embedding.pipeline import EmbedResult, embed, embed_like, run
+from dino_extract.embedding.pipeline import embed, embed_like, run
+from dino_extract.embedding.stages import EmbedResult
 from dino_extract.engine import Engine
 from dino_extract.errors import ConfigError, DinoExtractError, StoreError
 from dino_extract.images.preprocess import Jpeg
@@ -173,7 +174,7 @@ def test_images_that_have_gone_keep_their_row_until_pruned(photos: Path, tmp_pat
     pruned, _ = embed_colours(photos, tmp_path / "x.h5", prune=True)
 
     assert (kept.total, kept.embedded, kept.gone, kept.dropped) == (10, 0, 1, 0)
-    assert "10 kept, 1 of them of images that have gone (`--prune` drops these), nothing was left to do" in kept.text()
+    assert "10 kept, 1 of them of deleted images (`--prune` drops these), nothing was left to do" in kept.text()
     assert (pruned.total, pruned.embedded, pruned.gone, pruned.dropped) == (9, 0, 0, 1)
     assert pruned.text().endswith("0 done now, 9 kept, 1 dropped")
 
