@@ -46,6 +46,7 @@ FORBIDDEN = {
     r"\bpictures?\b": "image",
     r"\b(?:TODO|FIXME|XXX)\b": "an issue",
 }
+OPTIONS_OF_OTHERS = {"--help", "--help-all", "--torch-backend", "--from", "--save-features", "--signals-to-handle"}
 REGISTRY_HOSTS = r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.(?:org|com)|ghcr\.io|docker\.io|quay\.io|crates\.io"
 
 
@@ -161,10 +162,36 @@ def test_pages_are_plain_english(path: Path) -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_help_texts_are_plain_english(name: str) -> None:
+    """The same of what `--help` prints for a command and for each of its options."""
+    command = commands()[name]
+    texts = [command.help or "", *(each.help or "" for each in command.params)]
+    found = [each for text in texts for paragraph in text.split("\n\n") for each in complaints(" ".join(paragraph.split()))]
+
+    assert not found, "\n".join(found)
+
+
 @pytest.mark.parametrize("path", pages(""))
 def test_links_lead_somewhere(path: Path) -> None:
     """Every relative link names a file that exists, and a heading that the file has."""
     assert not broken_links(path, path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", pages("README|docs/|CONTRIBUTING"))
+def test_commands_in_the_pages_have_their_options(path: Path) -> None:
+    """Every command in a block of code exists and has the options that the page gives it."""
+    assert not unknown_options(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", pages("README|docs/|CONTRIBUTING"))
+def test_options_in_the_text_exist(path: Path) -> None:
+    """Every option that a page speaks of belongs to a command, unless it is one of another program."""
+    text = re.sub(r"^( *)```.*?^\1```", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    named = {option for code in re.findall(r"`([^`\n]+)`", text) for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)}
+    known = {each for command in commands().values() for parameter in command.params for each in parameter.opts + parameter.secondary_opts}
+
+    assert not named - known - OPTIONS_OF_OTHERS
 
 
 @pytest.mark.parametrize("path", pages(""))
