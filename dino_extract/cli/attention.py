@@ -30,7 +30,7 @@ EXAMPLES = """Examples:
 
 def attention(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Write the pictures to this folder.")] = "attention",
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Write the images to this folder.")] = "attention",
     model: Model = None,
     weights: Weights = None,
     random_weights: RandomWeights = None,

@@ -31,7 +31,7 @@ def match(
     image_a: Annotated[str, typer.Argument(metavar="A", help="An image file, or with --file the path of an image in it.")],
     image_b: Annotated[str, typer.Argument(metavar="B", help="The image to compare it with.")],
     file: Annotated[str | None, typer.Option(metavar="FILE.h5", help="Take the patch tokens that are stored in this file.")] = None,
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE.png", help="Write the picture to this file.")] = "match.png",
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE.png", help="Write the image to this file.")] = "match.png",
     top: Annotated[int, typer.Option(min=1, help="Draw this many matches.")] = 40,
     spacing: Annotated[int, typer.Option(min=1, help="Draw no match closer than this many patches to a better one.")] = 2,
     min_similarity: Annotated[float, typer.Option(help="Leave out pairs with a smaller cosine.")] = 0.0,

@@ -23,7 +23,7 @@ def pca(
     paths: Annotated[
         list[str] | None, typer.Option("--path", metavar="KEY", help="Draw this image, or a quoted pattern such as 'cats/*' (repeatable).")
     ] = None,
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Write the pictures to this folder.")] = "pca",
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Write the images to this folder.")] = "pca",
     images: Annotated[int, typer.Option(min=0, help="Draw at most this many images, evenly spread; 0 draws all.")] = 16,
     dataset: Annotated[
         str, typer.Option(metavar="NAME", help="Use these patch tokens of the file, such as layers/9/patch_features.")

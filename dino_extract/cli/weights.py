@@ -90,7 +90,7 @@ def import_file(
 @app.command(cls=Command)
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint file of any layout, or the folder of a run.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file; a .pth file with `official`; a folder with `hf`.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file. With `official` a .pth file, with `hf` a folder.")],
     to: Annotated[
         Literal["official", "hf", "timm", "dino-extract"],
         typer.Option("--to", metavar="LAYOUT", help="official, hf, timm or dino-extract."),
