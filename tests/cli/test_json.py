@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from dino_extract.analysis.curate import Curated
 from dino_extract.analysis.dedup import Calibration, DedupResult, Leak
+from dino_extract.analysis.export.exporting import ExportResult
 from dino_extract.analysis.probes.knn import KnnResult
 from dino_extract.analysis.probes.linear import LinearResult
 from dino_extract.analysis.probes.linear_dense import DenseResult
@@ -18,11 +20,13 @@ from dino_extract.analysis.probes.probe import Classified
 from dino_extract.analysis.search import RetrievalScore, SearchResult
 from dino_extract.embedding.benchmark import BenchmarkReport
 from dino_extract.finetuning.loop import FinetuneResult
+from dino_extract.pictures.report import ReportResult
 from tests.cli.conftest import Cli
 from tests.sample_images import save_pictures
 
 PAGE = Path(__file__).parents[2] / "docs" / "json.md"
 FAST = ["--model", "tiny", "--random-weights", "0", "--size", "28", "--workers", "1", "--dtype", "float32", "-q"]
+NETWORK = ["--model", "tiny", "--random-weights", "0", "--size", "28", "-q"]
 
 
 def documented(command: str) -> set[str]:
@@ -45,6 +49,9 @@ def documented(command: str) -> set[str]:
         ("dedup", DedupResult),
         ("dedup --against", Leak),
         ("dedup --calibrate", Calibration),
+        ("curate", Curated),
+        ("report", ReportResult),
+        ("export", ExportResult),
     ],
 )
 def test_the_page_has_the_fields_of_each_result(command: str, result: Any) -> None:
@@ -71,8 +78,18 @@ def test_the_page_has_the_keys_that_commands_print(cli: Cli, tmp_path: Path, mon
         "weights list": ["weights", "list"],
         "weights verify": ["weights", "verify", "tiny"],
         "doctor": ["doctor"],
+        "embed with patches": ["embed", "photos", "-o", "patches.h5", "--tokens", "cls,patch", *FAST],
+        "outliers": ["outliers", "patches.h5"],
+        "cluster": ["cluster", "patches.h5", "2"],
+        "curate": ["curate", "patches.h5", "--images", "2"],
+        "pca": ["pca", "patches.h5"],
+        "match": ["match", "photos/even/0000.png", "photos/even/0002.png", "--keep-background", *NETWORK],
+        "attention": ["attention", "photos/even/0000.png", *NETWORK],
+        "report": ["report", "patches.h5"],
+        "export": ["export", "patches.h5", "--to", "csv"],
     }.items():
         result = json.loads(cli(*words, "--json").out)
         printed[command] = set(result[0] if isinstance(result, list) else result)
 
+    assert printed.pop("embed with patches") == documented("embed")
     assert printed == {command: documented(command) for command in printed}

@@ -79,15 +79,19 @@ def test_a_broken_image_costs_its_own_row_and_shifts_no_other(photos: Path, tmp_
 
 
 def test_errors_are_those_of_the_documented_format(photos: Path, tmp_path: Path) -> None:
-    """The text that docs/file-format.md shows for a web page is the one that it gets."""
+    """The texts that docs/file-format.md shows are what a web page and a damaged PNG get."""
     (photos / "page.png").write_text("<!DOCTYPE html><html></html>")
+    damaged = bytearray((photos / "even" / "0000.png").read_bytes())
+    damaged[damaged.index(b"IDAT") + 12] ^= 0xFF
+    (photos / "wrong_bit.png").write_bytes(damaged)
     document = (Path(__file__).parents[2] / "docs" / "file-format.md").read_text(encoding="utf-8")
 
     embed_colours(photos, tmp_path / "x.h5")
 
     with open_store(tmp_path / "x.h5") as store:
-        (page,) = (failure.error for failure in store.failures)
+        page, wrong_bit = (failure.error for failure in store.failures)
     assert f"'{page}'" in document
+    assert f"`{wrong_bit}`" in document
 
 
 def test_a_second_run_computes_nothing_and_touches_nothing(photos: Path, tmp_path: Path) -> None:
