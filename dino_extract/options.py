@@ -72,11 +72,6 @@ class Options:
             object.__setattr__(self, name, checked(name, hint, getattr(self, name), limits))
 
 
-def limits_of(cls: type, name: str) -> Limits:
-    """The limits of a field of a configuration class."""
-    return _fields(cls)[name][1]
-
-
 def built(cls: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:
     """An object of a configuration class from values by name; errors show each name behind `prefix`.
 

@@ -5,15 +5,15 @@ Example:
     class Found(Result):
         paths: tuple[str, ...]
         model: Any
-        left_out = ("model",)  # of JSON
+        json_without = ("model",)
 
         def summary(self) -> str:
-            return f"{len(self.paths):,} images"
+            return counted(len(self.paths), "image")
 
         def table(self) -> list[dict[str, Any]]:
             return [{"path": path} for path in self.paths]
 
-    Found(("a.jpg",), None)            # Found(1 images)
+    Found(("a.jpg",), None)            # Found(1 image)
     Found(("a.jpg",), None).to_dict()  # {"paths": ["a.jpg"]}, which `--json` prints
 """
 
@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from html import escape
 from math import isfinite
+from os import PathLike, fspath
 from typing import Any, ClassVar
 
 from dino_extract.errors import ConfigError
@@ -99,6 +100,8 @@ def _as_builtin(value: Any) -> Any:
         return {name: getattr(value, name) for name in _names(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return value._asdict()
+    if isinstance(value, PathLike):
+        return fspath(value)
     return value.tolist() if hasattr(value, "tolist") else value  # arrays and numbers of numpy, tensors of torch
 
 

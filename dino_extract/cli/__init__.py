@@ -33,8 +33,21 @@ class Signalled(BaseException):
         self.number = number
 
 
+_last_signal: list[Signalled] = []  # at most one: the signal that has been received
+
+
+def raise_lost_signal() -> None:
+    """Raise the signal that has been received once more; nothing if there is none.
+
+    C code that calls Python may drop any exception, that of a signal too. Work that goes on afterwards ends here.
+    """
+    if _last_signal:
+        raise _last_signal[0]
+
+
 def main() -> None:
     """Run the command line and exit with a code from `ExitCode`."""
+    _last_signal.clear()
     for number in STOPPING:
         signal.signal(number, _stop_in_order)
     _open_closed_streams()
@@ -111,7 +124,8 @@ def _stop_in_order(number: int, frame: FrameType | None) -> None:
 
 def _unwind(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
-    raise Signalled(number)
+    _last_signal[:] = [Signalled(number)]
+    raise _last_signal[0]
 
 
 def _tell(kind: str, message: str, hint: str | None) -> None:

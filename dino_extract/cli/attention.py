@@ -16,10 +16,10 @@ from dino_extract.cli.options import (
     RandomWeights,
     Weights,
     end_with_failures,
-    images_text,
     print_json,
     say,
 )
+from dino_extract.names import counted
 
 EXAMPLES = """Examples:
 
@@ -45,7 +45,7 @@ def attention(
 ) -> None:
     """Draw the attention of the CLS token over the patches of images, for each head. Register tokens are left out."""
     if not quiet:
-        say(f"attention in {images_text(len(images))} ...")
+        say(f"attention in {counted(len(images), 'image')} ...")
     failed: list[str] = []
     found = dx.attention(
         images,

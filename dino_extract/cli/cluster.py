@@ -20,7 +20,6 @@ from dino_extract.cli.options import (
     check_targets,
     draw_sheet,
     file_in,
-    images_text,
     numbers,
     print_json,
     say,
@@ -28,6 +27,7 @@ from dino_extract.cli.options import (
     write_images,
     write_list,
 )
+from dino_extract.names import counted
 
 EXAMPLES = """Examples:
 
@@ -85,7 +85,7 @@ def cluster(
         return
     for level, agreement in zip(found.levels, agreements, strict=True):
         text = f"   purity {agreement.purity:.2%}   NMI {agreement.nmi:.4f}" if agreement else ""
-        print(f"{len(level.centres):,} clusters of {images_text(len(found.paths))}{text}")
+        print(f"{len(level.centres):,} clusters of {counted(len(found.paths), 'image')}{text}")
     print("cluster  images  mean similarity  most typical")
     finest = found.levels[0]
     for number in range(min(len(finest.centres), SHOWN_CLUSTERS)):
@@ -125,7 +125,7 @@ def curate(
     announce("choosing from {}", file, quiet=quiet)
     found = dx.curate(file, images, levels=sizes, like=like, by=by, dataset=dataset, seed=seed)
     if len(found.paths) < images:
-        say(f"note: only {images_text(len(found.paths))} belong to clusters with enough seeds")
+        say(f"note: only {counted(len(found.paths), 'image')} belong to clusters with enough seeds")
     if output is not None:
         write_list(output, found.paths, overwrite=overwrite)
     if as_json:

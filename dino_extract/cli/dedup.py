@@ -20,13 +20,12 @@ from dino_extract.cli.options import (
     announce,
     check_targets,
     draw_sheet,
-    images_text,
     print_json,
     say,
     write_list,
 )
 from dino_extract.errors import ConfigError
-from dino_extract.names import quoted
+from dino_extract.names import counted, quoted
 
 if TYPE_CHECKING:
     from dino_extract.analysis.dedup import Calibration, DedupResult, Leak
@@ -115,7 +114,7 @@ def _print_groups(result: DedupResult, as_json: bool) -> None:
         print_json(result)
         return
     groups = f"{len(result.groups):,} {'group' if len(result.groups) == 1 else 'groups'}"
-    print(f"{images_text(result.images)}: {groups}, {images_text(len(result.drop))} to drop (cosine >= {result.threshold})")
+    print(f"{counted(result.images, 'image')}: {groups}, {counted(len(result.drop), 'image')} to drop (cosine >= {result.threshold})")
     print("threshold  groups  to drop")
     for step in result.ladder:
         print(f"{step.threshold:9}  {step.groups:6,}  {step.dropped:7,}")
@@ -141,7 +140,7 @@ def _print_leaks(found: Sequence[Leak], num_images: int, against: str, as_json: 
     if as_json:
         print_json(found)
         return
-    print(f"{len(found):,} of {images_text(num_images)} are in {against} too")
+    print(f"{len(found):,} of {counted(num_images, 'image')} are in {against} too")
     for leak in found[:MAX_LISTED]:
         print(f"{leak.similarity:.4f}  {leak.path}  =  {leak.other}")
     if len(found) > MAX_LISTED:

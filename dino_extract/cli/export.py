@@ -8,7 +8,8 @@ import typer
 
 import dino_extract as dx
 from dino_extract.analysis.export.formats import FormatName
-from dino_extract.cli.options import AsJson, Overwrite, images_text, print_json, say
+from dino_extract.cli.options import AsJson, Overwrite, print_json, say
+from dino_extract.names import counted
 
 EXAMPLES = """Examples:
 
@@ -38,7 +39,7 @@ def export(
     """Write embeddings as npy, Parquet, CSV, AnnData, hloc, ann-benchmarks or MIL bags. Failed images are left out."""
     result = dx.export(file, output, to, dataset=dataset, dtype=store_dtype, overwrite=overwrite)
     left_out = f", {result.left_out:,} failed {'image' if result.left_out == 1 else 'images'} left out" if result.left_out else ""
-    say(f"{images_text(result.rows)}{left_out}")
+    say(f"{counted(result.rows, 'image')}{left_out}")
     if as_json:
         print_json(result)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -152,7 +151,7 @@ def finetune(
     if os.environ.get("RANK", "0") != "0":  # of several processes under torchrun, only the first one prints
         return
     if as_json:
-        print_json({**asdict(result), "output": str(result.output)})
+        print_json(result)
     say(f"{result.steps} steps done, {result.images_per_s:.1f} images/s, {result.unreadable} unreadable images")
     run, embeddings = quoted(str(result.output)), quoted(f"{result.output}.h5")
     say(f"next: dino-extract embed {quoted_sources(result.sources)} --weights {run} -o {embeddings}")

@@ -22,12 +22,12 @@ from dino_extract.cli.options import (
     TestLabels,
     announce,
     check_targets,
-    images_text,
     numbers,
     print_json,
     say,
     write_predictions,
 )
+from dino_extract.names import counted
 
 EXAMPLES = """Examples:
 
@@ -86,7 +86,7 @@ def knn(
     if as_json:
         print_json(result)
         return
-    print(f"{images_text(result.num_test)} by {result.num_train:,} neighbours, {len(result.classes)} classes")
+    print(f"{counted(result.num_test, 'image')} by {result.num_train:,} neighbours, {len(result.classes)} classes")
     print("    k   top-1   top-5")
     for score in result.scores:
         spread = f"  (top-1 +- {score.top1_std:.1%} over {tries} tries)" if per_class and tries > 1 else ""
@@ -96,7 +96,7 @@ def knn(
 
 def notes(unlabelled: int, wanted: Sequence[int], used: Sequence[int], num_train: int, per_class: int | None = None) -> list[str]:
     """Notes about images that are left out, and values of k that are changed."""
-    lines = [f"note: {images_text(unlabelled)} without a label {'is' if unlabelled == 1 else 'are'} left out"] if unlabelled else []
+    lines = [f"note: {counted(unlabelled, 'image')} without a label {'is' if unlabelled == 1 else 'are'} left out"] if unlabelled else []
     if too_many := [str(k) for k in wanted if k > max(used)]:
         reason = f"there are {num_train:,} training images" if per_class is None else "`--per-class` draws no more of a class"
         lines.append(f"note: k = {', '.join(too_many)} became {max(used)}: {reason}")

@@ -21,13 +21,12 @@ from dino_extract.cli.options import (
     announce,
     check_targets,
     end_with_failures,
-    images_text,
     print_json,
     say,
     words,
     write_predictions,
 )
-from dino_extract.names import quoted
+from dino_extract.names import counted, quoted
 
 EXAMPLES = """Examples:
 
@@ -85,7 +84,7 @@ def linear(
         seed=seed,
     )
     if result.unlabelled:
-        say(f"note: {images_text(result.unlabelled)} without a label left out")
+        say(f"note: {counted(result.unlabelled, 'image')} without a label left out")
     if save:
         result.probe.save(save, overwrite=overwrite)
         say(f"classifier: {save}; apply it with `dino-extract classify {quoted(save)} NEW.h5`")

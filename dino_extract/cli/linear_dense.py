@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 import dino_extract as dx
-from dino_extract.cli.options import AsJson, Overwrite, Quiet, Seed, announce, check_targets, images_text, print_json, say, words
+from dino_extract.cli.options import AsJson, Overwrite, Quiet, Seed, announce, check_targets, print_json, say, words
+from dino_extract.names import counted
 
 EXAMPLES = """Examples:
 
@@ -52,7 +53,7 @@ def linear_dense(
         seed=seed,
     )
     if result.without_target:
-        say(f"note: {images_text(result.without_target)} without a target left out")
+        say(f"note: {counted(result.without_target, 'image')} without a target left out")
     if save:
         result.head.save(save, overwrite=overwrite)
         say(f"head: {save}")

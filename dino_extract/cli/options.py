@@ -16,6 +16,7 @@ from dino_extract.cli.help import EXPERT
 from dino_extract.config import Dtype
 from dino_extract.errors import ConfigError, ExitCode
 from dino_extract.files import check_target, replace_atomically
+from dino_extract.names import counted
 from dino_extract.results import plain
 from dino_extract.weights.registry import checkpoints
 
@@ -148,12 +149,7 @@ def announce(work: str, *files: str, quiet: bool = False) -> None:
     for file in files:
         with dx.open(file) as store:
             count += len(store)
-    say(f"{work.format(images_text(count))} ...")
-
-
-def images_text(count: int) -> str:
-    """A number of images, such as `1 image` or `5,015 images`."""
-    return f"{count:,} {'image' if count == 1 else 'images'}"
+    say(f"{work.format(counted(count, 'image'))} ...")
 
 
 def check_targets(targets: Mapping[str, str | None], *, overwrite: bool, confusion: str | None = None) -> None:
@@ -194,14 +190,14 @@ def draw_sheet(result: Any, file: str, path: str | None, *, overwrite: bool, **o
     drawn = dx.sheet(result, file, path, overwrite=overwrite, **options)
     say(f"contact sheet of {drawn.text}: {drawn.path}" if drawn.path else f"no contact sheet: {drawn.text}")
     if drawn.lost:
-        say(f"note: {images_text(len(drawn.lost))} moved or deleted since embedding, such as `{drawn.lost[0]}`; shown as grey tiles")
+        say(f"note: {counted(len(drawn.lost), 'image')} moved or deleted since embedding, such as `{drawn.lost[0]}`; shown as grey tiles")
 
 
 def write_images(path: str, images: Sequence[str], columns: Mapping[str, Sequence[Any]], *, overwrite: bool) -> None:
     """Write a table with a line for each image."""
     rounded = {name: [round(value, 4) if isinstance(value, float) else value for value in values] for name, values in columns.items()}
     dx.write_table(path, images, rounded, overwrite=overwrite)
-    say(f"{images_text(len(images))}: {path}")
+    say(f"{counted(len(images), 'image')}: {path}")
 
 
 def write_predictions(result: Any, test: str, confusion: str | None, predictions: str | None, *, overwrite: bool) -> None:

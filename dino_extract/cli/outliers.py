@@ -17,10 +17,10 @@ from dino_extract.cli.options import (
     announce,
     check_targets,
     draw_sheet,
-    images_text,
     print_json,
     write_images,
 )
+from dino_extract.names import counted
 
 EXAMPLES = """Examples:
 
@@ -62,10 +62,10 @@ def outliers(
         return
     if against is None:
         others = "all" if found.num_compared == len(found) else f"{found.num_compared:,}"
-        print(f"{images_text(len(found))}, each compared with {others} others")
+        print(f"{counted(len(found), 'image')}, each compared with {others} others")
     else:
         share = found.num_rare / len(found)
-        print(f"{found.num_rare:,} of {images_text(len(found))} ({share:.1%}) are more isolated than 99% of those of {against}")
+        print(f"{found.num_rare:,} of {counted(len(found), 'image')} ({share:.1%}) are more isolated than 99% of those of {against}")
     print("isolation  unusual  path  (most like)")
     for line in found.first(top):
         print(f"{line.isolation:9.4f}  {line.unusual:7.1%}  {line.path}  ({line.similarity:.4f} {line.nearest})")

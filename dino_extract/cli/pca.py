@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 import dino_extract as dx
-from dino_extract.cli.options import AsJson, Overwrite, Quiet, announce, check_targets, file_in, images_text, print_json, say
+from dino_extract.cli.options import AsJson, Overwrite, Quiet, announce, check_targets, file_in, print_json, say
+from dino_extract.names import counted
 
 EXAMPLES = """Examples:
 
@@ -58,7 +59,7 @@ def pca(
     explained = pictures.colours.explained
     if not quiet:
         share = sum(pictures.foreground) / len(pictures.foreground)
-        count = images_text(len(pictures.paths))
+        count = counted(len(pictures.paths), "image")
         say(f"{count}, {share:.0%} foreground, three colours show {explained[1:].sum():.0%} of its variance")
     if as_json:
         files = {"grid": grid, "pictures": written, "components": saved}

@@ -9,6 +9,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from dino_extract.cli import raise_lost_signal
+
 LINE_EVERY_S = 30.0
 BYTES = "bytes"  # the unit of a download
 
@@ -17,7 +19,8 @@ class Silent:
     """No progress at all."""
 
     def __call__(self, done: int, total: int, failed: int = 0) -> None:
-        """Note that `done` of `total` are finished, `failed` of them without a result."""
+        """Note that `done` of `total` are finished, `failed` of them without a result. A signal ends the work here at the latest."""
+        raise_lost_signal()
 
     def close(self) -> None:
         """End the line that is being drawn."""
@@ -39,6 +42,7 @@ class Bar(Silent):
 
     def __call__(self, done: int, total: int, failed: int = 0) -> None:
         """Move the bar."""
+        super().__call__(done, total, failed)
         if self._bar is None:
             unit = {"unit": "B", "unit_scale": True} if self._unit == BYTES else {"unit": f" {self._unit}"}
             self._bar = tqdm(
@@ -78,6 +82,7 @@ class Lines(Silent):
 
     def __call__(self, done: int, total: int, failed: int = 0) -> None:
         """Print a line if the last is old enough."""
+        super().__call__(done, total, failed)
         now = self._clock()
         self._first = self._first or (now, done)
         if now - self._printed_at < LINE_EVERY_S:

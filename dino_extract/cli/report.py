@@ -16,11 +16,11 @@ from dino_extract.cli.options import (
     Quiet,
     Threshold,
     announce,
-    images_text,
     print_json,
     say,
 )
 from dino_extract.cli.progress import choose_progress
+from dino_extract.names import counted
 
 EXAMPLES = """Examples:
 
@@ -66,9 +66,9 @@ def report(
     finally:
         progress.close()
     if not quiet:
-        say(f"{result.shown:,} of {images_text(result.images)} on the map, page of {result.nbytes / 1e6:.1f} MB")
+        say(f"{result.shown:,} of {counted(result.images, 'image')} on the map, page of {result.nbytes / 1e6:.1f} MB")
         if result.lost:
-            say(f"note: {images_text(result.lost)} moved or deleted since embedding; the page shows no picture of them")
+            say(f"note: {counted(result.lost, 'image')} moved or deleted since embedding; the page shows no picture of them")
     if as_json:
         print_json(result)
     else:

@@ -50,14 +50,23 @@ def option_of(parameter: Any) -> str:
 
 
 def with_options(text: str, parameters: Mapping[str, str]) -> str:
-    """The text with each parameter in backticks replaced by its option, with or without `=True`.
+    """The text with each parameter in backticks replaced by its option, and `name=value` by `--name value`.
 
     A value that somebody typed (`got ...`) stays as it is.
 
     >>> with_options("`top` must be at least 1, got `top`", {"top": "--top"})
     '`--top` must be at least 1, got `top`'
+    >>> with_options("`compile=on` needs a compiler", {"compile": "--compile"})
+    '`--compile on` needs a compiler'
     """
-    return re.sub(r"(?<!got )`(\w+)(?:=True)?`", lambda found: f"`{parameters.get(found[1], found[1])}`", text)
+
+    def typed(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        if name not in parameters:
+            return found[0]
+        return f"`{parameters[name]}`" if value in (None, "True") else f"`{parameters[name]} {value}`"
+
+    return re.sub(r"(?<!got )`(\w+)(?:=(\w+))?`", typed, text)
 
 
 def parameters_of(command: Any) -> dict[str, str]:

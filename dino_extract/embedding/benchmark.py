@@ -25,6 +25,7 @@ from dino_extract.images.containers import ImageError
 from dino_extract.images.pixels import decoded_image
 from dino_extract.images.preprocess import DeviceImages, Preprocess, preprocess_image
 from dino_extract.images.reading import read_image_bytes
+from dino_extract.results import Result
 from dino_extract.store import RowTable, open_writer
 
 MODEL_SECONDS = 3.0  # long enough for a few batches of a small model on a slow machine
@@ -52,8 +53,8 @@ class Stage:
     images_per_s: float
 
 
-@dataclass(frozen=True)
-class BenchmarkReport:
+@dataclass(frozen=True, repr=False)
+class BenchmarkReport(Result):
     """What a benchmark found.
 
     Args:
@@ -64,7 +65,7 @@ class BenchmarkReport:
         batch_size: images in one batch of the model.
         attention: the form of attention that was chosen.
         compiled: whether torch.compile made the network.
-        resize: where small images are resized: `host`, by the decoder processes, or `device`, beside the model.
+        resize: where small images are resized: `host`, by the decoder processes, or `device`, on the GPU.
         stages: read, decode, resize, model, write.
         whole: the whole run with everything at once, from the first image read to the file under its name.
         possible_images_per_s: what the stages would allow if they overlapped perfectly.
@@ -89,6 +90,10 @@ class BenchmarkReport:
     model_gflops: float | None
     bound: str
     advice: str
+
+    def summary(self) -> str:
+        """Model, device and speed."""
+        return f"{self.model} on {self.device} in {self.dtype}, {self.whole.images_per_s:,.1f} images/s"
 
     def text(self) -> str:
         """The report for people, one line for each stage."""
@@ -116,17 +121,15 @@ def benchmark(sources: Sequence[str], config: EmbedConfig, *, images: int = 256,
         sources: folders, files, globs, `.tar` or `.zip` archives with the images to measure with; none makes up some of 500 x 375 pixels.
         config: as for `embed`.
         images: how many images are used at most, spread evenly over all.
-        scratch: folder on the disk to be measured; everything written there is removed.
+        scratch: folder on the disk that is measured; everything written there is removed.
 
     Raises:
         DinoExtractError: as from `embed`; or not one of the images can be read.
     """
     if "," in config.device or config.device == "all":
-        raise ConfigError(
-            f"`benchmark` measures one device, got `--device {config.device}`", hint="each GPU alone, or `embed --device all`"
-        )
+        raise ConfigError(f"`device` must be a single device, got `{config.device}`", hint="measure each GPU alone, or use all in `embed`")
     if config.preprocess == "native":
-        raise ConfigError("`benchmark` needs images of one size, `--preprocess native` gives each its own", hint="leave it out")
+        raise ConfigError("`benchmark` needs images of one size, which `preprocess=native` does not give", hint="leave it out")
     with tempfile.TemporaryDirectory(prefix="dino-extract-benchmark-", dir=scratch) as folder:
         if not sources:
             sources = [os.path.join(folder, "images")]

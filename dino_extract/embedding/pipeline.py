@@ -65,7 +65,7 @@ def embed(
         suffixes: take exactly files with this suffix or these, instead of everything that may be an image.
         stdin: binary stream from which the source `-` reads its list.
         overwrite: replace a file that was made with other options.
-        prune: drop the rows of images that have gone.
+        prune: remove the rows of deleted images.
         retry_failed: try images again that could not be embedded.
         max_failures: more failed images than this count (an int), this share of all (a float, 0..1), or `"1%"` are an error.
         on_start: called once the images are found and the model is loaded.
@@ -297,7 +297,7 @@ def embedded_batches(
 def _submit_native(job: Job, engine: Engine, batch: DecodedBatch) -> Callable[[], dict[str, Any]]:
     """Start on a batch of one image in its own shape, for the arrays; patches are flat, (N, D), because each image has another grid."""
     (image,) = batch.pixels
-    assert isinstance(image, np.ndarray), "`--decode device` is refused for `native`"
+    assert isinstance(image, np.ndarray), "`decode=device` is refused for `native`"
     row = int(batch.rows[0])
     patch = job.settings.preprocess.patch
     if (

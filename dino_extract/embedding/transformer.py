@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from dino_extract.embedding.encoder import AnyImage, Encoder
 from dino_extract.errors import ConfigError
+from dino_extract.tokens import KINDS
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
 except ImportError as error:
     raise ConfigError("an EmbeddingTransformer needs scikit-learn", hint="pip install 'dino-extract[analysis]'") from error
 
-_POOLED = {"cls": "features", "mean": "mean_features"}
+_DATASETS = {kind.name: kind.dataset for kind in KINDS if kind.is_vector}  # kinds with one token per image
 
 
 class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -98,9 +99,9 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
 
     def _datasets(self) -> list[str]:
         kinds = [kind.strip() for kind in str(self.tokens).split(",")]
-        if not set(kinds) <= _POOLED.keys():
+        if not set(kinds) <= _DATASETS.keys():
             raise ConfigError(f"`tokens` must be `cls`, `mean` or `cls,mean`, got `{self.tokens}`", hint="patch tokens are not one vector")
-        return [dataset for kind, dataset in _POOLED.items() if kind in kinds]
+        return [dataset for kind, dataset in _DATASETS.items() if kind in kinds]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -24,8 +24,8 @@ def require_decoder() -> None:
     except (ImportError, OSError, RuntimeError) as error:
         lines = str(error).strip().splitlines()
         raise ConfigError(
-            f"`--decode device` needs torchcodec: {lines[0] if lines else error!r}",
-            hint="`pip install -U 'torchcodec>=0.16'`, which needs torch 2.11, or leave `--decode` out",
+            f"`decode=device` needs torchcodec: {lines[0] if lines else error!r}",
+            hint="`pip install -U 'torchcodec>=0.16'`, which needs torch 2.11, or leave `decode` out",
         ) from error
 
 

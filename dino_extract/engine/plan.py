@@ -27,14 +27,14 @@ COMPILE_FLOPS = 1e17
 
 
 def choose_device(device: str) -> torch.device:
-    """The torch device of `--device`: `auto` is the first CUDA GPU, or the CPU.
+    """The torch device of a name: `auto` is the first CUDA GPU, or the CPU.
 
     Raises:
         ConfigError: another kind of device, or one that does not exist here.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
         raise ConfigError(
-            f"`--device` takes auto, cpu, cuda or cuda:N, got `{device}`", hint="`dino-extract doctor` lists what this machine has"
+            f"`device` must be auto, cpu, cuda or cuda:N, got `{device}`", hint="`dino-extract doctor` lists what this machine has"
         )
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,7 +50,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_devices(devices: str) -> tuple[torch.device, ...]:
-    """The torch devices of `--device`: one as for `choose_device`, several with commas, or `all` CUDA GPUs.
+    """The torch devices of some names: one as for `choose_device`, several with commas, or `all` CUDA GPUs.
 
     Raises:
         ConfigError: as from `choose_device`; GPUs and the CPU together; or `all` of none.
@@ -59,10 +59,10 @@ def choose_devices(devices: str) -> tuple[torch.device, ...]:
     if names == ["all"]:
         names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
         if not names:
-            raise ConfigError("`--device all` takes all GPUs, and there are none", hint="`dino-extract doctor` lists what this machine has")
+            raise ConfigError("`device=all` takes all GPUs, and there are none", hint="`dino-extract doctor` lists what this machine has")
     chosen = tuple(choose_device(name) for name in names)
     if len({device.type for device in chosen}) > 1:
-        raise ConfigError(f"`--device` takes GPUs or the CPU, not both, got `{devices}`")
+        raise ConfigError(f"`device` must name GPUs or the CPU, not both, got `{devices}`")
     return chosen
 
 
@@ -135,7 +135,7 @@ def forward_flops(backbone: Backbone, size: tuple[int, int], *, whole: bool) -> 
 
 
 def choose_compiled(wish: Compile, device: torch.device, flops: float | None) -> bool:
-    """Whether the network is compiled, for `--compile`: `auto` does where that is worth it, and something here can compile.
+    """Whether the network is compiled: `auto` does where that is worth it, and something here can compile.
 
     Args:
         wish: of the user.
@@ -153,7 +153,7 @@ def choose_compiled(wish: Compile, device: torch.device, flops: float | None) ->
     if wish == "auto":
         return False
     needs = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler"
-    raise ConfigError(f"`--compile on` needs {needs}, and torch says: {problem}", hint="leave it out, or install g++")
+    raise ConfigError(f"`compile=on` needs {needs}, and torch says: {problem}", hint="leave it out, or install g++")
 
 
 def is_worth_compiling(device: torch.device, flops: float | None) -> bool:

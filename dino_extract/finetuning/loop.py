@@ -35,11 +35,12 @@ from dino_extract.finetuning.step import TrainingStep, compile_blocks
 from dino_extract.finetuning.student_teacher import CropBatch, StudentTeacher
 from dino_extract.images.finding import find_images
 from dino_extract.images.manifest import Manifest
-from dino_extract.names import printable
+from dino_extract.names import counted, printable
+from dino_extract.results import Result, shown
 
 
 @dataclass(frozen=True, repr=False)
-class FinetuneResult:
+class FinetuneResult(Result):
     """The result of a run.
 
     Args:
@@ -58,12 +59,13 @@ class FinetuneResult:
     unreadable: int
     evaluations: list[dict[str, float]]
 
-    def __repr__(self) -> str:
-        return f"FinetuneResult({str(self.output)!r}, steps={self.steps}, unreadable={self.unreadable})"
+    def summary(self) -> str:
+        """Folder and counts."""
+        return f"{shown(str(self.output))}, {counted(self.steps, 'step')}, {counted(self.unreadable, 'unreadable image')}"
 
 
 def train(config: FinetuneConfig, log: Log | None = None) -> FinetuneResult:
-    """Train a backbone by a configuration; `finetune.api.finetune` is the public form, and lists the errors."""
+    """Train a backbone by a configuration; `finetuning.api.finetune` is the public form, and lists the errors."""
     check(config)
     device = setup.choose_device(config.device)
     distributed.start(device)

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dino_extract.errors import WeightsError
+from dino_extract.results import Result, shown
 from dino_extract.weights.checkpoint import checkpoint_file, read_checkpoint
 from dino_extract.weights.checksum import file_sha256
 from dino_extract.weights.locate import Place, missing_error, present_places
 from dino_extract.weights.registry import Checkpoint, checkpoints, find_checkpoint
 
 
-@dataclass(frozen=True)
-class WeightsCheck:
+@dataclass(frozen=True, repr=False)
+class WeightsCheck(Result):
     """What a weights file turned out to be.
 
     Args:
@@ -30,6 +31,10 @@ class WeightsCheck:
     parameters: int | None = None
     released: str | None = None
     problem: str | None = None
+
+    def summary(self) -> str:
+        """Path, and the problem if there is one."""
+        return f"{shown(self.path)}, {self.problem or 'no problem'}"
 
 
 def check_file(path: Path, expected: Checkpoint | None = None, place: Place | None = None) -> WeightsCheck:

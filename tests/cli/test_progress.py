@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
 import sys
 
 import pytest
@@ -76,3 +77,33 @@ def test_an_interrupted_bar_leaves_a_clean_line(monkeypatch: pytest.MonkeyPatch)
 
     *_, last = terminal.getvalue().split("\r")
     assert (last.strip(), terminal.getvalue().endswith("\n")) == ("", False)
+
+
+LOSES_A_SIGNAL = """
+import signal, sys
+from dino_extract import cli
+from dino_extract.cli import app as commands
+from dino_extract.cli.progress import choose_progress
+
+@commands.app.command("work")
+def work() -> None:
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except BaseException:
+        pass  # as C code does that calls Python
+    choose_progress(quiet=%s)(1, 2)
+    print("went on")
+
+sys.argv = ["dino-extract", "work"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_work_ends_even_if_the_exception_of_a_signal_was_lost(quiet: bool) -> None:
+    """A command that was told to stop stops at its next progress, with the exit code of the signal."""
+    done = subprocess.run([sys.executable, "-c", LOSES_A_SIGNAL % quiet], capture_output=True, text=True)
+
+    assert done.returncode == 75
+    assert "interrupted" in done.stderr
+    assert "went on" not in done.stdout

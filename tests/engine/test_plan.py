@@ -32,7 +32,7 @@ def test_an_absent_device_is_refused_with_its_name() -> None:
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:", "1"])
 def test_an_unknown_device_is_refused_with_the_choices(device: str) -> None:
     """A word that is no device, or a device that nothing is computed on, is answered with those there are."""
-    with pytest.raises(ConfigError, match=f"`--device` takes auto, cpu, cuda or cuda:N, got `{device}`"):
+    with pytest.raises(ConfigError, match=f"`device` must be auto, cpu, cuda or cuda:N, got `{device}`"):
         choose_device(device)
 
 

@@ -19,7 +19,7 @@ from dino_extract.analysis.vectors.labels import LabelSource, folder_labels, lab
 from dino_extract.analysis.vectors.stored import StoreSource, opened, stored_vectors, unit
 from dino_extract.errors import ConfigError
 from dino_extract.files import check_target, replace_atomically
-from dino_extract.names import printable
+from dino_extract.names import counted, printable
 from dino_extract.options import Limits, checked
 from dino_extract.pictures.report.facts import MAX_FAILURES_SHOWN, failures, how_it_was_made, what_is_in_it
 from dino_extract.pictures.report.geometry import Neighbourhood, Projection, Survey, maps_of, neighbourhood, survey
@@ -37,6 +37,7 @@ from dino_extract.pictures.report.page import (
 )
 from dino_extract.pictures.report.thumbnails import Thumbnails, thumbnails_of
 from dino_extract.pictures.source_images import choose_positions
+from dino_extract.results import Result, shown
 from dino_extract.store import Store
 
 __all__ = ["MAX_IMAGES", "ReportResult", "report"]
@@ -46,8 +47,8 @@ NUM_NEIGHBOURS = 12
 _CLUSTER_SHOWN = 14  # most typical images of each cluster
 
 
-@dataclass(frozen=True)
-class ReportResult:
+@dataclass(frozen=True, repr=False)
+class ReportResult(Result):
     """The page that was written and the figures on it.
 
     Args:
@@ -69,6 +70,10 @@ class ReportResult:
     duplicate_groups: int
     nbytes: int
     lost: int
+
+    def summary(self) -> str:
+        """Path, images and size."""
+        return f"{shown(self.path)}, {self.shown:,} of {counted(self.images, 'image')}, {self.nbytes / 1e6:.1f} MB"
 
 
 def report(
