@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 from dino_extract.errors import ConfigError, DinoExtractError
+from dino_extract.names import printable, quoted
 
 PathLike = str | os.PathLike[str]
 Sync = Callable[[int], None]
@@ -56,7 +57,7 @@ def writing(
 
 
 def check_target(path: PathLike | None, what: str, *, overwrite: bool = False) -> None:
-    """Check before hours of work that a result file can be written where it is wanted; None is no file.
+    """Check before hours of work that a result file can be written where it is wanted; None is not checked.
 
     Raises:
         ConfigError: as `writing`; or the file exists and `overwrite` is False.
@@ -69,6 +70,18 @@ def check_target(path: PathLike | None, what: str, *, overwrite: bool = False) -
         os.stat(os.path.join(os.path.dirname(path), "") or ".")  # with a slash at the end, so that a file in place of the folder is found
         if not overwrite:
             _refuse_existing(path, what, ConfigError)
+
+
+def require_folder(path: PathLike) -> None:
+    """Check that the folder of a target exists.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    folder = os.path.dirname(path)
+    if folder and not os.path.isdir(folder):
+        shown = printable(os.fsencode(path))
+        raise ConfigError(f"`{shown}` cannot be written: its folder does not exist", hint=f"`mkdir -p {quoted(os.fspath(folder))}`")
 
 
 @contextlib.contextmanager
@@ -133,7 +146,7 @@ def sync_folder(folder: PathLike, sync: Sync = os.fsync) -> None:
 class FileLock:
     """An exclusive lock that ends with its process, on a file of its own that is deleted when the lock is released.
 
-    It is `flock`, which Linux passes to the server on NFS. Where a file system has no locks, `is_held` is False and nobody is kept out.
+    It is `flock`, which Linux passes to the server on NFS. Without locks in the file system, `is_held` is False.
     The package `filelock` is not used: it leaves its file behind, and without `flock` it falls back to a file whose existence is the
     lock, which stays after SIGKILL and would stop the command that continues the work.
 

@@ -249,7 +249,7 @@ def score_retrieval(
 
     Args:
         vectors: (n, D).
-        codes: (n,) class of each image. -1 is no class: the image is neither a query nor relevant.
+        codes: (n,) class of each image. -1 stands for an image without a class: it is neither a query nor relevant.
         max_queries: use at most this many random queries. Each of them sorts all images.
         seed: seed of the choice of queries.
         similarities: number of similarities to sort at a time.

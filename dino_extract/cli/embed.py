@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +31,8 @@ from dino_extract.cli.options import (
 )
 from dino_extract.cli.progress import BYTES, choose_progress
 from dino_extract.config import AlphaPolicy, Compile, Decode, EmbedConfig, Resize, SizePolicy, StoreDtype, most_failures
-from dino_extract.errors import ExitCode, StoreError
+from dino_extract.errors import ExitCode
+from dino_extract.files import require_folder
 from dino_extract.images.sources import check_sources
 from dino_extract.names import quoted
 from dino_extract.weights import ensure_available
@@ -154,7 +154,7 @@ def embed(
     listed = _checked_sources(sources, null=null, suffixes=suffix or ())
     EmbedConfig(**options)
     most_failures(max_failures)
-    _require_folder(output)
+    require_folder(output or "")
     with choose_progress(quiet=quiet, unit=BYTES, title=model or "") as download:
         ensure_available(model, weights=weights, random_weights=random_weights, offline=offline, progress=download)
     # Everything above is checked before torch is loaded, which takes seconds.
@@ -179,13 +179,6 @@ def _checked_sources(sources: list[str], *, null: bool, suffixes: Sequence[str])
     listed = ["-0" if null and source == "-" else source for source in sources]
     check_sources(listed, suffixes)
     return listed
-
-
-def _require_folder(output: str | None) -> None:
-    folder = os.path.dirname(output or "")
-    if folder and not os.path.isdir(folder):
-        message = f"`{output}` cannot be written: there is no folder `{folder}`"
-        raise StoreError(message, hint="make the folder first, or choose another file with `-o`")
 
 
 def _next_step(result: EmbedResult, shard: str | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ class Silent:
     def __enter__(self) -> Silent:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
@@ -58,8 +57,8 @@ class Bar(Silent):
         if self._bar is not None:
             self._bar.close()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None and kind is not None:
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None and exc[0] is not None:
             self._bar.leave = False
         self.close()
 

@@ -29,7 +29,7 @@ from dino_extract.results import Result
 from dino_extract.store import RowTable, open_writer
 
 MODEL_SECONDS = 3.0  # long enough for a few batches of a small model on a slow machine
-RESIZE_SECONDS = 1.0  # likewise, beside the model
+RESIZE_SECONDS = 1.0  # likewise, for resizing on the device
 IN_FLIGHT = 3  # batches under way in the engine, so that it never waits for the host
 PEAK_SECONDS = 1.0
 PEAK_WINDOWS = 5  # of that time, of which the fastest counts: a ceiling must not sink because something else ran for a moment

@@ -18,12 +18,13 @@ import torch
 from dino_extract.config import SIGNATURE, EmbedConfig, parse_shard
 from dino_extract.embedding.recipe import HasRecord, Recipe, Settings, recipe_like, recipe_of
 from dino_extract.engine import allocator_for
-from dino_extract.errors import SourceError, StoreError
+from dino_extract.errors import SourceError
+from dino_extract.files import require_folder
 from dino_extract.images.finding import Sources, find_images
 from dino_extract.images.loader import Loader, default_workers, scan_image_sizes
 from dino_extract.images.manifest import Manifest, manifest_of, resolve
 from dino_extract.images.preprocess import Preprocess
-from dino_extract.names import counted, path_as_text, path_from_text, printable, quoted
+from dino_extract.names import counted, path_as_text, path_from_text, printable
 from dino_extract.results import Result, shown
 from dino_extract.store import Layout, RowTable, Store, count_pending
 from dino_extract.weights import RANDOM_WEIGHTS_WARNING
@@ -68,6 +69,7 @@ class Job:
     def loader(self, rows: np.ndarray) -> Loader:
         """Decoded batches of the given rows (n,) of the manifest, in their order."""
         settings = self.settings
+        batches_ahead = 2 if settings.resizes_on_device else 4  # decoded images are larger than resized ones
         return Loader(
             self.manifest,
             rows,
@@ -75,8 +77,7 @@ class Job:
             resizes=not settings.resizes_on_device,
             batch=settings.batch_size,
             workers=settings.config.workers,
-            prefetch_batches=(2 if settings.resizes_on_device else 4)
-            * len(settings.devices),  # decoded images are larger than resized ones
+            prefetch_batches=batches_ahead * len(settings.devices),
             timeout_s=settings.config.decode_timeout_s,
             allocate=allocator_for(settings.device),
         )
@@ -262,17 +263,6 @@ def make_job(recipe: Recipe, manifest: Manifest, output: str) -> Job:
     layout = Layout(settings.datasets(), attrs, (*SIGNATURE, "shard"))
     grids = _native_grids(config, manifest, settings.preprocess) if layout.is_ragged else None
     return Job(recipe=recipe, manifest=manifest, output=output, layout=layout, grid_size=grids)
-
-
-def require_folder(path: str) -> None:
-    """Check that the folder of a target exists.
-
-    Raises:
-        StoreError: it does not.
-    """
-    folder = os.path.dirname(path)
-    if folder and not os.path.isdir(folder):
-        raise StoreError(f"cannot write `{printable(os.fsencode(path))}`: its folder does not exist", hint=f"`mkdir -p {quoted(folder)}`")
 
 
 def _native_grids(config: EmbedConfig, manifest: Manifest, preprocess: Preprocess) -> np.ndarray:

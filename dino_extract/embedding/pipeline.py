@@ -256,7 +256,7 @@ def embedded_batches(
     Args:
         job: the recipe and the images.
         rows: (n,) int64 rows of the manifest, in this order.
-        waited: the time spent waiting for each stage is added here. Reading is told apart from decoding when the last batch is decoded.
+        waited: the time spent waiting for each stage is added here. It is divided between reading and decoding after the last batch.
         engines: as for `run`.
     """
     if not len(rows):

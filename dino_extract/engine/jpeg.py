@@ -37,7 +37,7 @@ def decode_jpegs(jpegs: Sequence[Jpeg], device: torch.device) -> list[Tensor]:
         return _decode(jpegs, device)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # because of one of them, and nobody says which
+    except RuntimeError:  # one of them is damaged, and the message does not name it
         return [_decode_alone(jpeg, device) for jpeg in jpegs]
 
 

@@ -24,7 +24,7 @@ from dino_extract.tokens import TokenSpec
 
 Arrays = dict[str, np.ndarray]
 
-# What those say of it who take memory beside torch's own: the driver and pinned memory, cuBLAS and cuDNN; and torch on a CPU.
+# Parts of out-of-memory messages that torch does not raise as OutOfMemoryError: of the CUDA driver, cuBLAS, cuDNN and the CPU allocator.
 OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "can't allocate memory")
 
 

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dino_extract.engine.lean import Attend, attend_fused
 
-# The first is the one to have where the times are alike.
+# In order of preference: the first wins ties.
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,

@@ -83,7 +83,7 @@ class RunFolder:
             self._lock.release()
 
     def begin(self) -> None:
-        """Write the configuration: from now on this is the run of this folder. Not sooner, for a run that fails at its start is none."""
+        """Write the configuration, which claims the folder. Called late, so that a run that fails during start-up claims nothing."""
         _write(self.path / "config.json", to_json(self._config))
         self._tensorboard = _tensorboard(self.path)
 

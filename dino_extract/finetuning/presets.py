@@ -1,6 +1,6 @@
 """Named starting points for a configuration, and single values set by name over them.
 
-Why the values of `small` are what they are is told in docs/training.md.
+docs/training.md explains the values of `small`.
 """
 
 from __future__ import annotations

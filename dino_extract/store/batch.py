@@ -19,7 +19,7 @@ BatchArray = NDArray[Any] | Sequence[NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class RowBatch:
-    """What the model made of some images; handed over to the writer, which may change the arrays.
+    """The results of the model for some images. They belong to the writer, which may change the arrays.
 
     Args:
         rows: (B,) int64 row numbers.

@@ -18,7 +18,7 @@ from dino_extract.store.layout import Extent
 from dino_extract.store.rows import Column, RowArea, row_crcs, runs
 
 COMMIT_INTERVAL_S = 0.2
-QUEUE_NBYTES = 256 << 20  # handed over and not yet written; one batch more is always taken
+QUEUE_NBYTES = 256 << 20  # put into the queue and not yet written; one batch more is always taken
 
 
 class Committer:
@@ -69,7 +69,7 @@ class Committer:
             self._condition.notify_all()
 
     def flush(self) -> None:
-        """Return when everything handed over is committed.
+        """Return when everything in the queue is committed.
 
         Raises:
             StoreError: something could not be written.
@@ -82,7 +82,7 @@ class Committer:
             self._raise_error()
 
     def close(self) -> None:
-        """Commit everything handed over and end the thread.
+        """Commit everything in the queue and end the thread.
 
         Raises:
             StoreError: something could not be written.
@@ -163,7 +163,7 @@ class Committer:
             for area, column in zip(self._areas, columns, strict=True):
                 offset, nbytes = area.span(row, row + last - first)
                 content = column.rows(first, last)
-                assert len(content) == nbytes, "a batch was checked against the layout when it was handed over"
+                assert len(content) == nbytes, "a batch was checked against the layout when it was put into the queue"
                 # Texts are rare: where none is and none was, the file keeps its hole.
                 if area.name != "error" or disk.read_exactly(self._fd, nbytes, offset) != content:
                     disk.write_all(self._fd, content, offset)

@@ -80,7 +80,7 @@ class Donor:
 
 
 def differences(header: Header, layout: Layout, other: str = "you asked for") -> list[str]:
-    """What would have to be equal for the rows of a file to be kept and is not, one line each.
+    """The settings in which a file differs from a run, so that its rows cannot be kept; one line each.
 
     Args:
         header: of the file.

@@ -1,4 +1,4 @@
-"""Reads the attributes of a damaged file where it does no harm: HDF5 2.0 can loop for ever, or crash, over texts of a wrong length."""
+"""Reads the attributes of a damaged file in a process of its own: HDF5 2.0 can loop for ever, or crash, over texts of a wrong length."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ with connect(path) as file:
 """
 
 
-def fate_of_reader(path: str, limit_s: int) -> str | None:
-    """What befell HDF5 in a process of its own that has read the attributes; None if it came back, with whatever error."""
+def how_reader_ended(path: str, limit_s: int) -> str | None:
+    """How a process that read the attributes ended: a text if it hung or was killed, None if it exited, even with an error."""
     command = [sys.executable, "-I", "-c", _READ_ATTRIBUTES, str(limit_s), path, *(os.path.abspath(entry) for entry in sys.path)]
     code = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode
     if code == -signal.SIGALRM:

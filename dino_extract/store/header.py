@@ -19,7 +19,7 @@ from dino_extract.errors import StoreError
 from dino_extract.names import quoted
 from dino_extract.store import disk
 from dino_extract.store.foreign import check_foreign
-from dino_extract.store.guard import fate_of_reader
+from dino_extract.store.guard import how_reader_ended
 from dino_extract.store.layout import FORMAT, LAYOUT_DATASETS, AttrValue, Extent, RowDataset, covered_spans
 from dino_extract.store.rows import RowArea, row_areas
 
@@ -112,7 +112,7 @@ def _opened(path: str) -> h5py.File:
     except OSError as error:
         if "file locking flag" not in str(error):
             raise
-        return h5py.File(path, "r")  # this process has it open by h5py alone, and HDF5 wants all to lock alike
+        return h5py.File(path, "r")  # this process has it open through h5py alone, and HDF5 wants the same kind of lock from all
 
 
 def connect(path: str) -> h5py.File:
@@ -156,8 +156,8 @@ def read_header(file: h5py.File, path: str, *, limit_s: int | None = READER_LIMI
     """
     try:
         is_intact = _has_intact_layout(file, path)
-        if limit_s is not None and not is_intact and (fate := fate_of_reader(path, limit_s)):
-            raise _damaged(path, f": HDF5 {fate} while reading it")
+        if limit_s is not None and not is_intact and (ending := how_reader_ended(path, limit_s)):
+            raise _damaged(path, f": HDF5 {ending} while reading it")
         return _read_header(file, path, is_intact=is_intact)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise _damaged(path) from error

@@ -67,7 +67,7 @@ def join_stores(
 
     Args:
         files: to be joined.
-        output: the file to be made.
+        output: the new file.
         overwrite: replace a file that is there; it may be one of `files`.
         signature: names of the attributes that must be equal in all files.
 

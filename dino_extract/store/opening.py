@@ -16,7 +16,7 @@ from dino_extract.store import disk
 from dino_extract.store.donor import Donor, check_same, differences, is_of_other_images, root_differs
 from dino_extract.store.layout import Extent, Layout, RowTable, Skeleton, build_skeleton, part_path_of, target_of
 from dino_extract.store.lock import StoreWarning, lock_for_writing
-from dino_extract.store.plan import NOBODY, MergePlan, make_plan
+from dino_extract.store.plan import TO_COMPUTE, MergePlan, make_plan
 from dino_extract.store.rows import RowArea, row_areas, row_blocks, runs, stretches
 from dino_extract.store.writer import OpenPart, Writer, identity_of
 
@@ -38,7 +38,7 @@ def open_writer(
     checksum is right. Rows whose image is no longer in `rows` are kept too.
 
     Args:
-        path: the finished file to be.
+        path: the target, which has its name when it is finished.
         rows: the images to embed.
         layout: datasets, attributes, and which of these must agree with earlier work.
         overwrite: replace a finished file of any kind, when the new one is complete. An interrupted run with the same settings over the
@@ -143,7 +143,7 @@ def _open_donor(path: str, *, overwrite: bool) -> Donor | None:
 
 
 def _is_up_to_date(path: str, plan: MergePlan, donors: Sequence[Donor], layout: Layout) -> bool:
-    """Whether the finished file is the file to be."""
+    """Whether the existing file has every row already and needs no change."""
     return (
         len(donors) == 1
         and donors[0].path == path
@@ -164,7 +164,7 @@ def _plan(path: str, rows: RowTable, donors: Sequence[Donor], layout: Layout, *,
     plan = make_plan(rows, donors, retry_failed=retry_failed, prune=prune)
     if plan.lost:
         first = os.fsdecode(plan.lost[0])
-        message = f"{len(plan.lost)} damaged rows of `{path}` are dropped, because their images are gone; the first is `{first}`"
+        message = f"{len(plan.lost)} damaged rows of `{path}` are dropped, because their images were deleted; the first is `{first}`"
         warnings.warn(message, StoreWarning, stacklevel=3)
     return plan
 
@@ -191,7 +191,7 @@ def _file_to_be(path: str, plan: MergePlan, donors: Sequence[Donor], layout: Lay
 
 
 def _is_same_file(skeleton: Skeleton, plan: MergePlan, part: Donor) -> bool:
-    """Whether the run in progress is exactly the file to be, apart from rows; the part is always donor 0."""
+    """Whether the run in progress has exactly the layout of the target; the part is always donor 0."""
     same_bytes = (skeleton.layout_crc, skeleton.nbytes, skeleton.extents) == (
         part.header.layout_crc,
         part.header.nbytes,
@@ -276,7 +276,7 @@ def _copy_even(fd: int, ours: RowArea, donors: Sequence[tuple[int, RowArea]], pl
                 offset, nbytes = theirs.span(int(rows[first]), int(rows[last - 1]) + 1)
                 held = np.frombuffer(disk.read_exactly(donor_fd, nbytes, offset), np.uint8).reshape(-1, ours.item_nbytes)
                 block[places[first:last]] = held[rows[first:last] - rows[first]]
-        taken = np.flatnonzero(source != NOBODY)
+        taken = np.flatnonzero(source != TO_COMPUTE)
         if ours.name == "error":  # stays a hole where there is no text
             taken = taken[block[taken].any(axis=1)]
         for first, last in runs(taken):

@@ -13,19 +13,19 @@ from dino_extract.status import Status
 from dino_extract.store.donor import Donor
 from dino_extract.store.layout import RowTable
 
-NOBODY = -1  # in `Plan.source`: the row has to be computed
+TO_COMPUTE = -1  # in `MergePlan.source`: no earlier work has the row
 
 
 @dataclass(frozen=True, eq=False)
 class MergePlan:
-    """The rows of the file to be, each with where it comes from.
+    """The rows of the target, each with where it comes from.
 
     Args:
         table: the images asked for, and those of earlier work that are kept, in one sorted table.
-        source: (N,) number of the donor that has the row, or `NOBODY`.
+        source: (N,) number of the donor that has the row, or `TO_COMPUTE`.
         source_row: (N,) its row there.
-        lost: keys of rows that are damaged and whose images are gone, so that nobody can compute them again.
-        dropped: number of rows of earlier work that are left out because their images are gone.
+        lost: keys of rows that are damaged and whose images were deleted, so that they cannot be computed again.
+        dropped: number of rows of earlier work that are left out because their images were deleted.
     """
 
     table: RowTable
@@ -37,10 +37,10 @@ class MergePlan:
     @property
     def pending(self) -> NDArray[np.int64]:
         """Row numbers to compute, ascending."""
-        return np.flatnonzero(self.source == NOBODY)
+        return np.flatnonzero(self.source == TO_COMPUTE)
 
     def is_all_of(self, donor: Donor, number: int) -> bool:
-        """Whether the file to be has exactly the rows of one donor and nothing is left to compute."""
+        """Whether the target has exactly the rows of one donor and nothing is left to compute."""
         same_rows = len(self.table) == len(donor) and bool((self.source_row == np.arange(len(donor))).all())
         return same_rows and bool((self.source == number).all())
 
@@ -57,34 +57,34 @@ def make_plan(rows: RowTable, donors: Sequence[Donor], *, retry_failed: bool, pr
     Raises:
         SourceError: `prune` would drop rows of images that could not be looked for.
     """
-    source = np.full(len(rows), NOBODY, np.int64)
-    source_row = np.full(len(rows), NOBODY, np.int64)
+    source = np.full(len(rows), TO_COMPUTE, np.int64)
+    source_row = np.full(len(rows), TO_COMPUTE, np.int64)
     if not donors:
         return MergePlan(rows, source, source_row, ())
     index_of = {key: row for row, key in enumerate(rows.keys)}  # hundreds of bytes a row: not for a new file
     kept: dict[bytes, tuple[int, int]] = {}
     lost: set[bytes] = set()
-    gone = {key for donor in donors for key in donor.header.keys if key not in index_of} if prune else set()
-    _check_all_read(rows, gone)
+    deleted = {key for donor in donors for key in donor.header.keys if key not in index_of} if prune else set()
+    _check_all_read(rows, deleted)
     for number, donor in enumerate(donors):
-        target = np.array([index_of.get(key, NOBODY) for key in donor.header.keys], np.int64)
-        is_listed = target != NOBODY
+        target = np.array([index_of.get(key, TO_COMPUTE) for key in donor.header.keys], np.int64)
+        is_listed = target != TO_COMPUTE
         take = is_listed & donor.reusable(retry_failed=retry_failed)
         take[take] &= _is_unchanged(rows, target[take], donor, np.flatnonzero(take))
-        take[take] &= source[target[take]] == NOBODY
+        take[take] &= source[target[take]] == TO_COMPUTE
         source[target[take]], source_row[target[take]] = number, np.flatnonzero(take)
         if not prune:
             usable, keys = donor.usable, donor.header.keys
-            is_kept = ~is_listed & usable & (donor.status != Status.VANISHED)  # nobody will ever try that one again
+            is_kept = ~is_listed & usable & (donor.status != Status.VANISHED)  # without an image it will never be tried again
             for row in np.flatnonzero(is_kept).tolist():
                 kept.setdefault(keys[row], (number, row))
             lost.update(keys[row] for row in np.flatnonzero(~is_listed & ~usable & (donor.crcs != 0)).tolist())
-    return replace(_merged(rows, donors, source, source_row, kept, tuple(sorted(lost - kept.keys()))), dropped=len(gone))
+    return replace(_merged(rows, donors, source, source_row, kept, tuple(sorted(lost - kept.keys()))), dropped=len(deleted))
 
 
-def _check_all_read(rows: RowTable, gone: set[bytes]) -> None:
+def _check_all_read(rows: RowTable, deleted: set[bytes]) -> None:
     for start, what in rows.unread.items():
-        num_unsure = sum(key.startswith(start) for key in gone)
+        num_unsure = sum(key.startswith(start) for key in deleted)
         if num_unsure:
             message = f"pruning would drop {num_unsure:,} rows whose images may still be there, because this could not be read: {what}"
             raise SourceError(message, hint="make it readable or remove it, or leave `--prune` out")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,16 +22,16 @@ from dino_extract.store.rows import RowArea, intact_rows
 class Writer:
     """The run in progress on one HDF5 file; made by `open_writer`, and used in a `with` block.
 
-    Leaving the block without `finish`, by an exception or Ctrl-C too, commits what was handed over and keeps the `.part` file,
+    Leaving the block without `finish`, by an exception or Ctrl-C too, commits what was written and keeps the `.part` file,
     with which the next `open_writer` goes on.
 
     Attributes:
-        path: the file to be.
+        path: the target.
         part_path: the file in progress, at every instant a valid HDF5 file.
         keys: (N,) keys of all rows, sorted; those asked for and those kept from earlier work.
         pending: (n,) int64 row numbers to compute, ascending.
         up_to_date: the finished file already has every row; it will not be touched.
-        dropped: rows of earlier work that are left out because their images are gone.
+        dropped: rows of earlier work that are left out because their images were deleted.
         failed: rows without an embedding, kept ones and written ones.
     """
 
@@ -71,7 +70,7 @@ class Writer:
 
     @property
     def committed(self) -> int:
-        """Number of rows that would survive a power cut now: the reused ones, and those written, in the order they were handed over."""
+        """Number of rows that would survive a power cut now: the reused ones, and those written, in the order of the calls."""
         return self.reused + (self._committer.committed if self._committer else 0)
 
     def write(
@@ -83,7 +82,7 @@ class Writer:
         status: NDArray[np.uint8] | Sequence[int] | None = None,
         errors: Sequence[str] | None = None,
     ) -> None:
-        """Hand over the results of some pending rows; returns at once unless the disk is far behind.
+        """Write the results of some pending rows; returns at once unless the disk is far behind.
 
         Args:
             rows: (B,) row numbers.
@@ -95,7 +94,7 @@ class Writer:
 
         Raises:
             StoreError: this or an earlier batch could not be written.
-            ValueError: the batch does not fit the layout, or a row is not pending or was handed over before.
+            ValueError: the batch does not fit the layout, or a row is not pending or was written before.
         """
         numbers = np.asarray(rows, np.int64)
         if len(numbers) == 0:
@@ -106,14 +105,14 @@ class Writer:
         if len(np.unique(numbers)) != len(numbers) or not self._is_open[numbers].all():
             raise ValueError(f"rows {numbers.tolist()} are not all pending, or were written before")
         if (given == Status.PENDING).any():
-            raise ValueError("a row that is written has a fate: `Status.PENDING` is none")
+            raise ValueError("`Status.PENDING` cannot be written: a written row must be OK or failed")
         assert self._committer is not None and self._part is not None, "the writer is still open"
         self._is_open[numbers] = False
         self.failed += int(np.count_nonzero(given != Status.OK))
         self._raising(self._committer.put, batch)
 
     def flush(self) -> None:
-        """Return when everything handed over is committed.
+        """Return when everything written is committed.
 
         Raises:
             StoreError: something could not be written.
@@ -151,7 +150,7 @@ class Writer:
             raise StoreError(message, hint="the disk or the memory is failing; the same command computes these rows again")
 
     def close(self) -> None:
-        """Commit what was handed over and let go of the file; called by the end of the `with` block.
+        """Commit what was written and release the file; called by the end of the `with` block.
 
         Raises:
             StoreError: something could not be written and no call has said so yet.
@@ -164,11 +163,11 @@ class Writer:
                     self._raising(self._committer.close)
         finally:
             if self._committer is None:
-                self._let_go()
+                self._release()
             else:  # after a second Ctrl-C its thread still writes: the descriptor must not go to another file
-                self._committer.when_ended(self._let_go)
+                self._committer.when_ended(self._release)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         part, self._part = self._part, None
         if part is not None:
             os.close(part.fd)
@@ -184,7 +183,7 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 

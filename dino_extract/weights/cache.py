@@ -75,7 +75,7 @@ def add_file(path: Path, checkpoint: Checkpoint) -> Path:
     if sha256 not in checkpoint.known_sha256:
         known = ", ".join(checkpoint.known_sha256) or "none known"
         raise WeightsError(
-            f"`{path}` has SHA-256 {sha256}, which is no released file of `{checkpoint.name}` ({known})",
+            f"`{path}` has SHA-256 {sha256}, which is not that of a released file of `{checkpoint.name}` ({known})",
             hint=f"your own weights need no import: `--weights {quoted(str(path))}`; a file that `weights pull` printed elsewhere "
             f"is copied to `{cached_path(checkpoint.name)}`",
         )

@@ -46,7 +46,7 @@ def convert(
         to: the layout.
         store_dtype: type of the stored numbers, by default that of the source.
         licence: under which the weights may be used, where the source does not say it right; only `dino-extract` files have a place for it.
-        size: side in pixels that `embed` gives images unless told otherwise; the same holds.
+        size: side in pixels that `embed` gives images unless `size` says otherwise; the same holds.
         overwrite: replace an existing file.
 
     Raises:

@@ -27,7 +27,7 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What was written.
+    """The files that were written.
 
     Args:
         path: the file.

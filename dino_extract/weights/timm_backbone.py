@@ -34,7 +34,7 @@ class TimmBackbone(Backbone):
         model: made by timm with `num_classes=0`.
 
     Raises:
-        ConfigError: the model is no vision transformer with square patches.
+        ConfigError: the model is not a vision transformer with square patches.
     """
 
     def __init__(self, model: nn.Module, name: str) -> None:

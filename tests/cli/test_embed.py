@@ -350,7 +350,7 @@ def test_a_run_loads_no_library_that_it_can_do_without(photos: Path) -> None:
     [
         (["list.csv"], "`list.csv` is a table, not an image"),
         (["s3://bucket/images"], "`s3://bucket/images` is an address"),
-        (["photos", "-o", "none/x.h5"], "`none/x.h5` cannot be written: there is no folder `none`"),
+        (["photos", "-o", "none/x.h5"], "`none/x.h5` cannot be written: its folder does not exist"),
         (["photos", "--max-failures", "some"], "must be a count or a percentage, got `some`"),
     ],
 )

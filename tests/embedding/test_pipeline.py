@@ -419,7 +419,7 @@ def test_a_misspelt_argument_is_named_with_the_one_that_was_meant(photos: Path, 
 
 def test_a_missing_folder_is_reported_before_the_model_is_loaded(photos: Path, tmp_path: Path) -> None:
     """A target in a folder that does not exist is refused even when the model cannot be had."""
-    with pytest.raises(StoreError, match="its folder does not exist"):
+    with pytest.raises(ConfigError, match="its folder does not exist"):
         embed(photos, tmp_path / "nodir" / "x.h5", model="no-such-model")
 
 

@@ -180,7 +180,7 @@ def test_no_images_give_an_empty_file(tmp_path: Path) -> None:
         ({"arrays": {"features": np.zeros((1, 8))}}, "needs the datasets"),
         ({"arrays": {"features": np.zeros((1, 9)), "layers/9/patch_features": np.zeros((1, 2, 3, 4))}}, "expected \\[\\(1, 8\\)\\]"),
         ({"status": [1, 1]}, "got 2 status"),
-        ({"status": [Status.PENDING]}, "has a fate"),
+        ({"status": [Status.PENDING]}, "cannot be written"),
         ({"rows": [0]}, "not all pending"),
     ],
 )

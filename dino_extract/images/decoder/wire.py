@@ -60,7 +60,7 @@ def pack_request(ref: ImageRef, *, is_size_only: bool) -> bytes:
 
 
 def read_request(requests: BinaryIO) -> tuple[ImageRef, bool] | None:
-    """The next request as (image, is_size_only). None at the end, which comes when the parent is gone."""
+    """The next request as (image, is_size_only). None at the end, when the parent has ended."""
     header = requests.read(_REQUEST.size)
     if not header:
         return None
