@@ -34,14 +34,19 @@ def decode_jpegs(jpegs: Sequence[Jpeg], device: torch.device) -> list[Tensor]:
     if not jpegs:
         return []
     try:
-        return _decode(jpegs, device)
+        return decode_together(jpegs, device)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # one of them is damaged, and the message does not name it
         return [_decode_alone(jpeg, device) for jpeg in jpegs]
 
 
-def _decode(jpegs: Sequence[Jpeg], device: torch.device) -> list[Tensor]:
+def decode_together(jpegs: Sequence[Jpeg], device: torch.device) -> list[Tensor]:
+    """All images in one call, (H, W, 3) uint8 RGB each; a damaged one fails all.
+
+    Raises:
+        RuntimeError: one of them cannot be decoded, or has another size than its header says.
+    """
     from torchcodec.decoders import decode_jpeg
 
     pictures = decode_jpeg([torch.from_numpy(jpeg.content) for jpeg in jpegs], mode="RGB", device=device)
@@ -54,7 +59,7 @@ def _decode(jpegs: Sequence[Jpeg], device: torch.device) -> list[Tensor]:
 def _decode_alone(jpeg: Jpeg, device: torch.device) -> Tensor:
     """One picture, by Pillow if the device cannot: of its kind, or because it is damaged."""
     try:
-        return _decode([jpeg], device)[0]
+        return decode_together([jpeg], device)[0]
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:

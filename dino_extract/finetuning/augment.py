@@ -39,7 +39,7 @@ def make_crops(images: Tensor, params: CropParams, side_px: int) -> Tensor:
     crops_QCPP = _where(crops_QCPP, flat.grayscale, lambda some: _gray(some).expand_as(some))
     crops_QCPP = blur(crops_QCPP, flat.sigma)
     crops_QCPP = _where(crops_QCPP, flat.solarize, lambda some: torch.where(some >= 128 / 255, 1 - some, some))
-    mean, std = (_constant(values, crops_QCPP.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (constant_on(values, crops_QCPP.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (crops_QCPP - mean) / std
 
 
@@ -145,7 +145,7 @@ def _shift_hue(crops: Tensor, shift: Tensor) -> Tensor:
     sextant = torch.where(which == 0, (green - blue) / safe, torch.where(which == 1, 2 + (blue - red) / safe, 4 + (red - green) / safe))
     hue = sextant / 6 + shift.squeeze(1)
     # Each channel is the value less chroma times a trapezoid of the hue, shifted by a third of the circle.
-    turn = (hue.unsqueeze(1) * 6 + _constant((5.0, 3.0, 1.0), crops.device).view(1, 3, 1, 1)).remainder(6)
+    turn = (hue.unsqueeze(1) * 6 + constant_on((5.0, 3.0, 1.0), crops.device).view(1, 3, 1, 1)).remainder(6)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(turn, 4 - turn).clamp(0, 1)
 
 
@@ -187,5 +187,6 @@ def _upload(values: NDArray[Any], device: torch.device) -> Tensor:
 
 
 @cache
-def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+def constant_on(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, copied there once."""
     return torch.tensor(values, device=device)

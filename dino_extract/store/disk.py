@@ -36,11 +36,12 @@ _REASONS = {
     errno.ENAMETOOLONG: ("the name is too long", "choose another file with `-o`"),
 }
 
-_pread = os.pread
-_pwrite = os.pwrite
-_fsync = os.fsync
-_fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
-_replace = os.replace
+# The system calls that this module uses, each in one place, so that tests can make any of them fail.
+pread = os.pread
+pwrite = os.pwrite
+fsync = os.fsync
+fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+replace = os.replace
 
 
 def store_error(error: OSError, doing: str) -> StoreError:
@@ -68,7 +69,7 @@ def write_all(fd: int, content: Any, offset: int) -> None:
     rest = memoryview(content).cast("B")
     while rest:
         try:
-            written = _pwrite(fd, rest, offset)
+            written = pwrite(fd, rest, offset)
         except InterruptedError:
             continue
         if written == 0:
@@ -84,7 +85,7 @@ def read_exactly(fd: int, nbytes: int, offset: int) -> bytes:
     """
     parts = []
     while nbytes:
-        part = _pread(fd, nbytes, offset)
+        part = pread(fd, nbytes, offset)
         if not part:
             raise StoreError(f"the file ends at byte {offset:,}, {nbytes:,} bytes too early", hint="restore a copy of the file")
         parts.append(part)
@@ -94,12 +95,12 @@ def read_exactly(fd: int, nbytes: int, offset: int) -> bytes:
 
 def sync_data(fd: int) -> None:
     """Return when everything written to `fd` would survive a power cut."""
-    _uninterrupted(_fdatasync, fd)
+    _uninterrupted(fdatasync, fd)
 
 
 def sync_file(fd: int) -> None:
     """The same, for the file's size and times as well."""
-    _uninterrupted(_fsync, fd)
+    _uninterrupted(fsync, fd)
 
 
 def _uninterrupted(sync: Callable[[int], None], fd: int) -> None:
@@ -116,7 +117,7 @@ def sync_folder(path: str) -> None:
 
 def rename(source: str, target: str) -> None:
     """Give `source` the name `target`, replacing what had it, so that a power cut leaves one or the other."""
-    _replace(source, target)
+    replace(source, target)
     sync_folder(target)
 
 
@@ -129,7 +130,7 @@ def _load_fallocate() -> Callable[[int, int, int, int], int] | None:
     return call
 
 
-_fallocate = _load_fallocate()
+fallocate = _load_fallocate()
 
 
 def reserve(fd: int, offset: int, nbytes: int) -> None:
@@ -138,9 +139,9 @@ def reserve(fd: int, offset: int, nbytes: int) -> None:
     Raises:
         OSError: there is no room.
     """
-    if _fallocate is None or nbytes == 0:
+    if fallocate is None or nbytes == 0:
         return
-    while _fallocate(fd, 0, offset, nbytes) != 0:
+    while fallocate(fd, 0, offset, nbytes) != 0:
         code = ctypes.get_errno()
         if code in files.UNSUPPORTED:
             return

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 # The clock runs from when everything is imported: attributes are read in milliseconds then, however many rows there are.
-_READ_ATTRIBUTES = """
+READER_PROGRAM = """
 import signal, sys
 limit_s, path, *sys.path = sys.argv[1:]
 from dino_extract.store.header import connect
@@ -20,7 +20,7 @@ with connect(path) as file:
 
 def how_reader_ended(path: str, limit_s: int) -> str | None:
     """How a process that read the attributes ended: a text if it hung or was killed, None if it exited, even with an error."""
-    command = [sys.executable, "-I", "-c", _READ_ATTRIBUTES, str(limit_s), path, *(os.path.abspath(entry) for entry in sys.path)]
+    command = [sys.executable, "-I", "-c", READER_PROGRAM, str(limit_s), path, *(os.path.abspath(entry) for entry in sys.path)]
     code = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode
     if code == -signal.SIGALRM:
         return f"did not come back within {limit_s} s"

@@ -20,7 +20,7 @@ from dino_extract.store.plan import TO_COMPUTE, MergePlan, make_plan
 from dino_extract.store.rows import RowArea, row_areas, row_blocks, runs, stretches
 from dino_extract.store.writer import OpenPart, Writer, identity_of
 
-_COPY_NBYTES = 4 << 20  # bytes of rows copied at a time
+COPY_NBYTES = 4 << 20  # bytes of rows copied at a time
 
 
 def open_writer(
@@ -265,14 +265,14 @@ def _crc_area(extents: dict[str, Extent]) -> RowArea:
 
 def _copy_even(fd: int, ours: RowArea, donors: Sequence[tuple[int, RowArea]], plan: MergePlan) -> None:
     """Copy rows of one length a block at a time, as the rows of shards take turns: one by one would be a system call or two for each."""
-    step = max(1, _COPY_NBYTES // ours.item_nbytes)
+    step = max(1, COPY_NBYTES // ours.item_nbytes)
     for start in range(0, len(plan.source), step):
         source, source_row = plan.source[start : start + step], plan.source_row[start : start + step]
         block = np.zeros((len(source), ours.item_nbytes), np.uint8)
         for number, (donor_fd, theirs) in enumerate(donors):
             places = np.flatnonzero(source == number)
             rows = source_row[places]
-            for first, last in stretches(rows, ours.item_nbytes, _COPY_NBYTES):
+            for first, last in stretches(rows, ours.item_nbytes, COPY_NBYTES):
                 offset, nbytes = theirs.span(int(rows[first]), int(rows[last - 1]) + 1)
                 held = np.frombuffer(disk.read_exactly(donor_fd, nbytes, offset), np.uint8).reshape(-1, ours.item_nbytes)
                 block[places[first:last]] = held[rows[first:last] - rows[first]]

@@ -49,7 +49,7 @@ def fetch(
         WeightsError: the model is not released, or no server gives the right file.
     """
     path = cached_path(checkpoint.name)
-    sources = _sources(checkpoint)
+    sources = sources_of(checkpoint)
     if not sources:
         raise WeightsError(f"`{checkpoint.name}` is not a released model, so there is nothing to download")
     with locked(path, waiting):
@@ -132,7 +132,7 @@ def _fetch_from(source: Source, checkpoint: Checkpoint, progress: DownloadProgre
         raw.unlink()
 
 
-def _sources(checkpoint: Checkpoint) -> list[Source]:
+def sources_of(checkpoint: Checkpoint) -> list[Source]:
     """Every file that can be fetched and checked, the released one first."""
     files = [(checkpoint.url, checkpoint.sha256, checkpoint.size_bytes)]
     files += [(mirror.url, mirror.sha256, mirror.size_bytes) for mirror in checkpoint.mirrors]

@@ -89,7 +89,7 @@ def weights_folder() -> Path:
 
 def checkpoints() -> dict[str, Checkpoint]:
     """All models of the table by canonical name, in its order."""
-    return _read_table(os.environ.get("DINO_EXTRACT_WEIGHTS_URL"))
+    return read_table(os.environ.get("DINO_EXTRACT_WEIGHTS_URL"))
 
 
 def find_checkpoint(name: str) -> Checkpoint:
@@ -121,7 +121,7 @@ def _normalised(name: str) -> str:
 
 
 @cache
-def _read_table(other_base_url: str | None) -> dict[str, Checkpoint]:
+def read_table(other_base_url: str | None) -> dict[str, Checkpoint]:
     """The table; a site with its own copy of the released files names it with `other_base_url`, the hashes stay the same."""
     table = tomllib.loads((weights_folder() / "checkpoints.toml").read_text(encoding="utf-8"))
     base_url = (other_base_url or table["base_url"]).rstrip("/")

@@ -72,7 +72,7 @@ def test_want_of_memory_is_told_to_the_engine(monkeypatch: pytest.MonkeyPatch) -
     def fails(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(jpeg_module, "_decode", fails)
+    monkeypatch.setattr(jpeg_module, "decode_together", fails)
     jpeg = encoded(30, 40)
 
     with pytest.raises(torch.OutOfMemoryError):

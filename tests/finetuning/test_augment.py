@@ -159,7 +159,7 @@ def test_a_gpu_is_given_random_numbers_and_asked_for_nothing(monkeypatch: pytest
     """Crops on a GPU take their parameters from pinned memory, and nothing comes back to the host."""
     pinned: list[Tensor] = []
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)  # needs a driver
-    monkeypatch.setattr(augment, "_constant", cache(augment._constant.__wrapped__))  # which later tests must not find
+    monkeypatch.setattr(augment, "constant_on", cache(augment.constant_on.__wrapped__))  # which later tests must not find
     config = CropConfig(global_crops_size=28, local_crops_size=14)
     sizes, rngs = np.full((8, 2), SIDE, np.int32), [np.random.default_rng(number) for number in range(8)]
     images = batch_of(*(picture(number) for number in range(8)))

@@ -17,7 +17,7 @@ from dino_extract.store import StoreWarning, count_pending, disk, open_writer, v
 from tests.store.sample import LAYOUT, fill, table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CALLS = ("_pwrite", "_pread", "_fsync", "_fdatasync", "_replace")
+CALLS = ("pwrite", "pread", "fsync", "fdatasync", "replace")
 
 
 def run_to_the_end(path: Path, num_rows: int = 30) -> None:
@@ -65,7 +65,7 @@ def test_each_call_failing_once_costs_nothing(tmp_path: Path, monkeypatch: pytes
     whole = expected_bytes(tmp_path)
     path = tmp_path / "out.h5"
     for number in range(1, 1000):
-        failing = FailingCall(getattr(os, name[1:]), number, code)
+        failing = FailingCall(getattr(os, name), number, code)
         monkeypatch.setattr(disk, name, failing)
         error = error_of(run_to_the_end, path)
         monkeypatch.undo()
@@ -86,10 +86,10 @@ def test_each_call_failing_once_costs_nothing(tmp_path: Path, monkeypatch: pytes
     pytest.fail("the run never came to its end")
 
 
-@pytest.mark.parametrize("name", ["_pwrite", "_fdatasync", "_fsync"])
+@pytest.mark.parametrize("name", ["pwrite", "fdatasync", "fsync"])
 def test_interrupted_call_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A signal that interrupts a system call does not stop the run."""
-    failing = FailingCall(getattr(os, name[1:]), 2, errno.EINTR)
+    failing = FailingCall(getattr(os, name), 2, errno.EINTR)
     monkeypatch.setattr(disk, name, failing)
 
     run_to_the_end(tmp_path / "out.h5")
@@ -101,8 +101,8 @@ def test_interrupted_call_is_made_again(tmp_path: Path, monkeypatch: pytest.Monk
 def test_short_writes_and_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A system that takes and gives 7 bytes at a time gives the same file."""
     whole = expected_bytes(tmp_path)
-    monkeypatch.setattr(disk, "_pwrite", lambda fd, content, offset: os.pwrite(fd, content[:997], offset))
-    monkeypatch.setattr(disk, "_pread", lambda fd, nbytes, offset: os.pread(fd, min(nbytes, 997), offset))
+    monkeypatch.setattr(disk, "pwrite", lambda fd, content, offset: os.pwrite(fd, content[:997], offset))
+    monkeypatch.setattr(disk, "pread", lambda fd, nbytes, offset: os.pread(fd, min(nbytes, 997), offset))
 
     run_to_the_end(tmp_path / "out.h5")
 
@@ -111,7 +111,7 @@ def test_short_writes_and_reads_are_continued(tmp_path: Path, monkeypatch: pytes
 
 def test_write_that_takes_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write call that returns 0 does not loop for ever."""
-    monkeypatch.setattr(disk, "_pwrite", lambda fd, content, offset: 0)
+    monkeypatch.setattr(disk, "pwrite", lambda fd, content, offset: 0)
 
     with pytest.raises(StoreError, match="input/output error"):
         run_to_the_end(tmp_path / "out.h5")
@@ -124,7 +124,7 @@ def test_file_system_that_cannot_reserve_is_used_anyway(tmp_path: Path, monkeypa
         ctypes.set_errno(errno.EOPNOTSUPP)
         return -1
 
-    monkeypatch.setattr(disk, "_fallocate", unsupported)
+    monkeypatch.setattr(disk, "fallocate", unsupported)
 
     run_to_the_end(tmp_path / "out.h5")
 
@@ -232,7 +232,7 @@ def test_update_that_does_not_fit_beside_the_old_file_is_refused(
     tiny_disk: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
 ) -> None:
     """Also where nothing can be reserved, and by the plan as by the run: the finished file stays until the new one is complete."""
-    monkeypatch.setattr(disk, "_fallocate", None)
+    monkeypatch.setattr(disk, "fallocate", None)
     run_to_the_end(tiny_disk / "out.h5", num_rows=7000)
     before = (tiny_disk / "out.h5").read_bytes()
 
@@ -266,7 +266,7 @@ def test_what_a_run_in_progress_holds_is_its_own(tiny_disk: Path) -> None:
 
 def test_disk_that_fills_up_during_the_run(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without reservation a full disk stops the run in the middle; once there is room, the same command computes only the rest."""
-    monkeypatch.setattr(disk, "_fallocate", None)
+    monkeypatch.setattr(disk, "fallocate", None)
 
     def beside_another_program() -> None:
         with open_writer(tiny_disk / "out.h5", table(4000), LAYOUT) as writer:

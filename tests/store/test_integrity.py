@@ -139,7 +139,7 @@ def test_file_that_hdf5_never_comes_back_from_is_refused(endless: Path, monkeypa
 
 def test_crash_of_the_reader_of_a_damaged_file_is_damage(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies of a signal while it reads the attributes is reported, not inherited."""
-    monkeypatch.setattr(guard, "_READ_ATTRIBUTES", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(guard, "READER_PROGRAM", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
 
     assert "died of signal 11" in str(verify_store(endless).header_damage)
 

@@ -40,7 +40,7 @@ def join(files: list[Path], output: Path, **options: bool) -> JoinResult:
 @pytest.mark.parametrize("layout", [LAYOUT, RAGGED], ids=["even", "ragged"])
 def test_shards_give_the_file_of_one_run(tmp_path: Path, layout: Layout, block_nbytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three interleaved parts, one without any image, become the bytes that one run over all writes, in whatever blocks they are copied."""
-    monkeypatch.setattr(opening, "_COPY_NBYTES", block_nbytes)
+    monkeypatch.setattr(opening, "COPY_NBYTES", block_nbytes)
     keys = table(40).keys
     parts = [keys[::2], [], keys[1::2]]
     files = [

@@ -36,10 +36,10 @@ class Recorder:
             self.events.append(("rename", os.stat(source).st_ino, os.path.basename(source), os.path.basename(target)))
             os.replace(source, target)
 
-        monkeypatch.setattr(disk, "_pwrite", pwrite)
-        monkeypatch.setattr(disk, "_fdatasync", sync)
-        monkeypatch.setattr(disk, "_fsync", sync)
-        monkeypatch.setattr(disk, "_replace", replace)
+        monkeypatch.setattr(disk, "pwrite", pwrite)
+        monkeypatch.setattr(disk, "fdatasync", sync)
+        monkeypatch.setattr(disk, "fsync", sync)
+        monkeypatch.setattr(disk, "replace", replace)
         monkeypatch.setattr(committer, "COMMIT_INTERVAL_S", 0.0)
 
 

@@ -245,13 +245,13 @@ def flip_bit(path: Path, dataset: str, row: int) -> None:
 
 def test_a_second_interrupt_leaves_the_file_to_the_thread_that_still_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a slow disk is written to, Ctrl-C gives neither the descriptor nor the lock away; afterwards both are free and all is there."""
-    may_sync, sync = threading.Event(), disk._fdatasync
+    may_sync, sync = threading.Event(), disk.fdatasync
 
     def slow_sync(fd: int) -> None:
         may_sync.wait(30)
         sync(fd)
 
-    monkeypatch.setattr(disk, "_fdatasync", slow_sync)
+    monkeypatch.setattr(disk, "fdatasync", slow_sync)
     opening = threading.Timer(0.2, may_sync.set)  # laying out the part syncs as well
     opening.start()
     writer = open_writer(tmp_path / "out.h5", table(20), LAYOUT)

@@ -42,7 +42,7 @@ def model(server: Misbehaving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         size_bytes=len(server.body),
         bundled_file=None,
     )
-    monkeypatch.setattr(registry, "_read_table", lambda _: {"test": entry})
+    monkeypatch.setattr(registry, "read_table", lambda _: {"test": entry})
     return entry
 
 
@@ -98,7 +98,7 @@ def test_pull_with_overwrite_keeps_the_copy_without_a_network(model: Checkpoint,
     """`pull --overwrite` without a server in reach is an error, and the good copy is still there."""
     run("pull", "test")
     before = locate.cached_path("test").read_bytes()
-    monkeypatch.setattr(registry, "_read_table", lambda _: {"test": replace(model, url="http://127.0.0.1:9/test.pth")})
+    monkeypatch.setattr(registry, "read_table", lambda _: {"test": replace(model, url="http://127.0.0.1:9/test.pth")})
 
     result = run("pull", "--overwrite", "test")
 
@@ -125,7 +125,7 @@ def test_pull_into_a_folder_that_cannot_be_written_is_one_sentence(
 def test_pull_without_a_network_says_which_file_to_copy_where(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network the hint of `pull` has the file, its hash, its address and its place on this machine."""
     unreachable = replace(model, url="http://127.0.0.1:9/test.pth")
-    monkeypatch.setattr(registry, "_read_table", lambda _: {"test": unreachable})
+    monkeypatch.setattr(registry, "read_table", lambda _: {"test": unreachable})
 
     result = run("pull", "test")
 

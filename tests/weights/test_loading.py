@@ -51,7 +51,7 @@ def model(released: Path, server: Misbehaving, monkeypatch: pytest.MonkeyPatch) 
         size_bytes=len(server.body),
         mirrors=(Mirror("someone/dinov2-test", "model.safetensors"),),
     )
-    monkeypatch.setattr(registry, "_read_table", lambda _: {"test": entry})
+    monkeypatch.setattr(registry, "read_table", lambda _: {"test": entry})
     return entry
 
 
@@ -202,7 +202,7 @@ def test_bundled_file_comes_first(model: Checkpoint, released: Path, tmp_path: P
     save_checkpoint(bundled / "test.safetensors", state_of(released), config, name="test", licence="Apache-2.0")
     sha256 = hashlib.sha256((bundled / "test.safetensors").read_bytes()).hexdigest()
     entry = replace(model, bundled_file="test.safetensors", sha256=sha256, url=None)
-    monkeypatch.setattr(registry, "_read_table", lambda _: {"test": entry})
+    monkeypatch.setattr(registry, "read_table", lambda _: {"test": entry})
     monkeypatch.setattr(locate, "weights_folder", lambda: bundled)
 
     loaded = load("test", offline=True)
@@ -235,7 +235,7 @@ def test_only_released_files_are_imported(model: Checkpoint, tmp_path: Path) -> 
     """A file with another hash does not get into the cache under the name of a released model."""
     write_pickle(tmp_path / "own.pth", untrained_backbone(backbone_config(model), 5).state_dict())
 
-    with pytest.raises(WeightsError, match="which is no released file of `test`") as refused:
+    with pytest.raises(WeightsError, match="which is not that of a released file of `test`") as refused:
         cache.add_file(tmp_path / "own.pth", model)
 
     assert f"is copied to `{locate.cached_path('test')}`" in str(refused.value.hint)
@@ -256,7 +256,7 @@ def test_mirror_is_tried_where_the_first_server_fails(model: Checkpoint, server:
     """Where the released file cannot be had, a mirror with a known hash is used."""
     server.statuses = [403]
     source = cache.Source(f"{server.url}/mirror.pth", server.sha256, len(server.body))
-    monkeypatch.setattr(cache, "_sources", lambda _: [source, source])
+    monkeypatch.setattr(cache, "sources_of", lambda _: [source, source])
 
     cache.fetch(model)
 
@@ -355,7 +355,7 @@ def test_weights_and_random_weights_exclude_each_other(released: Path) -> None:
 def test_a_model_without_weights_says_what_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is in the table for its architecture only is an error that names the two ways to use it."""
     entry = replace(find_checkpoint("tiny"), name="planned", aliases=(), bundled_file=None)
-    monkeypatch.setattr(registry, "_read_table", lambda _: {"planned": entry})
+    monkeypatch.setattr(registry, "read_table", lambda _: {"planned": entry})
 
     with pytest.raises(WeightsError, match="there are no weights for `planned`") as caught:
         load("planned")
