@@ -1,6 +1,5 @@
 # The public names, stated once: editors and type checkers read them here, and `__init__.py` imports each on first use.
 
-from .analysis.cluster import agreements as agreements
 from .analysis.cluster import cluster as cluster
 from .analysis.curate import curate as curate
 from .analysis.dataset import EmbeddingDataset as EmbeddingDataset
@@ -11,10 +10,7 @@ from .analysis.outliers import outliers as outliers
 from .analysis.probes.knn import knn as knn
 from .analysis.probes.linear import linear as linear
 from .analysis.probes.linear_dense import linear_dense as linear_dense
-from .analysis.probes.scores import table_text as table_text
-from .analysis.probes.scores import write_answers as write_answers
 from .analysis.search import retrieval_score as retrieval_score
-from .analysis.tables import write_table as write_table
 from .embedding.benchmark import benchmark as benchmark
 from .embedding.doctor import doctor as doctor
 from .embedding.encoder import Encoder as Encoder
@@ -28,9 +24,7 @@ from .finetuning.api import finetune as finetune
 from .pictures.attention import attention as attention
 from .pictures.attention import attention_maps as attention_maps
 from .pictures.calibration import calibrate as calibrate
-from .pictures.confusion import check_confusion_target as check_confusion_target
 from .pictures.confusion import draw_confusion as draw_confusion
-from .pictures.layout import check_picture_target as check_picture_target
 from .pictures.match import match as match
 from .pictures.match import match_patches as match_patches
 from .pictures.pca import pca as pca

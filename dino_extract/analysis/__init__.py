@@ -14,3 +14,9 @@ To add an analysis, write one file with three imports: `open_vectors` opens and 
 the arguments, and `dino_extract.results.Result` is the base of the frozen dataclass that the function returns. Then name the function
 in `dino_extract/__init__.pyi`, and add a command to `cli`, a page to `docs` and a test to `tests/analysis`.
 """
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 import dino_extract as dx
+from dino_extract import analysis
 from dino_extract.cli.options import (
     AsJson,
     Dataset,
@@ -75,7 +76,7 @@ def cluster(
     announce("k-means of {}", file, quiet=quiet)
     with dx.open(file) as store:
         found = dx.cluster(store, clusters, coarser=coarser_sizes, dataset=dataset, seed=seed)
-        agreements = dx.agreements(found, store, labels=labels, label_depth=label_depth)
+        agreements = analysis.agreements(found, store, labels=labels, label_depth=label_depth)
         draw_sheet(found, file, sheet, overwrite=overwrite)
     if output:
         write_images(output, found.paths, found.columns(), overwrite=overwrite)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import dino_extract as dx
+from dino_extract import analysis
 from dino_extract.cli.options import (
     AsJson,
     Confusion,
@@ -91,7 +92,7 @@ def knn(
     for score in result.scores:
         spread = f"  (top-1 +- {score.top1_std:.1%} over {tries} tries)" if per_class and tries > 1 else ""
         print(f"{score.k:5}  {score.top1:6.2%}  {score.top5:6.2%}{spread}")
-    print(f"\nper class, k = {result.table_k}: mean recall {result.mean_recall:.2%}\n{dx.table_text(result.per_class)}")
+    print(f"\nper class, k = {result.table_k}: mean recall {result.mean_recall:.2%}\n{analysis.table_text(result.per_class)}")
 
 
 def notes(unlabelled: int, wanted: Sequence[int], used: Sequence[int], num_train: int, per_class: int | None = None) -> list[str]:

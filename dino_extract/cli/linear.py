@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 import dino_extract as dx
+from dino_extract import analysis
 from dino_extract.cli.options import (
     AsJson,
     Confusion,
@@ -101,7 +102,7 @@ def linear(
         print(f"{each.input:{width}}  {each.setting:13.3g}  {held_out:>8}{mark}")
     accuracy = f"top-1 {result.top1:.2%}   top-5 {result.top5:.2%}   mean recall {result.mean_recall:.2%}"
     print(f"\n{accuracy}   {result.num_test:,} test images, {result.num_train:,} training images")
-    print(f"\n{dx.table_text(result.per_class)}")
+    print(f"\n{analysis.table_text(result.per_class)}")
 
 
 def classify(

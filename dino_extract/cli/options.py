@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import dino_extract as dx
+from dino_extract import analysis, pictures
 from dino_extract.cli.help import EXPERT
 from dino_extract.config import Dtype
 from dino_extract.errors import ConfigError, ExitCode
@@ -164,10 +165,10 @@ def check_targets(targets: Mapping[str, str | None], *, overwrite: bool, confusi
         ConfigError: a file exists, or cannot be written.
     """
     for name, path in targets.items():
-        check = dx.check_picture_target if name in ("picture", "contact sheet") else check_target
+        check = pictures.check_picture_target if name in ("picture", "contact sheet") else check_target
         check(path, name, overwrite=overwrite)
     if confusion is not None:
-        dx.check_confusion_target(confusion, overwrite=overwrite)
+        pictures.check_confusion_target(confusion, overwrite=overwrite)
 
 
 def file_in(folder: str | None, name: str) -> str | None:
@@ -196,7 +197,7 @@ def draw_sheet(result: Any, file: str, path: str | None, *, overwrite: bool, **o
 def write_images(path: str, images: Sequence[str], columns: Mapping[str, Sequence[Any]], *, overwrite: bool) -> None:
     """Write a table with a line for each image."""
     rounded = {name: [round(value, 4) if isinstance(value, float) else value for value in values] for name, values in columns.items()}
-    dx.write_table(path, images, rounded, overwrite=overwrite)
+    analysis.write_table(path, images, rounded, overwrite=overwrite)
     say(f"{counted(len(images), 'image')}: {path}")
 
 
@@ -207,7 +208,7 @@ def write_predictions(result: Any, test: str, confusion: str | None, predictions
         say(f"confusion matrix: {confusion}")
     if predictions:
         with dx.open(test) as store:
-            dx.write_answers(result.answers, store.paths, result.classes, predictions, overwrite=overwrite)
+            analysis.write_answers(result.answers, store.paths, result.classes, predictions, overwrite=overwrite)
         say(f"predictions, the most confident errors first: {predictions}")
 
 
