@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from html import escape
+from importlib import import_module
 from math import isfinite
 from os import PathLike, fspath
 from typing import Any, ClassVar
@@ -75,11 +76,19 @@ class Result:
         Raises:
             ConfigError: pandas is not installed.
         """
-        try:
-            import pandas  # an optional package
-        except ImportError as error:
-            raise ConfigError("the package `pandas` is not installed, which `to_dataframe` needs", hint="pip install pandas") from error
-        return pandas.DataFrame(self.table())
+        return optional_package("pandas", "to_dataframe").DataFrame(self.table())
+
+
+def optional_package(name: str, needed_by: str) -> Any:
+    """Import a package that not everybody has.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"the package `{name}` is not installed, which `{needed_by}` needs", hint=f"pip install {name}") from error
 
 
 def plain(value: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dino_extract.errors import ConfigError
 from dino_extract.names import printable
+from dino_extract.results import optional_package
 from dino_extract.store.selection import Rows
 
 if TYPE_CHECKING:
@@ -21,10 +21,7 @@ def arrow_table(store: Store) -> Any:
     Raises:
         ConfigError: pyarrow is not installed.
     """
-    try:
-        import pyarrow  # an optional package
-    except ImportError as error:
-        raise ConfigError("the package `pyarrow` is not installed, which `to_arrow` needs", hint="pip install pyarrow") from error
+    pyarrow = optional_package("pyarrow", "to_arrow")
     columns = _columns(store)
     for name, rows in _vectors(store).items():
         values = rows[:]
@@ -38,11 +35,9 @@ def data_frame(store: Store) -> Any:
     Raises:
         ConfigError: pandas is not installed.
     """
-    try:
-        import pandas  # an optional package
-    except ImportError as error:
-        raise ConfigError("the package `pandas` is not installed, which `to_dataframe` needs", hint="pip install pandas") from error
-    return pandas.DataFrame({**_columns(store), **{name: list(rows[:]) for name, rows in _vectors(store).items()}})
+    return optional_package("pandas", "to_dataframe").DataFrame(
+        {**_columns(store), **{name: list(rows[:]) for name, rows in _vectors(store).items()}}
+    )
 
 
 def html(store: Store) -> str:
