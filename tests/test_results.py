@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,14 +95,7 @@ def test_a_data_frame_has_a_row_for_each_line() -> None:
 
 def test_without_pandas_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hint is the line to type."""
-    real = builtins.__import__
-
-    def without_pandas(name: str, *args: Any, **keywords: Any) -> Any:
-        if name == "pandas":
-            raise ImportError(name)
-        return real(name, *args, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without_pandas)
+    monkeypatch.setitem(sys.modules, "pandas", None)
 
     with pytest.raises(ConfigError, match="`pandas` is not installed") as caught:
         FOUND.to_dataframe()
