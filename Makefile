@@ -21,7 +21,7 @@ $(READY): pyproject.toml
 demo: $(READY) ## Embed real photographs and look at the result
 	$(BIN)/python docs/demo.py
 
-test: $(READY) ## Run every test but the slow proofs (about 9 minutes on 2 cores)
+test: $(READY) ## Run every test but the slow proofs (8 minutes on 2 cores)
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 
 test-fast: $(READY) ## Run the tests that need no training, kills or installs (under a minute on 2 cores)

@@ -25,3 +25,11 @@ def test_no_public_class_name_stands_twice() -> None:
 
     assert len(classes) > 50
     assert {name: modules for name, modules in classes.items() if len(modules) > 1} == {}
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    """A module can be read in one sitting."""
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+
+    assert len(lengths) > 100
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
