@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from html import escape
 from typing import Any, NamedTuple
 
 import h5py
@@ -11,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dino_extract.errors import StoreError
+from dino_extract.names import printable
 from dino_extract.status import Status
 from dino_extract.store.header import connect, read_header
 from dino_extract.store.layout import BOOKKEEPING, present_path_of
 from dino_extract.store.selection import RaggedRows, Rows
-from dino_extract.store.tables import arrow_table, data_frame, html
+from dino_extract.store.tables import arrow_table, data_frame
 
 # datasets of the file that have an attribute of their own here
 _ELSEWHERE = {name: name for name in ("paths", "image_size", "file_size", "file_mtime_ns")} | {"status": "all_status", "error": "failures"}
@@ -173,15 +175,32 @@ class Store:
         return rows
 
     def to_arrow(self) -> Any:
-        """The embedded images as a `pyarrow.Table`; see `arrow_table`."""
-        return arrow_table(self)
+        """The embedded images as a `pyarrow.Table`: path, height, width, and every dataset with one vector per image.
+
+        Raises:
+            ConfigError: pyarrow is not installed.
+        """
+        return arrow_table(self._columns(), self._vectors())
 
     def to_dataframe(self) -> Any:
-        """The embedded images as a `pandas.DataFrame`; see `data_frame`."""
-        return data_frame(self)
+        """The embedded images as a `pandas.DataFrame`, with the columns of `to_arrow`.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        return data_frame(self._columns(), self._vectors())
+
+    def _columns(self) -> dict[str, Any]:
+        height, width = self.image_size.T
+        return {"path": [printable(path) for path in self.paths], "height": height, "width": width}
+
+    def _vectors(self) -> dict[str, Rows]:
+        return {name: rows for name in self.names if isinstance(rows := self[name], Rows) and rows.ndim == 2}
 
     def _repr_html_(self) -> str:
-        return html(self)
+        shapes = {name: f"{rows.dtype} {rows.shape}" if isinstance(rows := self[name], Rows) else "ragged" for name in self.names}
+        body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(shape)}</td></tr>" for name, shape in shapes.items())
+        return f"<p>{escape(repr(self))}</p><table>{body}</table>"
 
     def close(self) -> None:
         """Close the file."""
